@@ -1,0 +1,76 @@
+// All that depends on the processor: registers, the system call convention, the signal frame, the code
+// that runs inside a tracee. One implementation a folder beside this file.
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/image/schema/tasks.pb.h"
+
+namespace stasis::engine::arch {
+
+/// General registers as PTRACE_GETREGS gives them.
+using GeneralRegisters = user_regs_struct;
+
+/// All registers of a thread. `extended` is the regset NT_X86_XSTATE: the XSAVE area in standard format.
+struct Registers {
+  GeneralRegisters general = {};
+  std::vector<std::byte> extended;
+};
+
+/// The thread must be in a ptrace stop of the calling thread. Unimplemented: a 32-bit task.
+Result<GeneralRegisters> ReadGeneral(pid_t tid);
+Status WriteGeneral(pid_t tid, const GeneralRegisters& registers);
+Result<Registers> Read(pid_t tid);
+Status Write(pid_t tid, const Registers& registers);
+
+/// `registers` set up to run system call `number` at instruction `syscall_address` with its stack at
+/// `stack`. The kernel is told that no system call is to be restarted (orig_rax = -1), since it would
+/// otherwise rewind into our code (arch_do_signal_or_restart).
+GeneralRegisters ForSyscall(GeneralRegisters registers, std::uint64_t syscall_address,
+                            std::uint64_t stack, long number,
+                            const std::array<std::uint64_t, 6>& arguments);
+/// The result of the system call that just ended: -4095 to -1 is an error.
+std::int64_t SyscallResult(const GeneralRegisters& registers);
+
+/// What an image has to say so that the thread goes on as after a stop: a system call that was
+/// interrupted is issued again, one with a restart block (nanosleep with what was left) gives EINTR,
+/// because that block cannot be read. signal(7), arch_do_signal_or_restart() in arch/x86/kernel/signal.c
+GeneralRegisters AsRestarted(GeneralRegisters registers);
+/// True when the thread stopped inside a system call that has such a restart block.
+bool HasRestartBlock(const GeneralRegisters& registers);
+
+std::uint64_t InstructionPointer(const GeneralRegisters& registers);
+void SetInstructionPointer(GeneralRegisters& registers, std::uint64_t address);
+std::uint64_t StackPointer(const GeneralRegisters& registers);
+/// Bytes below the stack pointer that the ABI lets a function use without moving it.
+inline constexpr std::uint64_t kRedZoneBytes = 128;
+
+/// Position-independent code: a system call instruction, and behind it rt_sigreturn(2). A thread that
+/// runs on from there by itself, because its tracer died, finds its way home through the signal frame
+/// that lies at its stack pointer.
+std::span<const std::byte> HomewardCode();
+
+/// A frame from which rt_sigreturn(2) restores `registers` and `signal_mask`, to be placed at `address`
+/// (64-byte aligned); the stack pointer for the system call is address + FrameStackOffset().
+/// A system call under way is rewound as AsRestarted does.
+std::vector<std::byte> SignalFrame(const Registers& registers, std::uint64_t signal_mask,
+                                   std::uint64_t address);
+std::uint64_t FrameStackOffset();
+
+/// Registers to and from core-TID.img. `FromImage` needs `model`, the registers of a thread of this host,
+/// for the size and features of its extended state. FailedPrecondition: the image has state that this
+/// processor does not.
+Status ToImage(const Registers& registers, std::uint64_t clear_tid_address, image::CoreEntry& core);
+/// For an address that is known only later than the registers.
+void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core);
+Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model);
+
+}  // namespace stasis::engine::arch

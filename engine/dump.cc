@@ -1,0 +1,223 @@
+// The order of a dump. What is refused is refused before anything of ours runs in the tree; the
+// tree runs on as soon as its memory is read; the inventory, without which there is no checkpoint,
+// comes last.
+#include "engine/dump.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <iterator>
+#include <set>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/dump_files.h"
+#include "engine/dump_sink.h"
+#include "engine/dump_watch.h"
+#include "engine/image/image_file.h"
+#include "engine/image/schema/inventory.pb.h"
+#include "engine/memory/dump_memory.h"
+#include "engine/proc/text.h"
+#include "engine/tasks/dump_inside.h"
+#include "engine/tasks/dump_outside.h"
+#include "engine/tasks/dump_seccomp.h"
+#include "engine/tasks/dump_tree.h"
+#include "engine/tracee/frozen_tree.h"
+
+namespace stasis::engine {
+namespace {
+
+using std::chrono::steady_clock;
+
+std::chrono::microseconds Since(steady_clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - start);
+}
+
+std::string Name(const FrozenProcess& process) {
+  return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
+}
+
+// All that is known of the tree under dump.
+struct Checkpoint {
+  const DumpRequest& request;
+  FrozenTree& tree;
+  DumpReport& report;
+  NamespaceDumper namespaces;
+  std::unique_ptr<FileDumper> files;
+  SeccompDumper seccomp = {};
+  MemoryDumper memory{request, report};
+  std::vector<DumpedProcess> processes = {};
+  UtsNames uts_names = {};
+
+  // Calls `step` for each living process, and asks in between whether the dump is still wanted.
+  Status ForEach(const std::function<Status(DumpedProcess&)>& step) {
+    for (DumpedProcess& process : processes) {
+      if (process.zombie) continue;
+      RETURN_IF_ERROR(StillWanted(request));
+      RETURN_IF_ERROR(Annotate(step(process), Name(*process.frozen)));
+    }
+    return OkStatus();
+  }
+};
+
+Status ReadTasks(Checkpoint& checkpoint) {
+  RETURN_IF_ERROR(CheckTree(checkpoint.tree));
+  for (FrozenProcess& process : checkpoint.tree.processes()) {
+    RETURN_IF_ERROR(Annotate(checkpoint.namespaces.CheckSame(process), Name(process)));
+    Result<DumpedProcess> dumped = ReadOutside(process);
+    if (!dumped.ok()) return Annotate(dumped.status(), Name(process));
+    checkpoint.processes.push_back(*std::move(dumped));
+    ++checkpoint.report.processes;
+    checkpoint.report.threads += process.threads.size();
+  }
+  NumberTasks(checkpoint.processes, checkpoint.namespaces);
+  return checkpoint.namespaces.Read(checkpoint.tree.root());
+}
+
+Status ReadAreas(Checkpoint& checkpoint) {
+  ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
+  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.frozen->proc.get(), "smaps"));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));
+    ASSIGN_OR_RETURN(process.areas, ClassifyAreas(std::move(vmas), process.frozen->ns_pid, shmem));
+    return OkStatus();
+  });
+}
+
+// Descriptors, and the files that executable, directories and mappings name.
+Status ReadFiles(Checkpoint& checkpoint) {
+  FileDumper& files = *checkpoint.files;
+  RETURN_IF_ERROR(files.Collect());
+  RETURN_IF_ERROR(files.DumpAll());
+  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+    ASSIGN_OR_RETURN(const std::uint32_t exe, files.AddLink(*process.frozen, "exe", O_RDONLY));
+    process.mm.set_exe_file_id(exe);
+    ASSIGN_OR_RETURN(const std::uint32_t cwd, files.AddLink(*process.frozen, "cwd", O_RDONLY));
+    process.fs.set_cwd_id(cwd);
+    ASSIGN_OR_RETURN(const std::uint32_t root, files.AddLink(*process.frozen, "root", O_RDONLY));
+    process.fs.set_root_id(root);
+    for (Area& area : process.areas) {
+      if (!area.MapsFile()) continue;
+      RETURN_IF_ERROR(files.AddMapping(*process.frozen, area));
+    }
+    return OkStatus();
+  });
+}
+
+Status AskAll(Checkpoint& checkpoint) {
+  RETURN_IF_ERROR(
+      checkpoint.ForEach([&](DumpedProcess& process) { return checkpoint.seccomp.Add(process); }));
+  bool is_root = true;
+  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+    const bool wants_names = std::exchange(is_root, false) && checkpoint.namespaces.has_own_uts();
+    return AskInside(process, *checkpoint.files, wants_names ? &checkpoint.uts_names : nullptr);
+  });
+}
+
+Status ReadMemory(Checkpoint& checkpoint, ImageSink& sink) {
+  const auto start = steady_clock::now();
+  RETURN_IF_ERROR(checkpoint.ForEach([&](DumpedProcess& process) {
+    std::vector<std::uint64_t> stack_pointers;
+    for (const DumpedThread& thread : process.threads) {
+      stack_pointers.push_back(arch::StackPointer(thread.registers.general));
+    }
+    std::ranges::sort(stack_pointers);
+    return checkpoint.memory.Add(*process.frozen, process.areas, stack_pointers);
+  }));
+  RETURN_IF_ERROR(checkpoint.memory.WritePages(sink));
+  checkpoint.report.memory = Since(start);
+  return OkStatus();
+}
+
+Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
+  image::InventoryEntry inventory;
+  inventory.set_img_version(2);
+  inventory.set_fdinfo_per_id(true);
+  inventory.set_ns_per_id(true);
+  inventory.set_tcp_close(true);
+  inventory.set_lsmtype(image::LSM_NO_LSM);
+  inventory.mutable_plugins_entry();  // CRIU takes its absence for "all of them"
+  image::TaskKobjIdsEntry& ids = *inventory.mutable_root_ids();
+  ids.set_vm_id(1);
+  ids.set_files_id(1);
+  ids.set_fs_id(1);
+  ids.set_sighand_id(1);
+  checkpoint.namespaces.NumberOurs(ids);
+  ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
+  inventory.set_dump_criu_run_id(std::string(text::Trim(run_id)));
+  return PutOne(sink, ImageName("inventory"), "inventory", inventory);
+}
+
+Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
+  std::vector<std::uint32_t> table_ids;
+  for (const DumpedProcess& process : checkpoint.processes) {
+    table_ids.push_back(process.zombie ? 0 : process.ids.files_id());
+  }
+  RETURN_IF_ERROR(WriteTaskImages(checkpoint.processes, sink));
+  RETURN_IF_ERROR(checkpoint.files->WriteImages(table_ids, sink));
+  RETURN_IF_ERROR(checkpoint.memory.WritePageMaps(sink));
+  RETURN_IF_ERROR(checkpoint.seccomp.WriteImage(sink));
+  RETURN_IF_ERROR(checkpoint.namespaces.WriteImages(checkpoint.uts_names, sink));
+  RETURN_IF_ERROR(StillWanted(checkpoint.request));
+  return WriteInventory(checkpoint, sink);
+}
+
+Status LetGo(FrozenTree& tree, Fate fate) {
+  switch (fate) {
+    case Fate::kLeaveRunning:
+      return tree.Thaw();
+    case Fate::kLeaveStopped:
+      return StopAll(tree);
+    case Fate::kKill:
+      return KillAll(tree);
+  }
+  return Internal("no such fate");
+}
+
+}  // namespace
+
+Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
+  CountingSink sink(user_sink);
+  DumpReport report;
+  RETURN_IF_ERROR(CheckRoot(request.root));
+  const auto start = steady_clock::now();
+  ASSIGN_OR_RETURN(FrozenTree tree,
+                   FrozenTree::Freeze(request.root, request.deadline, request.stop));
+  // From here on no task of the tree runs and none is born.
+  report.freezing = Since(start);
+  const auto first_stop = tree.first_stop();
+
+  ASSIGN_OR_RETURN(NamespaceDumper namespaces, NamespaceDumper::Create(tree.root()));
+  ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files, FileDumper::Create(tree, report.notes));
+  Checkpoint checkpoint{.request = request,
+                        .tree = tree,
+                        .report = report,
+                        .namespaces = std::move(namespaces),
+                        .files = std::move(files)};
+  RETURN_IF_ERROR(ReadTasks(checkpoint));
+  RETURN_IF_ERROR(ReadAreas(checkpoint));
+  RETURN_IF_ERROR(ReadFiles(checkpoint));
+  // From here on calls run in the tree's threads: what cannot be restored was refused above.
+  RETURN_IF_ERROR(AskAll(checkpoint));
+  RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
+  if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
+  checkpoint.files->GiveBack();
+  std::set<pid_t> pids;
+  for (const FrozenProcess& process : tree.processes()) pids.insert(process.pid);
+
+  // A tree that is to end, or to stay stopped, stands still until its checkpoint is whole.
+  const bool runs_on = request.fate == Fate::kLeaveRunning;
+  if (runs_on) RETURN_IF_ERROR(LetGo(tree, request.fate));
+  report.frozen = Since(first_stop);
+  std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
+  RETURN_IF_ERROR(WriteImages(checkpoint, sink));
+  report.image_bytes = sink.bytes();
+  if (request.commit) RETURN_IF_ERROR(request.commit(report));
+  if (!runs_on) {
+    RETURN_IF_ERROR(LetGo(tree, request.fate));
+    report.frozen = Since(first_stop);
+  }
+  return report;
+}
+
+}  // namespace stasis::engine

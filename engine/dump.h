@@ -1,0 +1,74 @@
+// Dump: a running tree of processes becomes image files.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/image/image_io.h"
+
+namespace stasis::engine {
+
+/// What becomes of the tree once it is dumped. On any failure it runs on.
+enum class Fate { kLeaveRunning, kLeaveStopped, kKill };
+
+struct DumpReport;
+
+struct DumpRequest {
+  pid_t root = 0;  ///< Root of the tree, as the caller's pid namespace sees it.
+  Fate fate = Fate::kLeaveRunning;
+
+  /// Ends the dump early with Cancelled; the tree runs on.
+  std::stop_token stop;
+  /// The tree runs on and DeadlineExceeded is given when the dump has not ended by then.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+
+  /// Called while the tree stands still, after its memory was read; for what must be consistent with
+  /// it (the root file system). An error ends the dump.
+  std::function<Status()> while_frozen;
+
+  /// Called once the sink has taken the last image file, before a tree is killed or left stopped: what
+  /// makes the checkpoint durable. On error the tree runs on. The report is whole but for the end of
+  /// `frozen` where the tree stands still until it is killed or left stopped.
+  std::function<Status(const DumpReport& report)> commit;
+
+  /// Called now and then with bytes of memory read so far and in all.
+  std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
+};
+
+struct DumpReport {
+  std::chrono::microseconds freezing{};  ///< From the first interrupt until all tasks stand still.
+  std::chrono::microseconds frozen{};    ///< From the first task's stop until the last one runs again.
+  std::chrono::microseconds memory{};    ///< Part of `frozen` in which memory was read and written.
+  std::uint64_t processes = 0;
+  std::uint64_t threads = 0;
+  std::uint64_t pages_scanned = 0;
+  std::uint64_t pages_written = 0;
+  std::uint64_t image_bytes = 0;
+  /// What a restore will not bring back, a sentence each ("pid 7 fd 5: TCP 10.0.0.1:80 to …").
+  std::vector<std::string> notes;
+
+  /// The file `stats-dump`, as CRIU writes it.
+  std::string StatsImage() const;
+};
+
+/// Writes the image files of the tree under `request.root` into `sink`, and leaves the tree as
+/// `request.fate` says. Besides CRIU's files there is `descriptors.json` (what the root's descriptors
+/// 0, 1 and 2 were), which runc and crun expect. The inventory comes last.
+///
+/// NotFound: no such process. Unimplemented: the tree holds a thing that we cannot restore; the message
+/// names pid, descriptor and thing, and nothing was changed. PermissionDenied, Cancelled,
+/// DeadlineExceeded, ResourceExhausted as their names say. Whatever the result, the tree runs on unless
+/// the dump was good and its fate another.
+///
+/// Blocks its thread, which becomes the tracer (ptrace(2)) for that time.
+Result<DumpReport> Dump(const DumpRequest& request, ImageSink& sink);
+
+}  // namespace stasis::engine

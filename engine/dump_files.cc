@@ -1,0 +1,307 @@
+// Source  pidfd_getfd(2), kcmp(2), proc_pid_fd(5), proc_pid_map_files(5); tested on 6.18
+// Rule    Descriptors are one open file description exactly when kcmp(2) KCMP_FILE says so; all
+// files
+//         of one anonymous inode have the same device and inode. kcmp gives a total order.
+// Rule    A link of /proc/PID shows the path from the root of the reader when that reaches it, else
+//         from the root of the mount namespace.
+#include "engine/dump_files.h"
+
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/proc/fdinfo.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::uint64_t kPipeFs = 0x50495045;
+
+long CompareFiles(int a, int b) {
+  const pid_t self = ::getpid();
+  return ::syscall(SYS_kcmp, self, self, KCMP_FILE, a, b);
+}
+
+// Fills what fstat and fstatfs say of `file.borrowed`.
+Status Describe(OpenFile& file) {
+  if (::fstat(file.borrowed.get(), &file.st) != 0) {
+    return SyscallError(errno, "fstat " + file.link);
+  }
+  struct statfs fs = {};
+  if (::fstatfs(file.borrowed.get(), &fs) != 0) {
+    return SyscallError(errno, "fstatfs " + file.link);
+  }
+  file.fs_magic = static_cast<std::uint64_t>(fs.f_type);
+  return OkStatus();
+}
+
+bool IsPipe(const OpenFile& file) { return S_ISFIFO(file.st.st_mode) && file.fs_magic == kPipeFs; }
+
+Result<std::vector<int>> ListDescriptors(const FrozenProcess& process) {
+  std::vector<int> numbers;
+  std::error_code error;
+  const std::string folder = "/proc/" + std::to_string(process.pid) + "/fd";
+  auto entry = std::filesystem::directory_iterator(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    int fd = -1;
+    std::from_chars(name.data(), name.data() + name.size(), fd);
+    numbers.push_back(fd);
+  }
+  if (error) return SyscallError(error.value(), "list " + folder);
+  std::ranges::sort(numbers);
+  return numbers;
+}
+
+}  // namespace
+
+bool FileDumper::SameFile::operator()(const FileKey& a, const FileKey& b) const {
+  const auto cheap = [](const FileKey& key) {
+    return std::tuple(key.device, key.inode, key.pos, key.flags);
+  };
+  if (cheap(a) != cheap(b)) return cheap(a) < cheap(b);
+  return CompareFiles(a.borrowed, b.borrowed) == 1;  // 1: less
+}
+
+Result<std::unique_ptr<FileDumper>> FileDumper::Create(const FrozenTree& tree,
+                                                       std::vector<std::string>& notes) {
+  std::unique_ptr<FileDumper> dumper(new FileDumper(tree, notes));
+  RETURN_IF_ERROR(dumper->OpenRoots());
+  for (const FrozenProcess& process : tree.processes()) {
+    dumper->namespace_pids_[process.pid] = process.ns_pid;
+    for (const FrozenThread& thread : process.threads) {
+      dumper->namespace_pids_[thread.tid()] = thread.ns_tid();
+    }
+  }
+  return dumper;
+}
+
+Status FileDumper::OpenRoots() {
+  for (const FrozenProcess& process : tree_.processes()) {
+    if (process.zombie) continue;
+    ASSIGN_OR_RETURN(roots_[process.pid], OpenAt(process.proc.get(), "root", O_PATH | O_DIRECTORY));
+  }
+  ASSIGN_OR_RETURN(root_prefix_, ReadLinkAt(tree_.root().proc.get(), "root"));
+  if (root_prefix_ == "/") root_prefix_.clear();
+  return OkStatus();
+}
+
+std::string FileDumper::InRoot(std::string link) const {
+  // What lies outside of the root keeps its text; the file kind finds no such path inside.
+  if (root_prefix_.empty() || !link.starts_with(root_prefix_)) return link;
+  const std::string rest = link.substr(root_prefix_.size());
+  if (rest.empty()) return "/";
+  return rest.front() == '/' ? rest : link;
+}
+
+Status FileDumper::Collect() {
+  const int self = tree_.root().proc.get();
+  if (CompareFiles(self, self) != 0) {
+    return Unimplemented("this kernel has no kcmp(2) (CONFIG_KCMP)");
+  }
+  for (const FrozenProcess& process : tree_.processes()) {
+    tables_.emplace_back();
+    if (!process.zombie) RETURN_IF_ERROR(CollectTable(process));
+  }
+  return OkStatus();
+}
+
+Status FileDumper::CollectTable(const FrozenProcess& process) {
+  const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, process.pid, 0)));
+  if (!pidfd) {
+    return SyscallError(errno, "pidfd_open pid " + std::to_string(process.pid));
+  }
+  ASSIGN_OR_RETURN(const std::vector<int> numbers, ListDescriptors(process));
+  for (const int fd : numbers) {
+    RETURN_IF_ERROR(
+        Annotate(CollectDescriptor(process, pidfd.get(), fd),
+                 "pid " + std::to_string(process.ns_pid) + " fd " + std::to_string(fd)));
+  }
+  return OkStatus();
+}
+
+Status FileDumper::CollectDescriptor(const FrozenProcess& process, int pidfd, int fd) {
+  OpenFile file;
+  file.pid = process.pid;
+  file.ns_pid = process.ns_pid;
+  file.fd = fd;
+  file.borrowed.Reset(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, fd, 0)));
+  if (!file.borrowed) {
+    return SyscallError(errno,
+                        errno == EMFILE ? "pidfd_getfd (raise our LimitNOFILE)" : "pidfd_getfd");
+  }
+  ASSIGN_OR_RETURN(file.link, ReadLinkAt(process.proc.get(), "fd/" + std::to_string(fd)));
+  file.link = InRoot(std::move(file.link));
+  ASSIGN_OR_RETURN(file.fdinfo, ReadFileAt(process.proc.get(), "fdinfo/" + std::to_string(fd)));
+  ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
+  file.pos = info.pos;
+  file.flags = info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC);
+  RETURN_IF_ERROR(Describe(file));
+
+  const FileKey key = {file.st.st_dev, file.st.st_ino, file.pos, file.flags, file.borrowed.get()};
+  const auto [known, is_new] = known_.try_emplace(key, files_.size());
+  tables_.back().push_back(
+      {.file = known->second, .fd = fd, .close_on_exec = (info.flags & O_CLOEXEC) != 0});
+  if (is_new) {
+    file.id = NewFileId();
+    files_.push_back(std::move(file));
+  }
+  return OkStatus();
+}
+
+Status FileDumper::DumpAll() {
+  for (const OpenFile& file : files_) {
+    ASSIGN_OR_RETURN(image::FileEntry entry, DumpFile(file, *this));
+    types_.push_back(entry.type());
+    AddEntry(std::move(entry));
+  }
+  return OkStatus();
+}
+
+Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const std::string& path,
+                                          std::uint32_t flags) {
+  OpenFile file;
+  file.pid = process.pid;
+  file.ns_pid = process.ns_pid;
+  file.flags = flags;
+  ASSIGN_OR_RETURN(file.link, ReadLinkAt(process.proc.get(), path));
+  file.link = InRoot(std::move(file.link));
+  ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_PATH));
+  RETURN_IF_ERROR(Describe(file));
+  const bool memory_device = S_ISCHR(file.st.st_mode) && major(file.st.st_rdev) == 1;  // /dev/zero
+  if (S_ISREG(file.st.st_mode) || S_ISDIR(file.st.st_mode) || memory_device) {
+    // Its content may have to be saved. Other things could act on being opened.
+    ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_RDONLY));
+  }
+  const LinkKey key(file.st.st_dev, file.st.st_ino, file.link, flags);
+  if (const auto known = links_.find(key); known != links_.end()) return known->second;
+
+  ASSIGN_OR_RETURN(file.fdinfo, ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" +
+                                                         std::to_string(file.borrowed.get())));
+  file.id = NewFileId();
+  Result<image::FileEntry> entry = kRegularFile.dump(file, *this);
+  if (!entry.ok()) {
+    return Annotate(entry.status(), "pid " + std::to_string(process.ns_pid) + " " + path);
+  }
+  AddEntry(*std::move(entry));
+  return links_[key] = file.id;
+}
+
+Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
+  const std::string link = area.LinkName();
+  struct stat st = {};
+  if (::fstatat(process.proc.get(), link.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
+    return SyscallError(errno, "stat " + link);
+  }
+  // The link's own permissions tell how the file was open when it was mapped.
+  const bool read = (st.st_mode & S_IRUSR) != 0, write = (st.st_mode & S_IWUSR) != 0;
+  const std::uint32_t flags = read && write ? O_RDWR : write ? O_WRONLY : O_RDONLY;
+  // Most files are mapped in several areas and processes.
+  const LinkKey key(makedev(area.vma.dev_major, area.vma.dev_minor), area.vma.inode, area.vma.path,
+                    flags);
+  auto known = mappings_.find(key);
+  if (known == mappings_.end()) {
+    ASSIGN_OR_RETURN(const std::uint32_t id, AddLink(process, link, flags));
+    known = mappings_.emplace(key, id).first;
+  }
+  area.entry.set_shmid(known->second);
+  area.entry.set_fdflags(flags);
+  return OkStatus();
+}
+
+void FileDumper::GiveBack() {
+  known_.clear();  // its order needs the descriptors
+  for (OpenFile& file : files_) file.borrowed.Reset();
+  roots_.clear();
+}
+
+int FileDumper::RootOf(const OpenFile& file) const {
+  const auto root = roots_.find(file.pid);
+  return root == roots_.end() ? -1 : root->second.get();
+}
+
+pid_t FileDumper::ToNamespacePid(pid_t pid) const {
+  const auto found = namespace_pids_.find(pid);
+  return found == namespace_pids_.end() ? 0 : found->second;
+}
+
+void FileDumper::AddRecord(std::string_view image_name, std::string record, std::string bytes) {
+  auto builder = shared_images_.find(image_name);
+  if (builder == shared_images_.end()) {
+    // "ghost-file-1f" is of the type "ghost-file"; the others are named for their types.
+    const bool is_ghost = image_name.starts_with("ghost-file-");
+    builder =
+        shared_images_.emplace(image_name, ImageFileBuilder(is_ghost ? "ghost-file" : image_name))
+            .first;
+  }
+  builder->second.AddRecord(record);
+  builder->second.AddRaw(bytes);
+}
+
+bool FileDumper::IsExternalStdio(const OpenFile& file) const {
+  if (!IsPipe(file)) return false;
+  const auto is_end = [&](const OpenFile& other) {
+    return IsPipe(other) && other.st.st_ino == file.st.st_ino;
+  };
+  const bool is_stdio = std::ranges::any_of(tables_.front(), [&](const Descriptor& descriptor) {
+    return descriptor.fd <= 2 && is_end(files_[descriptor.file]);
+  });
+  if (!is_stdio) return false;
+  bool read = false, write = false;
+  for (const OpenFile& other : files_) {
+    if (!is_end(other)) continue;
+    const std::uint32_t mode = other.flags & O_ACCMODE;
+    read = read || mode != O_WRONLY;
+    write = write || mode != O_RDONLY;
+  }
+  return !(read && write);
+}
+
+std::string FileDumper::DescriptorsJson() const {
+  std::array<std::string, 3> links = {"/dev/null", "/dev/null", "/dev/null"};
+  for (const Descriptor& descriptor : tables_.front()) {
+    if (descriptor.fd > 2) continue;
+    links[static_cast<std::size_t>(descriptor.fd)] = files_[descriptor.file].link;
+  }
+  // A path may be no UTF-8, which JSON cannot hold.
+  return nlohmann::json(links).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+Status FileDumper::WriteImages(const std::vector<std::uint32_t>& table_ids, ImageSink& sink) const {
+  ImageFileBuilder files("files");
+  for (const image::FileEntry& entry : entries_) RETURN_IF_ERROR(files.Add(entry));
+  RETURN_IF_ERROR(sink.Put(ImageName("files"), files.bytes()));
+
+  for (std::size_t i = 0; i < tables_.size(); ++i) {
+    ImageFileBuilder table("fdinfo");
+    for (const Descriptor& descriptor : tables_[i]) {
+      image::FdinfoEntry entry;
+      entry.set_id(files_[descriptor.file].id);
+      entry.set_flags(descriptor.close_on_exec ? FD_CLOEXEC : 0);
+      entry.set_type(types_[descriptor.file]);
+      entry.set_fd(static_cast<std::uint32_t>(descriptor.fd));
+      RETURN_IF_ERROR(table.Add(entry));
+    }
+    if (table.empty()) continue;
+    RETURN_IF_ERROR(sink.Put(ImageName("fdinfo", table_ids[i]), table.bytes()));
+  }
+  for (const auto& [name, image] : shared_images_) {
+    RETURN_IF_ERROR(sink.Put(ImageName(name), image.bytes()));
+  }
+  return sink.Put("descriptors.json", DescriptorsJson());
+}
+
+}  // namespace stasis::engine

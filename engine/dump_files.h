@@ -1,0 +1,100 @@
+// The open files of a frozen tree: descriptor tables, and everything else that names a file
+// (executable, directories, mappings).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/dump.h"
+#include "engine/files/file_kind.h"
+#include "engine/image/image_file.h"
+#include "engine/memory/dump_areas.h"
+#include "engine/tracee/frozen_tree.h"
+
+namespace stasis::engine {
+
+class FileDumper : public FileDumpContext {
+ public:
+  /// `tree` outlives the dumper; notes go to `notes`.
+  static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree,
+                                                    std::vector<std::string>& notes);
+
+  /// Borrows every open file description of the tree once, and reads the descriptor tables.
+  Status Collect();
+  /// Asks the kind of each file for its entry. Unimplemented for what cannot be restored.
+  Status DumpAll();
+  /// The id of a REG entry for what the link `path` in /proc/PID of `process` leads to ("exe",
+  /// "cwd", "map_files/…"), opened with `flags` when it is restored. One entry for equal files.
+  Result<std::uint32_t> AddLink(const FrozenProcess& process, const std::string& path,
+                                std::uint32_t flags);
+
+  /// The same for the file that `area` maps, whose entry gets its id and the mode to open it with.
+  Status AddMapping(const FrozenProcess& process, Area& area);
+
+  /// Closes what was borrowed, before the tree runs on or ends: no pipe or socket may stay open
+  /// because of us.
+  void GiveBack();
+
+  /// files.img, fdinfo-ID.img of the `index`-th process under `ids[index]`, shared images, and
+  /// descriptors.json.
+  Status WriteImages(const std::vector<std::uint32_t>& table_ids, ImageSink& sink) const;
+
+  std::span<const OpenFile> files() const override { return files_; }
+  int RootOf(const OpenFile& file) const override;
+  pid_t ToNamespacePid(pid_t pid) const override;
+  std::uint32_t NewFileId() override { return next_id_++; }
+  void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
+  void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;
+  void Note(std::string text) override { notes_.push_back(std::move(text)); }
+  bool IsExternalStdio(const OpenFile& file) const override;
+
+ private:
+  struct Descriptor {
+    std::size_t file = 0;  // index in files_
+    int fd = -1;
+    bool close_on_exec = false;
+  };
+  // Equal keys are told apart by kcmp(2).
+  struct FileKey {
+    std::uint64_t device, inode, pos;
+    std::uint32_t flags;
+    int borrowed;
+  };
+  struct SameFile {
+    bool operator()(const FileKey& a, const FileKey& b) const;
+  };
+
+  FileDumper(const FrozenTree& tree, std::vector<std::string>& notes)
+      : tree_(tree), notes_(notes) {}
+  Status OpenRoots();
+  Status CollectTable(const FrozenProcess& process);
+  Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
+  std::string InRoot(std::string link) const;
+  std::string DescriptorsJson() const;
+
+  const FrozenTree& tree_;
+  std::vector<std::string>& notes_;
+  std::uint32_t next_id_ = 1;
+
+  std::map<pid_t, UniqueFd> roots_;
+  std::string root_prefix_;  // of the tree's root directory, as we see it; "" for "/"
+  std::map<pid_t, pid_t> namespace_pids_;
+
+  std::vector<OpenFile> files_;
+  std::vector<image::FdTypes> types_;            // of files_, once dumped
+  std::vector<std::vector<Descriptor>> tables_;  // one a process of the tree
+  std::map<FileKey, std::size_t, SameFile> known_;
+
+  using LinkKey = std::tuple<std::uint64_t, std::uint64_t, std::string, std::uint32_t>;
+  std::map<LinkKey, std::uint32_t> links_;     // by what stat(2) says
+  std::map<LinkKey, std::uint32_t> mappings_;  // by what smaps says
+
+  std::vector<image::FileEntry> entries_;
+  std::map<std::string, ImageFileBuilder, std::less<>> shared_images_;
+};
+
+}  // namespace stasis::engine

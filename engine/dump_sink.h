@@ -1,0 +1,27 @@
+// Counts what goes into a sink.
+#pragma once
+
+#include <memory>
+
+#include "engine/image/image_io.h"
+
+namespace stasis::engine {
+
+class CountingSink : public ImageSink {
+ public:
+  explicit CountingSink(ImageSink& sink) : sink_(sink) {}
+
+  Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
+                                            std::uint64_t size_bytes) override {
+    bytes_ += size_bytes;
+    return sink_.Open(name, size_bytes);
+  }
+
+  std::uint64_t bytes() const { return bytes_; }
+
+ private:
+  ImageSink& sink_;
+  std::uint64_t bytes_ = 0;
+};
+
+}  // namespace stasis::engine

@@ -1,0 +1,156 @@
+// What a kind of open file is to the engine: how it is known, dumped and restored.
+// A new kind is one file in this folder, one word in the list below, its message in the schema and its
+// test.
+#pragma once
+
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/image_io.h"
+#include "engine/image/schema/files.pb.h"
+
+namespace stasis::engine {
+
+/// One open file description (struct file) of the tree, seen from the dumper.
+struct OpenFile {
+  std::uint32_t id = 0;  ///< File id in the images.
+  pid_t pid = 0;         ///< A process that holds it, as we see it ...
+  pid_t ns_pid = 0;      ///< ... and as its own pid namespace does: the one for messages.
+  int fd = -1;           ///< ... and the number there.
+  UniqueFd borrowed;     ///< The same open file description in our table, by pidfd_getfd(2).
+  std::string link;      ///< Text of /proc/PID/fd/FD, path inside the process's root.
+  std::string fdinfo;    ///< Text of /proc/PID/fdinfo/FD.
+  struct stat st = {};
+  std::uint64_t fs_magic = 0;  ///< statfs f_type
+  std::uint32_t flags = 0;     ///< Open flags without O_CLOEXEC.
+  std::uint64_t pos = 0;
+};
+
+/// "pid 7 fd 5 (socket:[123])": how messages name a file.
+std::string NameOf(const OpenFile& file);
+
+/// All that dumping one file may need to know of the rest. The tree stands still.
+class FileDumpContext {
+ public:
+  virtual ~FileDumpContext() = default;
+  /// Every open file of the tree.
+  virtual std::span<const OpenFile> files() const = 0;
+  /// A directory descriptor of the root of `file`'s holder (/proc/PID/root).
+  virtual int RootOf(const OpenFile& file) const = 0;
+  /// Our pid of a task into the tree's own number; 0 when it is not in the tree.
+  virtual pid_t ToNamespacePid(pid_t pid) const = 0;
+  /// A new file id, for entries that no descriptor has (paths of FIFOs).
+  virtual std::uint32_t NewFileId() = 0;
+  /// Adds an entry to files.img beside the one that Dump returns.
+  virtual void AddEntry(image::FileEntry entry) = 0;
+  /// Appends one record, and bytes that follow it, to an image file that many kinds' files share
+  /// ("pipes-data", "sk-queues", "remap-fpath"; without ".img").
+  virtual void AddRecord(std::string_view image_name, std::string record, std::string bytes) = 0;
+  /// A sentence for the report: what a restore will not bring back.
+  virtual void Note(std::string text) = 0;
+  /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of.
+  virtual bool IsExternalStdio(const OpenFile& file) const = 0;
+};
+
+/// Acts with the rights, namespaces and root directory of the process under restore, never with ours:
+/// an archive must not reach what the container could not reach itself.
+class FileActor {
+ public:
+  virtual ~FileActor() = default;
+  /// openat(2) below its root; the result is in our table.
+  virtual Result<UniqueFd> Open(const std::string& path, int flags, unsigned mode) = 0;
+  virtual Result<UniqueFd> Socket(int domain, int type, int protocol) = 0;
+  virtual Result<std::pair<UniqueFd, UniqueFd>> SocketPair(int domain, int type, int protocol) = 0;
+  /// bind(2) of our descriptor `fd` (made by Socket), with its rights and in its file system.
+  virtual Status Bind(int fd, std::span<const std::byte> address) = 0;
+  virtual Status Connect(int fd, std::span<const std::byte> address) = 0;
+  virtual Status Unlink(const std::string& path) = 0;
+};
+
+/// All that restoring one file may need. Lives until every file of the tree is restored.
+class FileRestoreContext {
+ public:
+  virtual ~FileRestoreContext() = default;
+  virtual FileActor& actor() = 0;
+  /// The entry of files.img with that type and id, or null.
+  virtual const image::FileEntry* Entry(image::FdTypes type, std::uint32_t id) const = 0;
+  /// Every entry of files.img.
+  virtual std::span<const image::FileEntry> entries() const = 0;
+  /// The records of a shared image file, with the bytes that follow each.
+  struct Record {
+    std::string message;
+    std::string bytes;
+  };
+  virtual Result<std::span<const Record>> Records(std::string_view image_name) = 0;
+  virtual const ImageSource& source() const = 0;
+  /// The descriptor that takes the place of what was `link` ("pipe:[123]") on the root's descriptors 0 to
+  /// 2, or -1. Owned by the context.
+  virtual int ExternalStdio(std::string_view link) const = 0;
+  /// Descriptors that belong together (two ends of a pipe), kept by kind and key until all are restored.
+  virtual std::map<std::string, UniqueFd>& Kept() = 0;
+  virtual void Note(std::string text) = 0;
+};
+
+/// What a kind does in a process that has its final descriptors (epoll's targets). `Syscall` runs there.
+class ProcessActor {
+ public:
+  virtual ~ProcessActor() = default;
+  /// The number under which this process holds file `id`, or -1; `prefer` when it is that file too.
+  virtual int NumberOf(image::FdTypes type, std::uint32_t id, int prefer) const = 0;
+  /// The fdinfo entries of the process.
+  virtual std::span<const image::FdinfoEntry> descriptors() const = 0;
+  /// epoll_ctl(2) EPOLL_CTL_ADD.
+  virtual Status EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) = 0;
+  /// fcntl(2) F_SETOWN_EX with a pid of the tree, and F_SETSIG.
+  virtual Status SetOwner(int fd, const image::FownEntry& owner) = 0;
+};
+
+struct FileKind {
+  const char* name;
+  /// Does this kind dump `file`?
+  bool (*owns)(const OpenFile& file);
+  /// Reads the state of `file` without changing it. Unimplemented, with NameOf(file), for a state that
+  /// this kind cannot restore.
+  Result<image::FileEntry> (*dump)(const OpenFile& file, FileDumpContext& context);
+  /// The type of entries that this kind restores.
+  image::FdTypes type;
+  /// A descriptor in our table for an open file description as it was.
+  Result<UniqueFd> (*restore)(const image::FileEntry& entry, FileRestoreContext& context);
+  /// Null, or what is left to do in the first process that holds the file under `fd`.
+  Status (*finish)(const image::FileEntry& entry, int fd, ProcessActor& process) = nullptr;
+};
+
+#define STASIS_FILE_KINDS(X) \
+  X(kRegularFile)            \
+  X(kPipe)                   \
+  X(kFifo)                   \
+  X(kEventfd)                \
+  X(kTimerfd)                \
+  X(kSignalfd)               \
+  X(kEpoll)                  \
+  X(kInetSocket)             \
+  X(kUnixSocket)
+
+#define STASIS_DECLARE_KIND(kind) extern const FileKind kind;
+STASIS_FILE_KINDS(STASIS_DECLARE_KIND)
+#undef STASIS_DECLARE_KIND
+
+/// The entry of `file` by the kind that owns it; Unimplemented with its name when none does.
+Result<image::FileEntry> DumpFile(const OpenFile& file, FileDumpContext& context);
+/// Unimplemented for a type that no kind restores.
+Result<UniqueFd> RestoreFile(const image::FileEntry& entry, FileRestoreContext& context);
+Status FinishFile(const image::FileEntry& entry, int fd, ProcessActor& process);
+
+}  // namespace stasis::engine

@@ -1,0 +1,103 @@
+// Regular files, directories, harmless devices, and whatever else is open by O_PATH: things with a
+// path.
+//
+// State    path, flags, offset; size and type for a check at restore
+// Dump     the path must lead to the open file in its holder's root. A regular file that it does
+//          not lead to any more was deleted or replaced: its content is saved (ghost_file.cc)
+// Restore  openat(2) in the new root, with the rights of the process under restore
+// Not here file locks: refused. Terminals and other devices: refused
+// Source   open(2), openat2(2), proc_pid_fd(5); tested on 6.18
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "engine/files/description.h"
+#include "engine/files/file_kind.h"
+#include "engine/files/ghost_file.h"
+#include "engine/files/path.h"
+#include "engine/proc/fdinfo.h"
+
+namespace stasis::engine {
+namespace {
+
+// Not in every linux/magic.h: <linux/magic.h> of 6.1 has it, musl's copies do not.
+constexpr std::uint64_t kNsfsMagic = 0x6e736673;
+
+// Devices without state, the same everywhere, Documentation/admin-guide/devices.txt: /dev/null,
+// zero, full, random, urandom.
+bool IsHarmlessDevice(const struct stat& st) {
+  if (!S_ISCHR(st.st_mode) || major(st.st_rdev) != 1) return false;
+  switch (minor(st.st_rdev)) {
+    case 3:
+    case 5:
+    case 7:
+    case 8:
+    case 9:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool Owns(const OpenFile& file) {
+  // Objects without a name ("anon_inode:[eventfd]") may have any type.
+  if (!file.link.starts_with('/')) return false;
+  const mode_t type = file.st.st_mode & S_IFMT;
+  return (file.flags & O_PATH) != 0 || type == S_IFREG || type == S_IFDIR || type == S_IFCHR ||
+         type == S_IFBLK;
+}
+
+// Why `file`, wherever its path leads, cannot be opened again; OK when it can.
+Status CheckType(const OpenFile& file) {
+  const std::string name = NameOf(file);
+  if (file.fs_magic == kNsfsMagic) {
+    return Unimplemented(name + ": a namespace held open cannot be checkpointed yet");
+  }
+  if (file.link.starts_with("/memfd:") && file.st.st_nlink == 0) {
+    return Unimplemented(name + ": memfd_create(2) files cannot be checkpointed yet");
+  }
+  if ((file.flags & O_PATH) != 0) return OkStatus();
+  // Majors of terminals: 4 consoles and serial, 5 /dev/tty and ptmx, 136 to 143 pseudo-terminals.
+  const unsigned number = major(file.st.st_rdev);
+  if (S_ISCHR(file.st.st_mode) &&
+      (number == 4 || number == 5 || (number >= 136 && number <= 143))) {
+    return Unimplemented(name + ": terminals cannot be checkpointed yet");
+  }
+  if ((S_ISCHR(file.st.st_mode) || S_ISBLK(file.st.st_mode)) && !IsHarmlessDevice(file.st)) {
+    return Unimplemented(name + ": device " + std::to_string(number) + ":" +
+                         std::to_string(minor(file.st.st_rdev)) +
+                         " has a state of its own and cannot be checkpointed");
+  }
+  ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
+  if (info.has_locks) {
+    return Unimplemented(name + ": file locks cannot be checkpointed yet");
+  }
+  return OkStatus();
+}
+
+Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
+  RETURN_IF_ERROR(CheckType(file));
+  ASSIGN_OR_RETURN(const PathState state, LookUp(file, context));
+  image::FileEntry entry = NewEntry(file, image::FD_REG);
+  ASSIGN_OR_RETURN(*entry.mutable_reg(), DumpRegEntry(file, file.id, state.path, context));
+  if (!state.reaches) RETURN_IF_ERROR(DumpGhost(file, state.path, context));
+  return entry;
+}
+
+Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& context) {
+  if (!entry.has_reg()) return DataLoss("no regular file in the entry");
+  if (entry.reg().ext()) {
+    return Unimplemented(entry.reg().name() + ": a file that came from outside the tree");
+  }
+  ASSIGN_OR_RETURN(const std::optional<std::uint32_t> ghost, GhostOf(entry.id(), context));
+  if (ghost) return RestoreGhost(entry.reg(), *ghost, context);
+  return OpenRegEntry(entry.reg(), context);
+}
+
+}  // namespace
+
+const FileKind kRegularFile = {
+    .name = "regular file", .owns = Owns, .dump = Dump, .type = image::FD_REG, .restore = Restore};
+
+}  // namespace stasis::engine

@@ -1,0 +1,43 @@
+// The open files of a tree under restore, and the descriptor tables of its processes.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/files/file_kind.h"
+#include "engine/tasks/restored_process.h"
+
+namespace stasis::engine {
+
+/// Restores every open file description once, in a table of ours, acting through the root process (with
+/// its rights and namespaces); then gives each process its own.
+class FileRestorer {
+ public:
+  virtual ~FileRestorer() = default;
+
+  /// Opens everything that files.img lists for a descriptor of some process. `root` must still have its
+  /// first descriptors 0 to 2, which take the place of pipes to a starter outside the tree. Raises our own
+  /// soft limit of open files (RLIMIT_NOFILE) to the hard one.
+  virtual Status RestoreAll() = 0;
+  /// Gives `process` its descriptor table: exactly the numbers and flags of its image, nothing else. Its
+  /// soft RLIMIT_NOFILE is raised to the hard one. FailedPrecondition: that one is too low.
+  virtual Status Install(RestoredProcess& process) = 0;
+  /// What needs all tables and threads to be there (epoll targets, owners for signals). Once, after every
+  /// Install; our own descriptors are closed by it.
+  virtual Status Finish(std::vector<RestoredProcess>& processes) = 0;
+
+  /// What the report has to say of the files.
+  virtual const std::vector<std::string>& notes() const = 0;
+};
+
+/// `images` and `source` outlive the restorer; `root` must stay where it is until RestoreAll() has ended.
+std::unique_ptr<FileRestorer> MakeFileRestorer(RestoredProcess& root,
+                                               const CheckpointImages& images,
+                                               const ImageSource& source);
+
+/// Opens the absolute `path` with `flags` in `process`, with its rights and in its root. The number is in
+/// its table. Uses the argument room of `process.remote` and gives all of it back.
+Result<int> OpenInProcess(RestoredProcess& process, const std::string& path, int flags);
+
+}  // namespace stasis::engine

@@ -1,0 +1,55 @@
+// What sockets of all families share: options, the network namespace, addresses.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/files/file_kind.h"
+
+namespace stasis::engine {
+
+/// An option whose value is of type T.
+template <typename T = int>
+Result<T> SocketOption(int fd, int level, int name) {
+  T value = {};
+  socklen_t length = sizeof(value);
+  if (::getsockopt(fd, level, name, &value, &length) != 0) {
+    return SyscallError(errno, "getsockopt " + std::to_string(level) + " " + std::to_string(name));
+  }
+  return value;
+}
+
+template <typename T>
+Status SetSocketOption(int fd, int level, int name, const T& value) {
+  if (::setsockopt(fd, level, name, &value, sizeof(value)) != 0) {
+    return SyscallError(errno, "setsockopt " + std::to_string(level) + " " + std::to_string(name));
+  }
+  return OkStatus();
+}
+
+/// SO_DOMAIN, or -1 for what is no socket.
+int SocketFamily(const OpenFile& file);
+
+/// The SOL_SOCKET options of `file`. Unimplemented for one that a restore may not set.
+Result<image::SkOptsEntry> DumpSocketOptions(const OpenFile& file);
+
+/// Sets those that bind(2) looks at: SO_REUSEPORT, SO_BINDTODEVICE.
+Status RestoreOptionsBeforeBind(int fd, const image::SkOptsEntry& options);
+
+/// Sets the others. InvalidArgument for one that would need a right which the container may not
+/// have.
+Status RestoreSocketOptions(int fd, const image::SkOptsEntry& options);
+
+/// Unimplemented unless the socket belongs to the network namespace of its holder: a restore makes
+/// all sockets in the one that the process is in.
+Status CheckNetworkNamespace(const OpenFile& file);
+
+/// A netlink socket of `protocol` in the network namespace of the socket `file`, whatever ours is.
+Result<UniqueFd> NetlinkSocketBeside(const OpenFile& file, int protocol);
+
+}  // namespace stasis::engine

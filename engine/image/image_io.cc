@@ -1,0 +1,151 @@
+#include "engine/image/image_io.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/base/unique_fd.h"
+
+namespace stasis::engine {
+namespace {
+
+bool IsPlainName(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos &&
+         name.find('\0') == std::string_view::npos;
+}
+
+Result<std::vector<std::string>> ListDirectory(int dir_fd) {
+  UniqueFd copy(::openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!copy) {
+    return SyscallError(errno, "open the image directory");
+  }
+  DIR* const dir = ::fdopendir(copy.get());
+  if (dir == nullptr) {
+    return SyscallError(errno, "read the image directory");
+  }
+  (void)copy.Release();  // closedir() owns it now
+  std::vector<std::string> names;
+  while (const dirent* const entry = ::readdir(dir)) {
+    if (const std::string name = entry->d_name; name != "." && name != "..") names.push_back(name);
+  }
+  ::closedir(dir);
+  return names;
+}
+
+class FileStream : public ImageStream {
+ public:
+  FileStream(UniqueFd fd, std::string name, std::uint64_t size_bytes)
+      : fd_(std::move(fd)), name_(std::move(name)), left_(size_bytes) {}
+
+  Status Write(std::span<const std::byte> bytes) override {
+    if (bytes.size() > left_) return Internal(name_ + ": more bytes than announced");
+    left_ -= bytes.size();
+    return Annotate(WriteAll(fd_.get(), bytes), name_);
+  }
+
+  Status Finish() override {
+    if (left_ != 0) return FailedPrecondition(name_ + ": fewer bytes than announced");
+    fd_.Reset();
+    return OkStatus();
+  }
+
+ private:
+  UniqueFd fd_;
+  std::string name_;
+  std::uint64_t left_;
+};
+
+class DirectorySink : public ImageSink {
+ public:
+  explicit DirectorySink(UniqueFd dir) : dir_(std::move(dir)) {}
+
+  Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
+                                            std::uint64_t size_bytes) override {
+    if (!IsPlainName(name)) return InvalidArgument("image file name");
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(dir_.get(), std::string(name),
+                                         O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
+    return std::make_unique<FileStream>(std::move(fd), std::string(name), size_bytes);
+  }
+
+ private:
+  UniqueFd dir_;
+};
+
+class DirectorySource : public ImageSource {
+ public:
+  DirectorySource(UniqueFd dir, std::vector<std::string> names)
+      : dir_(std::move(dir)), names_(std::move(names)) {}
+
+  std::vector<std::string> Names() const override { return names_; }
+
+  Result<std::uint64_t> Size(std::string_view name) const override {
+    ASSIGN_OR_RETURN(const UniqueFd fd, OpenFile(name));
+    struct stat st = {};
+    if (::fstat(fd.get(), &st) != 0) {
+      return SyscallError(errno, "fstat " + std::string(name));
+    }
+    return static_cast<std::uint64_t>(st.st_size);
+  }
+
+  Status ReadAt(std::string_view name, std::uint64_t offset,
+                std::span<std::byte> bytes) const override {
+    ASSIGN_OR_RETURN(const UniqueFd fd, OpenFile(name));
+    return Annotate(ReadExactAt(fd.get(), bytes, offset), name);
+  }
+
+ private:
+  Result<UniqueFd> OpenFile(std::string_view name) const {
+    if (!IsPlainName(name)) return InvalidArgument("image file name");
+    // O_NONBLOCK: a FIFO in a hostile directory must not hold us.
+    ASSIGN_OR_RETURN(UniqueFd fd,
+                     OpenAt(dir_.get(), std::string(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+    struct stat st = {};
+    if (::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode)) {
+      return InvalidArgument(std::string(name) + " is not a regular file");
+    }
+    return fd;
+  }
+
+  UniqueFd dir_;
+  std::vector<std::string> names_;
+};
+
+}  // namespace
+
+Status ImageSink::Put(std::string_view name, std::string_view bytes) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<ImageStream> stream, Open(name, bytes.size()));
+  RETURN_IF_ERROR(stream->Write(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  return stream->Finish();
+}
+
+Result<std::string> ImageSource::Get(std::string_view name, std::uint64_t limit_bytes) const {
+  ASSIGN_OR_RETURN(const std::uint64_t size, Size(name));
+  if (size > limit_bytes) {
+    return ResourceExhausted(std::string(name) + " has " + std::to_string(size) + " bytes, over the " +
+                             std::to_string(limit_bytes) + " that such a file may have");
+  }
+  std::string bytes(size, '\0');
+  RETURN_IF_ERROR(ReadAt(name, 0, std::as_writable_bytes(std::span(bytes.data(), bytes.size()))));
+  return bytes;
+}
+
+Result<std::unique_ptr<ImageSink>> OpenDirectorySink(const std::string& path) {
+  ASSIGN_OR_RETURN(UniqueFd dir, OpenAt(AT_FDCWD, path, O_RDONLY | O_DIRECTORY));
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(dir.get()));
+  if (!names.empty()) {
+    return AlreadyExists(path + " is not empty: images of two checkpoints must not mix");
+  }
+  return std::make_unique<DirectorySink>(std::move(dir));
+}
+
+Result<std::unique_ptr<ImageSource>> OpenDirectorySource(const std::string& path) {
+  ASSIGN_OR_RETURN(UniqueFd dir, OpenAt(AT_FDCWD, path, O_RDONLY | O_DIRECTORY));
+  ASSIGN_OR_RETURN(std::vector<std::string> names, ListDirectory(dir.get()));
+  return std::make_unique<DirectorySource>(std::move(dir), std::move(names));
+}
+
+}  // namespace stasis::engine

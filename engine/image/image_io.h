@@ -1,0 +1,59 @@
+// Where image files go to and come from. The engine knows no more of an archive than this.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/status.h"
+
+namespace stasis::engine {
+
+/// One image file that is being written. Destroying it before Finish() leaves the checkpoint broken:
+/// the sink's owner then drops the whole.
+class ImageStream {
+ public:
+  virtual ~ImageStream() = default;
+  virtual Status Write(std::span<const std::byte> bytes) = 0;
+  /// Ends the file. FailedPrecondition when fewer bytes came than announced.
+  virtual Status Finish() = 0;
+};
+
+/// Takes the files of one checkpoint, in the order in which they become ready. One stream at a time.
+/// Names are plain file names ("core-1.img"), each used once.
+class ImageSink {
+ public:
+  virtual ~ImageSink() = default;
+  /// A file of exactly `size_bytes`, whose content follows. ResourceExhausted: the disk is full.
+  virtual Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
+                                                    std::uint64_t size_bytes) = 0;
+  /// A small file, whole.
+  Status Put(std::string_view name, std::string_view bytes);
+};
+
+/// Gives the files of one checkpoint, at random and from several threads at once. Everything that it
+/// gives is untrusted input.
+class ImageSource {
+ public:
+  virtual ~ImageSource() = default;
+  virtual std::vector<std::string> Names() const = 0;
+  /// Bytes of file `name`; NotFound when there is none.
+  virtual Result<std::uint64_t> Size(std::string_view name) const = 0;
+  /// Fills `bytes` from `offset` of file `name`; DataLoss when the file ends before.
+  virtual Status ReadAt(std::string_view name, std::uint64_t offset,
+                        std::span<std::byte> bytes) const = 0;
+  /// The whole of a small file. NotFound; ResourceExhausted above `limit_bytes`.
+  Result<std::string> Get(std::string_view name,
+                          std::uint64_t limit_bytes = std::uint64_t{256} << 20) const;
+};
+
+/// A plain directory of image files, as CRIU's tools read and write it.
+/// The directory must exist; for a sink it must be empty (NotEmpty would mix two checkpoints).
+Result<std::unique_ptr<ImageSink>> OpenDirectorySink(const std::string& path);
+Result<std::unique_ptr<ImageSource>> OpenDirectorySource(const std::string& path);
+
+}  // namespace stasis::engine

@@ -1,0 +1,159 @@
+// Source  proc_pid_smaps(5), fs/proc/task_mmu.c (show_smap_vma_flags), mm/shmem.c; tested on 6.18
+// Rule    Anonymous shared memory, memfds and System V segments are files of the kernel's own
+// tmpfs. A
+//         path like theirs on another device is just a file of that name.
+// Rule    [vvar_vclock] was part of [vvar] before Linux 6.13; images know one area. Its pages are
+// the
+//         kernel's.
+#include "engine/memory/dump_areas.h"
+
+#include <absl/strings/str_cat.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include <cerrno>
+#include <initializer_list>
+#include <utility>
+
+#include "engine/base/unique_fd.h"
+
+namespace stasis::engine {
+namespace {
+
+// Linux 6.11; not in Debian 12's headers.
+constexpr std::uint32_t kMapDroppable = 8;
+
+struct Refusal {
+  std::string_view flag;
+  const char* what;
+};
+constexpr Refusal kRefused[] = {
+    {"um", "memory under userfaultfd"},
+    {"uw", "memory under userfaultfd"},
+    {"ui", "memory under userfaultfd"},
+    {"ht", "huge pages (hugetlbfs)"},
+    {"ss", "a shadow stack"},
+    {"sl", "sealed memory (mseal)"},
+    {"io", "device memory"},
+    {"pf", "device memory"},
+};
+
+struct Advice {
+  std::string_view flag;
+  int number;
+};
+constexpr Advice kAdvices[] = {
+    {"rr", MADV_RANDOM},   {"sr", MADV_SEQUENTIAL}, {"dc", MADV_DONTFORK}, {"mg", MADV_MERGEABLE},
+    {"hg", MADV_HUGEPAGE}, {"nh", MADV_NOHUGEPAGE}, {"dd", MADV_DONTDUMP}, {"wf", MADV_WIPEONFORK},
+};
+
+Status Refuse(const Vma& vma, pid_t ns_pid, std::string_view what) {
+  const std::string path = vma.path.empty() ? "" : " (" + vma.path + ")";
+  return Unimplemented(absl::StrCat("pid ", ns_pid, " memory at ", absl::Hex(vma.start), "-",
+                                    absl::Hex(vma.end), path, ": ", std::string(what),
+                                    " cannot be checkpointed"));
+}
+
+bool IsVvar(const Vma& vma) { return vma.path == "[vvar]" || vma.path == "[vvar_vclock]"; }
+
+bool IsAnonymous(const Vma& vma) {
+  if (vma.shared || vma.inode != 0) return false;
+  return vma.path.empty() || vma.path == "[heap]" || vma.path.starts_with("[stack") ||
+         vma.path.starts_with("[anon:");
+}
+
+Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device) {
+  if (vma.path == "[vsyscall]") return kAreaVsyscall | kAreaAnonPrivate;
+  if (IsVvar(vma)) return kAreaRegular | kAreaAnonPrivate | kAreaVvar;
+  for (const Refusal& refusal : kRefused) {
+    if (vma.Has(refusal.flag)) return Refuse(vma, ns_pid, refusal.what);
+  }
+  if (vma.protection_key != 0) return Refuse(vma, ns_pid, "memory with a protection key");
+  if (vma.path == "[vdso]") return kAreaRegular | kAreaAnonPrivate | kAreaVdso;
+  if (IsAnonymous(vma)) {
+    return kAreaRegular | kAreaAnonPrivate | (vma.path == "[heap]" ? kAreaHeap : 0u);
+  }
+  if (makedev(vma.dev_major, vma.dev_minor) == shmem_device) {
+    const bool anonymous =
+        vma.path == "/dev/zero (deleted)" || vma.path.starts_with("[anon_shmem:");
+    if (vma.shared && anonymous) return kAreaRegular | kAreaAnonShared;
+    if (vma.path.starts_with("/SYSV")) return Refuse(vma, ns_pid, "System V shared memory");
+    return Refuse(vma, ns_pid, "a mapping of a memfd");
+  }
+  if (!vma.path.starts_with('/') || vma.inode == 0) {
+    return Refuse(vma, ns_pid, "memory of an unknown kind");
+  }
+  if (vma.path == "/[aio] (deleted)") return Refuse(vma, ns_pid, "an io_setup(2) ring");
+  if (vma.path == "/secretmem (deleted)") return Refuse(vma, ns_pid, "secret memory");
+  return kAreaRegular | (vma.shared ? kAreaFileShared : kAreaFilePrivate);
+}
+
+std::uint32_t MapFlags(const Vma& vma, std::uint32_t status) {
+  std::uint32_t flags = vma.shared ? MAP_SHARED : MAP_PRIVATE;
+  if (vma.Has("dp")) flags = kMapDroppable;
+  if ((status & (kAreaFilePrivate | kAreaFileShared)) == 0) flags |= MAP_ANONYMOUS;
+  if (vma.Has("gd")) flags |= MAP_GROWSDOWN;
+  if (vma.Has("lo")) flags |= MAP_LOCKED;
+  if (vma.Has("nr")) flags |= MAP_NORESERVE;
+  return flags;
+}
+
+image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
+  image::VmaEntry entry;
+  entry.set_start(vma.start);
+  entry.set_end(vma.end);
+  const bool file = (status & (kAreaFilePrivate | kAreaFileShared)) != 0;
+  const bool object = (status & kAreaAnonShared) != 0;
+  entry.set_pgoff(file || object ? vma.offset : 0);
+  entry.set_shmid(object ? vma.inode : 0);
+  entry.set_prot(vma.prot);
+  entry.set_flags(MapFlags(vma, status));
+  entry.set_status(status);
+  entry.set_fd(-1);
+  std::uint64_t advices = 0;
+  for (const Advice& advice : kAdvices) {
+    if (vma.Has(advice.flag)) advices |= std::uint64_t{1} << advice.number;
+  }
+  // The kernel's own areas have "dd" by themselves, and refuse madvise.
+  const bool own = (status & (kAreaVvar | kAreaVdso | kAreaVsyscall)) != 0;
+  if (advices != 0 && !own) entry.set_madv(advices);
+  return entry;
+}
+
+}  // namespace
+
+std::string Area::LinkName() const {
+  return absl::StrCat("map_files/", absl::Hex(vma.start), "-", absl::Hex(vma.end));
+}
+
+Result<std::vector<Area>> ClassifyAreas(std::vector<Vma> vmas, pid_t ns_pid, dev_t shmem_device) {
+  std::vector<Area> areas;
+  for (Vma& vma : vmas) {
+    ASSIGN_OR_RETURN(const std::uint32_t status, StatusOf(vma, ns_pid, shmem_device));
+    const bool continues_vvar = IsVvar(vma) && !areas.empty() && areas.back().Is(kAreaVvar) &&
+                                areas.back().vma.end == vma.start;
+    if (continues_vvar) {
+      areas.back().vma.end = vma.end;
+      areas.back().entry.set_end(vma.end);
+      continue;
+    }
+    image::VmaEntry entry = ToEntry(vma, status);
+    areas.push_back({.vma = std::move(vma), .entry = std::move(entry)});
+  }
+  return areas;
+}
+
+Result<dev_t> ShmemDevice() {
+  const UniqueFd fd(::memfd_create("stasis-device", MFD_CLOEXEC));
+  if (!fd) {
+    return SyscallError(errno, "memfd_create");
+  }
+  struct stat st = {};
+  if (::fstat(fd.get(), &st) != 0) {
+    return SyscallError(errno, "fstat of a memfd");
+  }
+  return st.st_dev;
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,47 @@
+// The areas of a process's address space: what each is to the images, and which cannot be dumped.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/image/schema/memory.pb.h"
+#include "engine/proc/maps.h"
+
+namespace stasis::engine {
+
+/// Bits of VmaEntry.status.
+enum AreaStatus : std::uint32_t {
+  kAreaRegular = 0x1,
+  kAreaVsyscall = 0x4,
+  kAreaVdso = 0x8,
+  kAreaHeap = 0x20,
+  kAreaFilePrivate = 0x40,
+  kAreaFileShared = 0x80,
+  kAreaAnonShared = 0x100,
+  kAreaAnonPrivate = 0x200,
+  kAreaVvar = 0x1000,
+  kAreaGuard = 0x10000,
+};
+
+struct Area {
+  Vma vma;
+  image::VmaEntry entry;  ///< `shmid` and `fdflags` of a file mapping are still to be set.
+
+  bool Is(AreaStatus status) const { return (entry.status() & status) != 0; }
+  bool MapsFile() const { return Is(kAreaFilePrivate) || Is(kAreaFileShared); }
+  /// Its name in /proc/PID/map_files.
+  std::string LinkName() const;
+};
+
+/// The areas of process `ns_pid` (for messages), in rising order; [vvar] and [vvar_vclock] as one.
+/// `shmem_device` is the st_dev of memfds and anonymous shared memory. Unimplemented, with pid and
+/// area, for what cannot be restored.
+Result<std::vector<Area>> ClassifyAreas(std::vector<Vma> vmas, pid_t ns_pid, dev_t shmem_device);
+
+/// st_dev of the kernel's own tmpfs, where memfds and anonymous shared memory live.
+Result<dev_t> ShmemDevice();
+
+}  // namespace stasis::engine

@@ -1,0 +1,64 @@
+// Memory content: found by the page tables, streamed into the sink.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "engine/base/unique_fd.h"
+#include "engine/dump.h"
+#include "engine/memory/dump_areas.h"
+#include "engine/memory/page_map.h"
+#include "engine/tracee/frozen_tree.h"
+
+namespace stasis::engine {
+
+/// First finds what there is (Add), then streams it (WritePages); the tree stands still from the
+/// first Add to the end of WritePages. What it holds grows with the number of page runs, not of
+/// pages.
+class MemoryDumper {
+ public:
+  MemoryDumper(const DumpRequest& request, DumpReport& report)
+      : request_(request), report_(report) {}
+
+  /// Finds the pages of `process` in `areas`, and puts the guard areas behind them as images know
+  /// them. `stack_pointers`: of its threads, whose pages a lazy restore must bring at once.
+  Status Add(const FrozenProcess& process, std::vector<Area>& areas,
+             std::span<const std::uint64_t> stack_pointers);
+
+  /// pages-N.img of every process and every shared memory object.
+  Status WritePages(ImageSink& sink);
+  /// pagemap-PID.img and pagemap-shmem-ID.img; the tree may run.
+  Status WritePageMaps(ImageSink& sink) const;
+
+ private:
+  struct Run {
+    PageRange pages;
+    std::uint32_t flags = 0;  // PE_*
+  };
+  struct Content {
+    pid_t pid = 0;         // of a process, as we see it; 0 for an object
+    UniqueFd memory;       // /proc/PID/mem, or the shared memory object
+    std::uint64_t id = 0;  // pid in the images, or the object's inode
+    std::uint32_t pages_id = 0;
+    std::vector<Run> runs;
+
+    std::uint64_t page_count() const;
+  };
+
+  Status AddArea(const Area& area, const PageMap& map,
+                 std::span<const std::uint64_t> stack_pointers, Content& content);
+  Status AddSharedObject(const FrozenProcess& process, const Area& area);
+  Status Write(const Content& content, ImageSink& sink);
+  Status Progress(std::uint64_t bytes);
+
+  const DumpRequest& request_;
+  DumpReport& report_;
+  std::vector<Content> processes_;
+  std::map<std::uint64_t, Content> objects_;  // by inode
+  std::uint32_t next_pages_id_ = 1;
+  std::uint64_t total_bytes_ = 0, done_bytes_ = 0;
+};
+
+}  // namespace stasis::engine

@@ -1,0 +1,67 @@
+// Rule    process_vm_readv(2) honours the protection of the area and stops at the first piece that
+// it
+//         may not read; /proc/PID/mem reads it for a tracer (FOLL_FORCE).
+// Rule    It takes UIO_MAXIOV (1024) pieces at once.
+#include "engine/memory/page_copy.h"
+
+#include <limits.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/io.h"
+
+namespace stasis::engine {
+namespace {
+
+// What is read stays in the processor's cache until it is written on.
+constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
+constexpr std::size_t kMaxPieces = 1024;
+
+}  // namespace
+
+PageCopier::PageCopier(pid_t pid, int fd, Take take)
+    : pid_(pid), fd_(fd), take_(std::move(take)), buffer_(kBufferBytes) {}
+
+Status PageCopier::Add(PageRange pages) {
+  while (pages.start < pages.end) {
+    const auto size = std::min<std::uint64_t>(pages.end - pages.start, buffer_.size() - used_);
+    pieces_.push_back({reinterpret_cast<void*>(pages.start), size});
+    used_ += size;
+    pages.start += size;
+    if (used_ == buffer_.size() || pieces_.size() == kMaxPieces) RETURN_IF_ERROR(Flush());
+  }
+  return OkStatus();
+}
+
+Status PageCopier::Flush() {
+  if (used_ == 0) return OkStatus();
+  RETURN_IF_ERROR(Fill());
+  const std::size_t size = std::exchange(used_, 0);
+  pieces_.clear();
+  return take_(std::span(buffer_).first(size));
+}
+
+Status PageCopier::Fill() {
+  std::size_t done = 0;
+  if (pid_ != 0) {
+    const iovec local = {buffer_.data(), used_};
+    const ssize_t got = ::process_vm_readv(pid_, &local, 1, pieces_.data(), pieces_.size(), 0);
+    done = got > 0 ? static_cast<std::size_t>(got) : 0;
+  }
+  std::size_t begin = 0;
+  for (const iovec& piece : pieces_) {
+    const std::size_t end = begin + piece.iov_len;
+    if (done < end) {
+      const std::size_t skip = std::max(done, begin) - begin;
+      const auto offset = reinterpret_cast<std::uint64_t>(piece.iov_base) + skip;
+      RETURN_IF_ERROR(Annotate(
+          ReadExactAt(fd_, std::span(buffer_).subspan(begin + skip, piece.iov_len - skip), offset),
+          "read memory at " + std::to_string(offset)));
+    }
+    begin = end;
+  }
+  return OkStatus();
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,105 @@
+// Source  Documentation/admin-guide/mm/pagemap.rst, include/uapi/linux/fs.h; tested on 6.18
+// Rule    A page is reported when ((categories ^ inverted) & mask) == mask and some of
+//         ((categories ^ inverted) & anyof) is set: an inverted category in the mask must be
+//         absent.
+// Rule    Markers count as swapped: a guard page has GUARD and SWAPPED, so guards are left out by
+//         name. PAGE_IS_GUARD came two versions after guard pages (6.15, 6.13); a kernel between
+//         has them unseen, and reading one then fails, which ends the dump.
+#include "engine/memory/page_map.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <array>
+#include <cerrno>
+#include <span>
+#include <utility>
+
+#include "engine/base/io.h"
+
+namespace stasis::engine {
+namespace {
+
+// struct pm_scan_arg and struct page_region: Debian 12's headers are older.
+struct ScanArgument {
+  std::uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+  std::uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+static_assert(sizeof(ScanArgument) == 96);
+struct Region {
+  std::uint64_t start, end, categories;
+};
+static_assert(sizeof(Region) == 24);
+
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArgument);
+constexpr std::uint64_t kFile = 4, kPresent = 8, kSwapped = 16, kZeroPage = 32, kGuard = 256;
+
+constexpr std::size_t kRegionsPerCall = 1024;
+
+// PAGEMAP_SCAN of the pages that have all of `with`, some of `any_of` (0: no matter), none of
+// `without`. Fills `regions`, and `argument.walk_end` with where to go on.
+long ScanOnce(int fd, std::uint64_t without, std::uint64_t with, std::uint64_t any_of,
+              std::span<Region> regions, ScanArgument& argument) {
+  argument.size = sizeof(argument);
+  argument.vec = reinterpret_cast<std::uint64_t>(regions.data());
+  argument.vec_len = regions.size();
+  argument.category_inverted = without;
+  argument.category_mask = with | without;
+  argument.category_anyof_mask = any_of;
+  // Adjacent regions with equal returned categories are merged; all that we select return this.
+  argument.return_mask = with;
+  return ::ioctl(fd, kPagemapScan, &argument);
+}
+
+}  // namespace
+
+Result<PageMap> PageMap::Open(int proc_fd) {
+  ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(proc_fd, "pagemap", O_RDONLY));
+  std::array<Region, 1> regions;
+  ScanArgument argument = {};  // an empty range
+  const bool knows_guards = ScanOnce(fd.get(), kGuard, 0, kPresent, regions, argument) >= 0;
+  argument = {};
+  if (!knows_guards && ScanOnce(fd.get(), 0, 0, kPresent, regions, argument) < 0) {
+    return Unimplemented("this kernel has no PAGEMAP_SCAN; Linux 6.7 or later is needed");
+  }
+  return PageMap(std::move(fd), knows_guards);
+}
+
+Result<std::vector<PageRange>> PageMap::WithContent(std::uint64_t start, std::uint64_t end,
+                                                    bool file_too) const {
+  const std::uint64_t without = kZeroPage | (knows_guards_ ? kGuard : 0) | (file_too ? 0 : kFile);
+  return Scan(start, end, without, 0, kPresent | kSwapped);
+}
+
+Result<std::vector<PageRange>> PageMap::Guards(std::uint64_t start, std::uint64_t end) const {
+  if (!knows_guards_) return std::vector<PageRange>();
+  return Scan(start, end, 0, kGuard, 0);
+}
+
+Result<std::vector<PageRange>> PageMap::Scan(std::uint64_t start, std::uint64_t end,
+                                             std::uint64_t without, std::uint64_t with,
+                                             std::uint64_t any_of) const {
+  std::vector<PageRange> ranges;
+  std::array<Region, kRegionsPerCall> regions;
+  while (start < end) {
+    ScanArgument argument = {};
+    argument.start = start;
+    argument.end = end;
+    const long count = ScanOnce(fd_.get(), without, with, any_of, regions, argument);
+    if (count < 0) {
+      return SyscallError(errno, "PAGEMAP_SCAN");
+    }
+    for (const Region& region : std::span(regions).first(static_cast<std::size_t>(count))) {
+      if (!ranges.empty() && ranges.back().end == region.start) {
+        ranges.back().end = region.end;
+      } else {
+        ranges.push_back({region.start, region.end});
+      }
+    }
+    if (argument.walk_end <= start) return Internal("PAGEMAP_SCAN does not go on");
+    start = argument.walk_end;
+  }
+  return ranges;
+}
+
+}  // namespace stasis::engine

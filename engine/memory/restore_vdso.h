@@ -1,0 +1,34 @@
+// The vDSO: code that the kernel lends to every process, and the data it reads.
+#pragma once
+
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/memory/restore_layout.h"
+#include "engine/memory/restore_pages.h"
+#include "engine/tasks/restored_process.h"
+
+namespace stasis::engine {
+
+/// Where the vDSO of a process lies now: its data pages ([vvar] and from Linux 6.13 on [vvar_vclock]),
+/// then the code, in rising order.
+struct LiveVdso {
+  std::vector<AddressRange> parts;
+
+  AddressRange vvar() const { return {parts.front().start, parts.back().start}; }
+  AddressRange vdso() const { return parts.back(); }
+  AddressRange whole() const { return {parts.front().start, parts.back().end}; }
+};
+
+/// Unimplemented: `process` has none, or one of a shape that we do not know.
+Result<LiveVdso> FindVdso(const RestoredProcess& process);
+
+/// FailedPrecondition when the vDSO in the image, whose pages are in `pages`, is another than the one of
+/// `process`: the program's pointers into it would lead astray.
+Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
+                 const PageSet& pages, const ImageSource& source);
+
+/// Moves the vDSO to where the image has it. Nothing but that and our area may be in the process.
+Status MoveVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image);
+
+}  // namespace stasis::engine

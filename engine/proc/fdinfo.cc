@@ -1,0 +1,94 @@
+#include "engine/proc/fdinfo.h"
+
+#include "engine/proc/text.h"
+
+namespace stasis::engine {
+namespace {
+
+using text::Cut;
+using text::CutWord;
+using text::Field;
+using text::Number;
+using text::ReadField;
+
+// "(12, 345)": seconds and nanoseconds.
+Status ReadTime(std::string_view text, std::string_view key, timespec& time) {
+  std::optional<std::string_view> field = Field(text, key);
+  if (!field || !field->starts_with('(') || !field->ends_with(')')) {
+    return DataLoss("no line \"" + std::string(key) + ": (s, ns)\"");
+  }
+  field->remove_prefix(1);
+  field->remove_suffix(1);
+  ASSIGN_OR_RETURN(time.tv_sec, Number<std::int64_t>(text::Trim(Cut(*field, ','))));
+  ASSIGN_OR_RETURN(time.tv_nsec, Number<std::int64_t>(text::Trim(*field)));
+  return OkStatus();
+}
+
+// "tfd:        4 events:       19 data:                7  pos:0 ino:40e sdev:10"; the name and its
+// number may have blanks between them.
+Result<EpollTarget> ParseEpollLine(std::string_view line) {
+  const auto value_of = [&](std::string_view key) {
+    const std::size_t found = line.find(key);
+    if (found == std::string_view::npos) return std::string_view();
+    std::string_view rest = line.substr(found + key.size());
+    return CutWord(rest);
+  };
+  EpollTarget target;
+  ASSIGN_OR_RETURN(target.fd, Number<int>(value_of("tfd:")));
+  ASSIGN_OR_RETURN(target.events, Number<std::uint32_t>(value_of("events:"), 16));
+  ASSIGN_OR_RETURN(target.data, Number<std::uint64_t>(value_of("data:"), 16));
+  ASSIGN_OR_RETURN(const std::int64_t pos, Number<std::int64_t>(value_of("pos:")));
+  target.pos = static_cast<std::uint64_t>(pos);
+  ASSIGN_OR_RETURN(target.inode, Number<std::uint64_t>(value_of("ino:"), 16));
+  ASSIGN_OR_RETURN(target.device, Number<std::uint32_t>(value_of("sdev:"), 16));
+  return target;
+}
+
+}  // namespace
+
+Result<Fdinfo> ParseFdinfo(std::string_view text) {
+  Fdinfo info;
+  std::int64_t pos = 0;  // the kernel prints a signed number
+  RETURN_IF_ERROR(ReadField(text, "pos", pos));
+  info.pos = static_cast<std::uint64_t>(pos);
+  RETURN_IF_ERROR(ReadField(text, "flags", info.flags, 8));
+  RETURN_IF_ERROR(ReadField(text, "mnt_id", info.mnt_id));
+  if (Field(text, "ino")) RETURN_IF_ERROR(ReadField(text, "ino", info.inode));
+  info.has_locks = Field(text, "lock").has_value();
+  return info;
+}
+
+Result<EventfdInfo> ParseEventfd(std::string_view text) {
+  EventfdInfo info;
+  RETURN_IF_ERROR(ReadField(text, "eventfd-count", info.counter, 16));
+  if (const auto flag = Field(text, "eventfd-semaphore")) info.semaphore = *flag == "1";
+  return info;
+}
+
+Result<std::uint64_t> ParseSignalfdMask(std::string_view text) {
+  std::uint64_t mask = 0;
+  RETURN_IF_ERROR(ReadField(text, "sigmask", mask, 16));
+  return mask;
+}
+
+Result<TimerfdInfo> ParseTimerfd(std::string_view text) {
+  TimerfdInfo info;
+  RETURN_IF_ERROR(ReadField(text, "clockid", info.clock_id));
+  RETURN_IF_ERROR(ReadField(text, "ticks", info.ticks));
+  RETURN_IF_ERROR(ReadField(text, "settime flags", info.settime_flags, 8));
+  RETURN_IF_ERROR(ReadTime(text, "it_value", info.value));
+  RETURN_IF_ERROR(ReadTime(text, "it_interval", info.interval));
+  return info;
+}
+
+Result<std::vector<EpollTarget>> ParseEpollTargets(std::string_view text) {
+  std::vector<EpollTarget> targets;
+  while (!text.empty()) {
+    const std::string_view line = text::CutLine(text);
+    if (!line.starts_with("tfd:")) continue;
+    ASSIGN_OR_RETURN(targets.emplace_back(), ParseEpollLine(line));
+  }
+  return targets;
+}
+
+}  // namespace stasis::engine

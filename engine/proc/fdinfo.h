@@ -1,0 +1,55 @@
+// Text of /proc/PID/fdinfo/FD into structs, proc_pid_fdinfo(5). No system call is made here.
+#pragma once
+
+#include <time.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/status.h"
+
+namespace stasis::engine {
+
+/// What the text begins with for every kind of file.
+struct Fdinfo {
+  std::uint64_t pos = 0;
+  std::uint32_t flags = 0;  ///< O_*, O_CLOEXEC for FD_CLOEXEC.
+  int mnt_id = -1;          ///< In /proc/PID/mountinfo; mounts of the kernel's own are not there.
+  std::uint64_t inode = 0;  ///< 0 before Linux 5.14, which does not show it.
+  bool has_locks = false;   ///< "lock:" lines: POSIX, flock, OFD locks or leases held through it.
+};
+Result<Fdinfo> ParseFdinfo(std::string_view text);
+
+struct EventfdInfo {
+  std::uint64_t counter = 0;
+  std::optional<bool>
+      semaphore;  ///< EFD_SEMAPHORE; unset before Linux 6.5, which does not show it.
+};
+Result<EventfdInfo> ParseEventfd(std::string_view text);
+
+/// The watched set: bit N - 1 is signal N.
+Result<std::uint64_t> ParseSignalfdMask(std::string_view text);
+
+struct TimerfdInfo {
+  int clock_id = 0;
+  std::uint64_t ticks = 0;          ///< Expirations that nobody has read.
+  std::uint32_t settime_flags = 0;  ///< TFD_TIMER_*, as last given to timerfd_settime(2).
+  timespec value = {};              ///< What remains, also with TFD_TIMER_ABSTIME; 0 is disarmed.
+  timespec interval = {};
+};
+Result<TimerfdInfo> ParseTimerfd(std::string_view text);
+
+struct EpollTarget {
+  int fd = -1;  ///< The number at the time of EPOLL_CTL_ADD: it may be another file's by now.
+  std::uint32_t events = 0;
+  std::uint64_t data = 0;
+  std::uint64_t pos = 0;
+  std::uint64_t inode = 0;
+  std::uint32_t device = 0;  ///< The kernel's dev_t: major << 20 | minor.
+};
+Result<std::vector<EpollTarget>> ParseEpollTargets(std::string_view text);
+
+}  // namespace stasis::engine

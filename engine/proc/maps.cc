@@ -1,0 +1,101 @@
+#include "engine/proc/maps.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "engine/proc/text.h"
+
+namespace stasis::engine {
+namespace {
+
+using text::Cut;
+using text::CutWord;
+using text::Number;
+
+// Only newline is escaped (fs/proc/task_mmu.c): a backslash stands for itself.
+std::string UnescapePath(std::string_view text) {
+  std::string path;
+  while (true) {
+    const std::size_t escape = text.find("\\012");
+    path += text.substr(0, escape);
+    if (escape == std::string_view::npos) return path;
+    path += '\n';
+    text.remove_prefix(escape + 4);
+  }
+}
+
+// "7f12a000-7f12b000 r-xp 00001000 fe:00 326269                     /usr/bin/head"
+Result<Vma> ParseAreaLine(std::string_view line) {
+  Vma vma;
+  std::string_view range = CutWord(line);
+  ASSIGN_OR_RETURN(vma.start, Number<std::uint64_t>(Cut(range, '-'), 16));
+  ASSIGN_OR_RETURN(vma.end, Number<std::uint64_t>(range, 16));
+  const std::string_view access = CutWord(line);
+  if (vma.end <= vma.start || access.size() != 4) return DataLoss("no area");
+  if (access[0] == 'r') vma.prot |= PROT_READ;
+  if (access[1] == 'w') vma.prot |= PROT_WRITE;
+  if (access[2] == 'x') vma.prot |= PROT_EXEC;
+  vma.shared = access[3] == 's';
+  ASSIGN_OR_RETURN(vma.offset, Number<std::uint64_t>(CutWord(line), 16));
+  std::string_view device = CutWord(line);
+  ASSIGN_OR_RETURN(vma.dev_major, Number<std::uint32_t>(Cut(device, ':'), 16));
+  ASSIGN_OR_RETURN(vma.dev_minor, Number<std::uint32_t>(device, 16));
+  ASSIGN_OR_RETURN(vma.inode, Number<std::uint64_t>(CutWord(line)));
+  // Blanks at the end belong to the path.
+  line.remove_prefix(std::min(line.find_first_not_of(' '), line.size()));
+  vma.path = UnescapePath(line);
+  return vma;
+}
+
+// A line "Name: value" of smaps about `vma`; most are of no use here.
+Status ReadDetail(std::string_view line, Vma& vma) {
+  const std::string_view key = Cut(line, ':');
+  if (key == "VmFlags") {
+    const std::vector<std::string_view> words = text::Words(line);
+    vma.flags.assign(words.begin(), words.end());
+  } else if (key == "KernelPageSize") {
+    ASSIGN_OR_RETURN(const std::uint64_t kibibytes, Number<std::uint64_t>(CutWord(line)));
+    vma.kernel_page_size = kibibytes * 1024;
+  } else if (key == "ProtectionKey") {
+    ASSIGN_OR_RETURN(vma.protection_key, Number<int>(text::Trim(line)));
+  }
+  return OkStatus();
+}
+
+// An area's line begins with a hexadecimal number in lower case; a detail's with a capital letter.
+bool IsDetail(std::string_view line) { return line.front() >= 'A' && line.front() <= 'Z'; }
+
+Result<std::vector<Vma>> Parse(std::string_view text, std::string_view name) {
+  std::vector<Vma> vmas;
+  while (!text.empty()) {
+    const std::string_view line = text::CutLine(text);
+    if (line.empty()) return DataLoss(std::string(name) + ": an empty line");
+    Status status;
+    if (!IsDetail(line)) {
+      Result<Vma> vma = ParseAreaLine(line);
+      status = vma.status();
+      if (vma.ok()) vmas.push_back(*std::move(vma));
+    } else if (!vmas.empty()) {
+      status = ReadDetail(line, vmas.back());
+    }
+    if (!status.ok()) {
+      return Annotate(status, std::string(name) + ": \"" + std::string(line.substr(0, 128)) + "\"");
+    }
+  }
+  return vmas;
+}
+
+}  // namespace
+
+bool Vma::Has(std::string_view flag) const {
+  return std::find(flags.begin(), flags.end(), flag) != flags.end();
+}
+
+Result<std::vector<Vma>> ParseMaps(std::string_view text) { return Parse(text, "/proc/PID/maps"); }
+
+Result<std::vector<Vma>> ParseSmaps(std::string_view text) {
+  return Parse(text, "/proc/PID/smaps");
+}
+
+}  // namespace stasis::engine

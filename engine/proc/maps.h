@@ -1,0 +1,35 @@
+// Text of /proc/PID/smaps (or maps) into structs. No system call is made here.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/status.h"
+
+namespace stasis::engine {
+
+/// One area of a task's memory, proc_pid_maps(5) and proc_pid_smaps(5).
+struct Vma {
+  std::uint64_t start = 0;   ///< Bytes, page-aligned.
+  std::uint64_t end = 0;     ///< Exclusive.
+  std::uint32_t prot = 0;    ///< PROT_READ | PROT_WRITE | PROT_EXEC
+  bool shared = false;       ///< 's', else 'p'
+  std::uint64_t offset = 0;  ///< In the file, bytes.
+  std::uint32_t dev_major = 0, dev_minor = 0;
+  std::uint64_t inode = 0;
+  std::string path;  ///< As printed, octal escapes (\012) undone; "[heap]", "" for anonymous.
+  /// Two-letter VmFlags of smaps, in order ("rd", "wr", "mr", …); empty when read from maps.
+  std::vector<std::string> flags;
+  std::uint64_t kernel_page_size = 0;  ///< Bytes; 0 when read from maps.
+  int protection_key = 0;
+
+  std::uint64_t size() const { return end - start; }
+  bool Has(std::string_view flag) const;
+};
+
+Result<std::vector<Vma>> ParseMaps(std::string_view text);   ///< /proc/PID/maps
+Result<std::vector<Vma>> ParseSmaps(std::string_view text);  ///< /proc/PID/smaps
+
+}  // namespace stasis::engine

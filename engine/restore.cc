@@ -1,0 +1,264 @@
+#include "engine/restore.h"
+
+#include <absl/cleanup/cleanup.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/checkpoint_images.h"
+#include "engine/files/restore_files.h"
+#include "engine/memory/restore_memory.h"
+#include "engine/proc/task.h"
+#include "engine/tasks/pid_reserver.h"
+#include "engine/tasks/process_tree.h"
+#include "engine/tasks/restore_attributes.h"
+
+namespace stasis::engine {
+namespace {
+
+using std::chrono::steady_clock;
+
+std::vector<pid_t> WantedPids(const CheckpointImages& images) {
+  std::vector<pid_t> pids;
+  for (const ProcessImage& process : images.processes) {
+    for (const ThreadImage& thread : process.threads) pids.push_back(thread.tid);
+  }
+  return pids;
+}
+
+// A process that was just killed keeps its pid until its parent has waited for it, which a busy init may do
+// seconds later. Waits for that; what is still there then is somebody's.
+void AwaitReaped(pid_t pid) {
+  constexpr std::chrono::milliseconds kNap{2};
+  const auto give_up = steady_clock::now() + std::chrono::seconds(10);
+  while (steady_clock::now() < give_up) {
+    const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/stat");
+    const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
+    if (!stat.ok() || stat->state != 'Z') return;
+    std::this_thread::sleep_for(kNap);
+  }
+}
+
+// A restore under way. Until Release() nothing of it runs, and its destruction kills it all.
+class Restoration {
+ public:
+  Restoration(const RestoreRequest& request, const ImageSource& source)
+      : request_(request), source_(source) {}
+
+  ~Restoration() {
+    if (released_) return;
+    // The root takes its children's place in a pid namespace of its own; on the host each must be killed.
+    for (RestoredProcess& process : processes_) Kill(process.pid);
+    if (taken_) Kill(request_.placeholder);
+  }
+
+  Status Run() {
+    ASSIGN_OR_RETURN(images_, LoadCheckpoint(source_));
+    RETURN_IF_ERROR(Goon());
+    RETURN_IF_ERROR(MakeTree());
+    RETURN_IF_ERROR(FillMemory());
+    for (RestoredProcess& process : processes_) RETURN_IF_ERROR(FurnishOne(process));
+    // Descriptors that refer to others, and to processes, when all are there.
+    RETURN_IF_ERROR(files_->Finish(processes_));
+    RETURN_IF_ERROR(EndZombies(processes_));
+    for (RestoredProcess& process : processes_) {
+      if (process.image->zombie) continue;
+      RETURN_IF_ERROR(Named(RestoreSignals(process), process));
+      RETURN_IF_ERROR(
+          Named(RestoreConfinement(process, images_, live_filters_, report.notes), process));
+    }
+    RETURN_IF_ERROR(Goon());
+    for (RestoredProcess& process : processes_) {
+      if (!process.image->zombie) RETURN_IF_ERROR(Named(SetFinalRegisters(process), process));
+    }
+    return Release();
+  }
+
+  RestoreReport report;
+
+ private:
+  static void Kill(pid_t pid) {
+    if (pid > 0) ::kill(pid, SIGKILL);
+  }
+
+  static Status Named(const Status& status, const RestoredProcess& process) {
+    return Annotate(status, "pid " + std::to_string(process.image->pid()));
+  }
+
+  Status Goon() const {
+    if (request_.stop.stop_requested()) return Cancelled("the restore was cancelled");
+    if (steady_clock::now() > request_.deadline) return DeadlineExceeded("the restore took too long");
+    return OkStatus();
+  }
+
+  Status MakeTree() {
+    const std::vector<pid_t> pids = WantedPids(images_);
+    ASSIGN_OR_RETURN(const std::uint64_t area, ChooseAreaAddress(images_));
+    ASSIGN_OR_RETURN(PidReserver reserver,
+                     PidReserver::Start(request_.placeholder, request_.placeholder_program, pids));
+    reserver_.emplace(std::move(reserver));
+    for (const pid_t pid : pids) {
+      if (pid != images_.processes.front().pid()) RETURN_IF_ERROR(reserver_->CheckFree(pid));
+    }
+    taken_ = true;
+    ASSIGN_OR_RETURN(RestoredProcess root,
+                     TakePlaceholder(request_.placeholder, images_.processes.front(), area));
+    RETURN_IF_ERROR(CheckRootPid());
+    ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
+    // Files are opened by the root while it is still what the runtime started: with its rights.
+    processes_.push_back(std::move(root));
+    files_ = MakeFileRestorer(processes_.front(), images_, source_);
+    RETURN_IF_ERROR(files_->RestoreAll());
+    RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_));
+    RestoredProcess grown = std::move(processes_.front());
+    processes_.clear();
+    ASSIGN_OR_RETURN(processes_, MakeProcesses(std::move(grown), images_, *reserver_));
+    return OkStatus();
+  }
+
+  Status CheckRootPid() const {
+    ASSIGN_OR_RETURN(const std::string text,
+                     ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(request_.placeholder) + "/status"));
+    ASSIGN_OR_RETURN(const TaskStatus status, ParseTaskStatus(text));
+    const pid_t wanted = images_.processes.front().pid();
+    if (!status.ns_pid.empty() && status.ns_pid.back() == wanted) return OkStatus();
+    return FailedPrecondition("the root of the checkpoint had pid " + std::to_string(wanted) +
+                              ", the process to become it has another one in its namespace");
+  }
+
+  Status FillMemory() {
+    MemoryProgress progress;
+    const auto total = TotalBytes();
+    progress.report = [&](std::uint64_t pages) {
+      if (request_.progress) request_.progress(pages * 4096, total);
+    };
+    RETURN_IF_ERROR(RestoreMemory(
+        processes_, images_, source_,
+        [this](RestoredProcess& process, std::uint32_t id, int flags) {
+          return OpenInProcess(process, images_.Path(id), flags);
+        },
+        progress));
+    report.pages_restored = progress.pages;
+    report.notes.insert(report.notes.end(), progress.notes.begin(), progress.notes.end());
+    return OkStatus();
+  }
+
+  std::uint64_t TotalBytes() const {
+    std::uint64_t total = 0;
+    for (const std::string& name : source_.Names()) {
+      if (name.starts_with("pages-")) total += source_.Size(name).value_or(0);
+    }
+    return total;
+  }
+
+  Status FurnishOne(RestoredProcess& process) {
+    if (process.image->zombie) return OkStatus();
+    RETURN_IF_ERROR(Goon());
+    RETURN_IF_ERROR(Named(files_->Install(process), process));
+    RETURN_IF_ERROR(Named(MakeThreads(process, *reserver_), process));
+    return Named(RestoreAttributes(process, images_, report.notes), process);
+  }
+
+  // The point of no return: the tree runs.
+  Status Release() {
+    reserver_.reset();
+    for (RestoredProcess& process : processes_) {
+      if (process.image->zombie) continue;
+      const image::TaskCoreEntry& task = process.image->leader().core.tc();
+      constexpr std::uint32_t kStopped = 3;
+      if (task.task_state() == kStopped) {
+        ::kill(process.pid, task.has_stop_signo() ? static_cast<int>(task.stop_signo()) : SIGSTOP);
+      }
+      report.threads += process.image->threads.size();
+    }
+    report.processes = processes_.size();
+    released_ = true;
+    Status worst;
+    for (RestoredProcess& process : processes_) {
+      if (process.image->zombie) continue;
+      for (RestoredProcess::Thread& thread : process.others) Let(thread.tracee, worst);
+      Let(process.leader, worst);
+    }
+    report.notes.insert(report.notes.end(), files_->notes().begin(), files_->notes().end());
+    return worst;
+  }
+
+  static void Let(Tracee& tracee, Status& worst) {
+    const Status status = tracee.Detach();
+    if (!status.ok() && status.code() != StatusCode::kNotFound) worst = status;
+  }
+
+  const RestoreRequest& request_;
+  const ImageSource& source_;
+  CheckpointImages images_;
+  std::optional<PidReserver> reserver_;
+  std::unique_ptr<FileRestorer> files_;
+  std::vector<RestoredProcess> processes_;
+  std::vector<std::string> live_filters_;
+  bool taken_ = false, released_ = false;
+};
+
+}  // namespace
+
+Result<RestoreReport> Restore(const RestoreRequest& request, const ImageSource& source) {
+  const auto begin = steady_clock::now();
+  Restoration restoration(request, source);
+  RETURN_IF_ERROR(restoration.Run());
+  restoration.report.total =
+      std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - begin);
+  return std::move(restoration.report);
+}
+
+Result<pid_t> SpawnPlaceholder(const ImageSource& source, const std::string& placeholder_program) {
+  ASSIGN_OR_RETURN(const CheckpointImages images, LoadCheckpoint(source));
+  pid_t wanted = images.processes.front().pid();
+  // The root's number may also be taken as the session or group of a descendant that is not reaped yet.
+  for (const pid_t pid : WantedPids(images)) AwaitReaped(pid);
+  char* const arguments[] = {const_cast<char*>("stasis-placeholder"), const_cast<char*>("hold"),
+                             nullptr};
+  char* const environment[] = {nullptr};
+  clone_args clone = {};
+  clone.exit_signal = SIGCHLD;
+  clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
+  clone.set_tid_size = 1;
+  const char* const program = placeholder_program.c_str();
+  int channel[2];
+  if (::pipe2(channel, O_CLOEXEC) != 0) {
+    return SyscallError(errno, "pipe");
+  }
+  UniqueFd started(channel[0]), starting(channel[1]);
+  const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
+  if (pid == 0) {
+    // Only system calls until execve(2): a thread that does not exist here may hold any lock.
+    ::execve(program, arguments, environment);
+    const int error = errno;
+    (void)!::write(channel[1], &error, sizeof(error));
+    ::_exit(127);
+  }
+  if (pid < 0) {
+    if (errno == EEXIST) {
+      return AlreadyExists("pid " + std::to_string(wanted) +
+                           " is taken by another process; end that, or restore in a container");
+    }
+    return SyscallError(errno, "clone3 with pid " + std::to_string(wanted));
+  }
+  starting.Reset();
+  int error = 0;
+  if (::read(started.get(), &error, sizeof(error)) == sizeof(error)) {  // else: closed by execve(2)
+    ::waitpid(static_cast<pid_t>(pid), nullptr, 0);
+    return SyscallError(error, "run " + placeholder_program);
+  }
+  return static_cast<pid_t>(pid);
+}
+
+}  // namespace stasis::engine

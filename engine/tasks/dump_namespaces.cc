@@ -1,0 +1,245 @@
+// Source  namespaces(7), time_namespaces(7), proc_pid_mountinfo(5); tested on 6.18
+// Rule    Two tasks are in one namespace when the links in /proc/PID/ns lead to one inode.
+// Rule    A namespace of the tree that is ours has the number that it has in the inventory's
+// root_ids:
+//         a restore makes no new one for it. Numbers count from 1 over all kinds.
+#include "engine/tasks/dump_namespaces.h"
+
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "engine/base/io.h"
+#include "engine/image/image_file.h"
+#include "engine/image/schema/namespaces.pb.h"
+#include "engine/proc/mountinfo.h"
+#include "engine/proc/text.h"
+
+namespace stasis::engine {
+namespace {
+
+using Ids = image::TaskKobjIdsEntry;
+
+struct Kind {
+  const char* name;
+  void (Ids::*set)(std::uint32_t);
+};
+// In the order in which CRIU numbers its own.
+constexpr std::array<Kind, 8> kKindTable = {{
+    {"pid", &Ids::set_pid_ns_id},
+    {"net", &Ids::set_net_ns_id},
+    {"ipc", &Ids::set_ipc_ns_id},
+    {"uts", &Ids::set_uts_ns_id},
+    {"time", &Ids::set_time_ns_id},
+    {"mnt", &Ids::set_mnt_ns_id},
+    {"user", &Ids::set_user_ns_id},
+    {"cgroup", &Ids::set_cgroup_ns_id},
+}};
+enum KindIndex : std::size_t { kPid, kNet, kIpc, kUts, kTime, kMnt, kUser, kCgroup };
+
+// runc's word for a network namespace that is given at restore.
+constexpr char kExternalNetwork[] = "extRootNetNS";
+
+std::uint32_t NumberOfOurs(std::size_t kind) { return static_cast<std::uint32_t>(kind) + 1; }
+
+// 0 where the kernel has no such namespace.
+Result<std::uint64_t> InodeOf(int task_fd, const std::string& name) {
+  struct stat st = {};
+  if (::fstatat(task_fd, ("ns/" + name).c_str(), &st, 0) != 0) {
+    if (errno == ENOENT) return std::uint64_t{0};
+    return SyscallError(errno, "stat /proc/PID/ns/" + name);
+  }
+  return st.st_ino;
+}
+
+std::uint32_t FsTypeNumber(std::string_view name) {
+  constexpr std::pair<std::string_view, image::Fstype> kTypes[] = {
+      {"proc", image::FSTYPE_PROC},         {"sysfs", image::FSTYPE_SYSFS},
+      {"devtmpfs", image::FSTYPE_DEVTMPFS}, {"tmpfs", image::FSTYPE_TMPFS},
+      {"devpts", image::FSTYPE_DEVPTS},     {"cgroup", image::FSTYPE_CGROUP},
+      {"cgroup2", image::FSTYPE_CGROUP2},   {"mqueue", image::FSTYPE_MQUEUE},
+      {"overlay", image::FSTYPE_OVERLAYFS}, {"fuse", image::FSTYPE_FUSE},
+      {"debugfs", image::FSTYPE_DEBUGFS},   {"tracefs", image::FSTYPE_TRACEFS},
+  };
+  for (const auto& [known, number] : kTypes) {
+    if (known == name) return number;
+  }
+  return image::FSTYPE_AUTO;
+}
+
+std::uint32_t MountFlags(std::string_view options) {
+  constexpr std::pair<std::string_view, unsigned long> kFlags[] = {
+      {"ro", MS_RDONLY},         {"nosuid", MS_NOSUID},   {"nodev", MS_NODEV},
+      {"noexec", MS_NOEXEC},     {"noatime", MS_NOATIME}, {"nodiratime", MS_NODIRATIME},
+      {"relatime", MS_RELATIME},
+  };
+  unsigned long flags = 0;
+  while (!options.empty()) {
+    const std::string_view option = text::Cut(options, ',');
+    for (const auto& [name, flag] : kFlags) {
+      if (name == option) flags |= flag;
+    }
+  }
+  return static_cast<std::uint32_t>(flags);
+}
+
+image::MntEntry ToEntry(const Mount& mount) {
+  image::MntEntry entry;
+  const std::uint32_t type = FsTypeNumber(mount.fs_type);
+  entry.set_fstype(type);
+  if (type == image::FSTYPE_AUTO) entry.set_fsname(mount.fs_type);
+  entry.set_mnt_id(static_cast<std::uint32_t>(mount.id));
+  entry.set_root_dev(mount.dev_major << 20 | mount.dev_minor);
+  entry.set_parent_mnt_id(static_cast<std::uint32_t>(mount.parent));
+  entry.set_flags(MountFlags(mount.options));
+  entry.set_sb_flags(MountFlags(mount.super_options));
+  entry.set_root(mount.root);
+  entry.set_mountpoint(mount.mountpoint);
+  entry.set_source(mount.source);
+  entry.set_options(mount.super_options);
+  for (std::string_view peers : mount.propagation) {
+    const std::string_view key = text::Cut(peers, ':');
+    const Result<std::uint32_t> group = text::Number<std::uint32_t>(peers);
+    if (!group.ok()) continue;
+    if (key == "shared") entry.set_shared_id(*group);
+    if (key == "master") entry.set_master_id(*group);
+  }
+  // What is mounted into a container is given again at restore, under its place as key.
+  if (mount.mountpoint != "/") entry.set_ext_key(mount.mountpoint);
+  return entry;
+}
+
+// The offsets of a task's clocks: monotonic s, ns; boottime s, ns. Zero without time namespaces.
+Result<std::array<std::int64_t, 4>> ClockOffsets(int task_fd) {
+  std::array<std::int64_t, 4> offsets = {};
+  const Result<std::string> text = ReadFileAt(task_fd, "timens_offsets");
+  if (!text.ok()) return offsets;
+  std::size_t at = 0;
+  for (std::string_view rest = *text; !rest.empty() && at < 4; at += 2) {
+    const std::vector<std::string_view> words = text::Words(text::CutLine(rest));
+    if (words.size() != 3) return DataLoss("/proc/PID/timens_offsets has another form");
+    ASSIGN_OR_RETURN(offsets[at], text::Number<std::int64_t>(words[1]));
+    ASSIGN_OR_RETURN(offsets[at + 1], text::Number<std::int64_t>(words[2]));
+  }
+  return offsets;
+}
+
+}  // namespace
+
+Result<NamespaceDumper::Inodes> NamespaceDumper::ReadInodes(int task_fd) {
+  Inodes inodes = {};
+  for (std::size_t i = 0; i < kKinds; ++i) {
+    ASSIGN_OR_RETURN(inodes[i], InodeOf(task_fd, kKindTable[i].name));
+  }
+  return inodes;
+}
+
+Result<NamespaceDumper> NamespaceDumper::Create(const FrozenProcess& root) {
+  NamespaceDumper dumper;
+  ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
+  ASSIGN_OR_RETURN(dumper.ours_, ReadInodes(self.get()));
+  ASSIGN_OR_RETURN(dumper.tree_, ReadInodes(root.proc.get()));
+  if (dumper.tree_[kUser] != dumper.ours_[kUser]) {
+    return Unimplemented("pid " + std::to_string(root.ns_pid) +
+                         ": processes in a user namespace of their own cannot be checkpointed");
+  }
+  std::uint32_t next = NumberOfOurs(kKinds);
+  for (std::size_t i = 0; i < kKinds; ++i) {
+    dumper.tree_numbers_[i] = dumper.tree_[i] == dumper.ours_[i] ? NumberOfOurs(i) : next++;
+  }
+  return dumper;
+}
+
+Status NamespaceDumper::CheckThread(int task_fd) const {
+  ASSIGN_OR_RETURN(const Inodes inodes, ReadInodes(task_fd));
+  for (std::size_t i = 0; i < kKinds; ++i) {
+    if (inodes[i] == tree_[i]) continue;
+    return Unimplemented(std::string("is in another ") + kKindTable[i].name +
+                         " namespace than the root of its tree");
+  }
+  ASSIGN_OR_RETURN(const std::uint64_t for_pids, InodeOf(task_fd, "pid_for_children"));
+  ASSIGN_OR_RETURN(const std::uint64_t for_time, InodeOf(task_fd, "time_for_children"));
+  if (for_pids != tree_[kPid] || for_time != tree_[kTime]) {
+    return Unimplemented("would have its children in another namespace (unshare(2))");
+  }
+  return OkStatus();
+}
+
+Status NamespaceDumper::CheckSame(const FrozenProcess& process) const {
+  for (const FrozenThread& thread : process.threads) {
+    ASSIGN_OR_RETURN(
+        const UniqueFd task,
+        OpenAt(process.proc.get(), "task/" + std::to_string(thread.tid()), O_PATH | O_DIRECTORY));
+    RETURN_IF_ERROR(Annotate(CheckThread(task.get()), "tid " + std::to_string(thread.ns_tid())));
+  }
+  return OkStatus();
+}
+
+void NamespaceDumper::NumberTree(Ids& ids) const {
+  for (std::size_t i = 0; i < kKinds; ++i) (ids.*kKindTable[i].set)(tree_numbers_[i]);
+}
+
+void NamespaceDumper::NumberOurs(Ids& ids) const {
+  for (std::size_t i = 0; i < kKinds; ++i) (ids.*kKindTable[i].set)(NumberOfOurs(i));
+}
+
+bool NamespaceDumper::has_own_uts() const { return tree_[kUts] != ours_[kUts]; }
+bool NamespaceDumper::has_own_pid() const { return tree_[kPid] != ours_[kPid]; }
+std::uint64_t NamespaceDumper::pid_namespace() const { return tree_[kPid]; }
+
+Status NamespaceDumper::Read(const FrozenProcess& root) {
+  if (tree_[kMnt] != ours_[kMnt]) {
+    ASSIGN_OR_RETURN(mountinfo_, ReadFileAt(root.proc.get(), "mountinfo"));
+  }
+  ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
+  ASSIGN_OR_RETURN(const auto ours, ClockOffsets(self.get()));
+  ASSIGN_OR_RETURN(const auto theirs, ClockOffsets(root.proc.get()));
+  constexpr clockid_t kClocks[] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME};
+  for (std::size_t i = 0; i < 2; ++i) {
+    timespec now = {};
+    ::clock_gettime(kClocks[i], &now);
+    constexpr std::int64_t kSecond = 1'000'000'000;
+    const std::int64_t total = (now.tv_sec - ours[2 * i] + theirs[2 * i]) * kSecond + now.tv_nsec -
+                               ours[2 * i + 1] + theirs[2 * i + 1];
+    clocks_[2 * i] = static_cast<std::uint64_t>(total / kSecond);
+    clocks_[2 * i + 1] = static_cast<std::uint64_t>(total % kSecond);
+  }
+  return OkStatus();
+}
+
+Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) const {
+  if (tree_[kMnt] != ours_[kMnt]) {
+    ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(mountinfo_));
+    ImageFileBuilder file("mountpoints");
+    // Children come first in CRIU's, the root mount last.
+    for (auto mount = mounts.rbegin(); mount != mounts.rend(); ++mount) {
+      RETURN_IF_ERROR(file.Add(ToEntry(*mount)));
+    }
+    RETURN_IF_ERROR(sink.Put(ImageName("mountpoints", tree_numbers_[kMnt]), file.bytes()));
+  }
+  if (has_own_uts()) {
+    image::UtsnsEntry entry;
+    entry.set_nodename(names.node);
+    entry.set_domainname(names.domain);
+    RETURN_IF_ERROR(PutOne(sink, ImageName("utsns", tree_numbers_[kUts]), "utsns", entry));
+  }
+  if (tree_[kNet] != ours_[kNet]) {
+    image::NetnsEntry entry;
+    entry.set_ext_key(kExternalNetwork);
+    RETURN_IF_ERROR(PutOne(sink, ImageName("netns", tree_numbers_[kNet]), "netns", entry));
+  }
+  image::TimensEntry time;
+  time.mutable_monotonic()->set_tv_sec(clocks_[0]);
+  time.mutable_monotonic()->set_tv_nsec(clocks_[1]);
+  time.mutable_boottime()->set_tv_sec(clocks_[2]);
+  time.mutable_boottime()->set_tv_nsec(clocks_[3]);
+  return PutOne(sink, ImageName("timens", 0), "timens", time);
+}
+
+}  // namespace stasis::engine

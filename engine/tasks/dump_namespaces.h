@@ -1,0 +1,53 @@
+// Namespaces of the tree: their numbers in the images, and what is in them.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "engine/image/image_io.h"
+#include "engine/image/schema/tasks.pb.h"
+#include "engine/tasks/dump_inside.h"
+#include "engine/tracee/frozen_tree.h"
+
+namespace stasis::engine {
+
+class NamespaceDumper {
+ public:
+  /// Numbers our namespaces and those of the tree's root. Unimplemented: a user namespace of its
+  /// own.
+  static Result<NamespaceDumper> Create(const FrozenProcess& root);
+
+  /// Unimplemented when a thread of `process` is not in the root's namespaces, or would have its
+  /// children elsewhere.
+  Status CheckSame(const FrozenProcess& process) const;
+
+  /// Numbers for ids-PID.img, and for the inventory's root_ids (ours).
+  void NumberTree(image::TaskKobjIdsEntry& ids) const;
+  void NumberOurs(image::TaskKobjIdsEntry& ids) const;
+
+  /// True when the tree's uts namespace is not ours, and its names are to be asked for.
+  bool has_own_uts() const;
+  bool has_own_pid() const;
+  std::uint64_t pid_namespace() const;  ///< Its inode.
+
+  /// Reads what is dumped of the namespaces; the tree stands still.
+  Status Read(const FrozenProcess& root);
+  /// mountpoints-N, utsns-N, netns-N for namespaces that are not ours, and timens-0.
+  Status WriteImages(const UtsNames& names, ImageSink& sink) const;
+
+ private:
+  static constexpr std::size_t kKinds = 8;
+  using Inodes = std::array<std::uint64_t, kKinds>;
+
+  static Result<Inodes> ReadInodes(int task_fd);
+  Status CheckThread(int task_fd) const;
+
+  Inodes ours_ = {}, tree_ = {};
+  std::array<std::uint32_t, kKinds> tree_numbers_ = {};
+  std::string mountinfo_;
+  std::array<std::uint64_t, 4> clocks_ = {};  // monotonic s, ns; boottime s, ns
+};
+
+}  // namespace stasis::engine

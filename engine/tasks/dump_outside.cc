@@ -1,0 +1,296 @@
+// Source  ptrace(2), proc_pid_status(5), sched_getattr(2), get_robust_list(2); tested on 6.18
+// Rule    Registers, signal masks and rseq state are read before anything runs in a thread: the
+// kernel
+//         clears rseq_cs at the next return to user mode (kernel/rseq.c).
+// Rule    A thread inside a restartable sequence is preempted by being dumped: it goes on at the
+// abort
+//         handler. rseq(2)
+// Rule    /proc/PID/limits needs no right over the process; prlimit(2) on another user's process
+// needs
+//         CAP_SYS_RESOURCE.
+#include "engine/tasks/dump_outside.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/proc/text.h"
+
+namespace stasis::engine {
+namespace {
+
+// uapi/linux/ptrace.h and rseq.h; Debian 12's glibc hides or lacks them.
+struct RseqConfiguration {
+  std::uint64_t pointer;
+  std::uint32_t size, signature, flags, padding;
+};
+static_assert(sizeof(RseqConfiguration) == 24);
+struct RseqSequence {
+  std::uint32_t version, flags;
+  std::uint64_t start, post_commit_offset, abort;
+};
+static_assert(sizeof(RseqSequence) == 32);
+constexpr std::uint64_t kRseqSequenceOffset = 8;  // rseq_cs in struct rseq
+
+struct PeekArgument {
+  std::uint64_t offset;
+  std::uint32_t flags;
+  std::int32_t count;
+};
+constexpr std::uint32_t kPeekShared = 1;
+constexpr std::size_t kSiginfoBytes = 128;
+
+struct SyscallUserDispatch {
+  std::uint64_t mode, selector, offset, length;
+};
+constexpr int kGetSyscallUserDispatch = 0x4211;  // Linux 6.5
+
+struct SchedulerAttributes {
+  std::uint32_t size, policy;
+  std::uint64_t flags;
+  std::int32_t nice;
+  std::uint32_t priority;
+  std::uint64_t runtime, deadline, period;
+};
+static_assert(sizeof(SchedulerAttributes) == 48);  // SCHED_ATTR_SIZE_VER0
+constexpr std::uint32_t kResetOnFork = 0x40000000;
+constexpr std::uint32_t kSchedDeadline = 6;
+
+long Ptrace(int request, pid_t tid, std::uint64_t address, void* data) {
+  return ::ptrace(static_cast<__ptrace_request>(request), tid, address, data);
+}
+
+std::string TidName(const FrozenThread& thread) { return "tid " + std::to_string(thread.ns_tid()); }
+
+Status ReadRseq(DumpedThread& thread) {
+  const pid_t tid = thread.frozen->tid();
+  RseqConfiguration configuration = {};
+  if (Ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, sizeof(configuration), &configuration) < 0) {
+    return SyscallError(errno, "ptrace GET_RSEQ_CONFIGURATION " + TidName(*thread.frozen));
+  }
+  image::RseqEntry& entry = *thread.core.mutable_thread_core()->mutable_rseq_entry();
+  entry.set_rseq_abi_pointer(configuration.pointer);
+  entry.set_rseq_abi_size(configuration.size);
+  entry.set_signature(configuration.signature);
+  if (configuration.pointer == 0) return OkStatus();
+
+  std::uint64_t address = 0;
+  RETURN_IF_ERROR(ReadMemory(tid, configuration.pointer + kRseqSequenceOffset,
+                             std::as_writable_bytes(std::span(&address, 1))));
+  if (address == 0) return OkStatus();
+  RseqSequence sequence = {};
+  // A stale pointer is legal: the kernel too looks only when the thread is preempted.
+  if (!ReadMemory(tid, address, std::as_writable_bytes(std::span(&sequence, 1))).ok()) {
+    return OkStatus();
+  }
+  const std::uint64_t ip = arch::InstructionPointer(thread.registers.general);
+  if (ip - sequence.start >= sequence.post_commit_offset) return OkStatus();
+  arch::SetInstructionPointer(thread.registers.general, sequence.abort);
+  thread.sequence_aborted = true;
+  return OkStatus();
+}
+
+Status ReadPendingSignals(pid_t tid, std::uint32_t flags, image::SignalQueueEntry& queue) {
+  std::array<char, 32 * kSiginfoBytes> infos;
+  PeekArgument argument = {.offset = 0, .flags = flags, .count = 32};
+  while (true) {
+    const long count =
+        Ptrace(PTRACE_PEEKSIGINFO, tid, reinterpret_cast<std::uint64_t>(&argument), infos.data());
+    if (count < 0) {
+      return SyscallError(errno, "ptrace PEEKSIGINFO");
+    }
+    if (count == 0) return OkStatus();
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+      queue.add_signals()->set_siginfo(infos.data() + i * kSiginfoBytes, kSiginfoBytes);
+    }
+    argument.offset += static_cast<std::uint64_t>(count);
+  }
+}
+
+Status ReadScheduling(pid_t tid, image::ThreadCoreEntry& core) {
+  SchedulerAttributes attributes = {};
+  if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof(attributes), 0) != 0) {
+    return SyscallError(errno, "sched_getattr");
+  }
+  if (attributes.policy == kSchedDeadline) return Unimplemented("runs under SCHED_DEADLINE");
+  core.set_sched_nice(attributes.nice);
+  core.set_sched_policy(attributes.policy | ((attributes.flags & 1) != 0 ? kResetOnFork : 0));
+  if (attributes.policy == SCHED_FIFO || attributes.policy == SCHED_RR) {
+    core.set_sched_prio(attributes.priority);
+  }
+  return OkStatus();
+}
+
+Status ReadRobustList(pid_t tid, image::ThreadCoreEntry& core) {
+  std::uint64_t head = 0;
+  std::size_t length = 0;
+  if (::syscall(SYS_get_robust_list, tid, &head, &length) != 0) {
+    return SyscallError(errno, "get_robust_list");
+  }
+  core.set_futex_rla(head);
+  core.set_futex_rla_len(static_cast<std::uint32_t>(length));
+  return OkStatus();
+}
+
+// `secbits` is known only inside.
+void ReadCredentials(const TaskStatus& status, image::CredsEntry& creds) {
+  creds.set_uid(status.uid[0]), creds.set_gid(status.gid[0]);
+  creds.set_euid(status.uid[1]), creds.set_egid(status.gid[1]);
+  creds.set_suid(status.uid[2]), creds.set_sgid(status.gid[2]);
+  creds.set_fsuid(status.uid[3]), creds.set_fsgid(status.gid[3]);
+  const auto words = [](std::uint64_t set, auto* field) {
+    field->Add(static_cast<std::uint32_t>(set));
+    field->Add(static_cast<std::uint32_t>(set >> 32));
+  };
+  words(status.cap_inheritable, creds.mutable_cap_inh());
+  words(status.cap_permitted, creds.mutable_cap_prm());
+  words(status.cap_effective, creds.mutable_cap_eff());
+  words(status.cap_bounding, creds.mutable_cap_bnd());
+  words(status.cap_ambient, creds.mutable_cap_amb());
+  for (const std::uint32_t group : status.groups) creds.add_groups(group);
+  if (status.no_new_privs) creds.set_no_new_privs(1);
+}
+
+Status RefuseUserDispatch(pid_t tid) {
+  SyscallUserDispatch dispatch = {};
+  // Before Linux 6.5 nobody can see it.
+  if (Ptrace(kGetSyscallUserDispatch, tid, sizeof(dispatch), &dispatch) < 0) return OkStatus();
+  if (dispatch.mode != 0) return Unimplemented("uses syscall user dispatch");
+  return OkStatus();
+}
+
+Result<DumpedThread> ReadThread(FrozenThread& frozen) {
+  const pid_t tid = frozen.tid();
+  DumpedThread thread;
+  thread.frozen = &frozen;
+  ASSIGN_OR_RETURN(thread.registers, arch::Read(tid));
+  image::ThreadCoreEntry& core = *thread.core.mutable_thread_core();
+  ASSIGN_OR_RETURN(const std::uint64_t mask, frozen.tracee.SignalMask());
+  core.set_blk_sigset(mask);
+  RETURN_IF_ERROR(ReadRseq(thread));
+  RETURN_IF_ERROR(ReadPendingSignals(tid, 0, *core.mutable_signals_p()));
+  RETURN_IF_ERROR(RefuseUserDispatch(tid));
+  RETURN_IF_ERROR(ReadScheduling(tid, core));
+  RETURN_IF_ERROR(ReadRobustList(tid, core));
+  ReadCredentials(frozen.status, *core.mutable_creds());
+  core.set_comm(frozen.status.name);
+  // Refuses registers that the format has no place for. The address is known only inside.
+  RETURN_IF_ERROR(arch::ToImage(thread.registers, 0, thread.core));
+  return thread;
+}
+
+// A number in a file of /proc/PID; `otherwise` when there is no such file.
+template <typename T>
+Result<T> ReadNumber(const FrozenProcess& process, const char* name, int base, T otherwise) {
+  const Result<std::string> text = ReadFileAt(process.proc.get(), name);
+  if (text.status().code() == StatusCode::kNotFound) return otherwise;
+  RETURN_IF_ERROR(text.status());
+  return text::Number<T>(text::Trim(*text), base);
+}
+
+Status ReadTaskCore(const FrozenProcess& process, image::TaskCoreEntry& core) {
+  constexpr std::uint32_t kAlive = 1, kStopped = 3;
+  core.set_task_state(kAlive);
+  for (const FrozenThread& thread : process.threads) {
+    if (thread.stop_signal == 0) continue;
+    core.set_task_state(kStopped);
+    core.set_stop_signo(static_cast<std::uint32_t>(thread.stop_signal));
+  }
+  core.set_exit_code(0);
+  core.set_flags(process.stat.flags);
+  core.set_comm(process.status.name);
+  ASSIGN_OR_RETURN(const auto personality,
+                   ReadNumber<std::uint32_t>(process, "personality", 16, 0));
+  core.set_personality(personality);
+  ASSIGN_OR_RETURN(const auto score, ReadNumber<std::int32_t>(process, "oom_score_adj", 10, 0));
+  core.set_oom_score_adj(score);
+  constexpr std::uint32_t kNoLoginUid = ~std::uint32_t{0};
+  ASSIGN_OR_RETURN(const auto login, ReadNumber(process, "loginuid", 10, kNoLoginUid));
+  core.set_loginuid(login);
+  ASSIGN_OR_RETURN(const std::string limits_text, ReadFileAt(process.proc.get(), "limits"));
+  ASSIGN_OR_RETURN(const auto limits, ParseLimits(limits_text));
+  for (const ResourceLimit& limit : limits) {
+    image::RlimitEntry& entry = *core.mutable_rlimits()->add_rlimits();
+    entry.set_cur(limit.soft);
+    entry.set_max(limit.hard);
+  }
+  return ReadPendingSignals(process.threads.front().tid(), kPeekShared, *core.mutable_signals_s());
+}
+
+// A zombie has nothing but its end; what the format requires besides is zero.
+DumpedThread ZombieCore(const FrozenProcess& process) {
+  DumpedThread thread;
+  thread.core.set_mtype(image::MARCH_X86_64);
+  image::TaskCoreEntry& core = *thread.core.mutable_tc();
+  constexpr std::uint32_t kDead = 2;
+  core.set_task_state(kDead);
+  core.set_exit_code(static_cast<std::uint32_t>(process.stat.exit_code));
+  core.set_personality(0);
+  core.set_flags(0);
+  core.set_blk_sigset(0);
+  core.set_comm(process.status.name);
+  return thread;
+}
+
+void ReadMemoryBounds(const TaskStat& stat, image::MmEntry& mm) {
+  mm.set_mm_start_code(stat.start_code);
+  mm.set_mm_end_code(stat.end_code);
+  mm.set_mm_start_data(stat.start_data);
+  mm.set_mm_end_data(stat.end_data);
+  mm.set_mm_start_stack(stat.start_stack);
+  mm.set_mm_start_brk(stat.start_brk);
+  mm.set_mm_arg_start(stat.arg_start);
+  mm.set_mm_arg_end(stat.arg_end);
+  mm.set_mm_env_start(stat.env_start);
+  mm.set_mm_env_end(stat.env_end);
+}
+
+Status ReadAuxiliaryVector(const FrozenProcess& process, image::MmEntry& mm) {
+  // CRIU has room for 44 words and puts the AT_NULL behind them itself.
+  constexpr std::size_t kMaxWords = 44;
+  ASSIGN_OR_RETURN(const std::string bytes, ReadFileAt(process.proc.get(), "auxv"));
+  for (std::size_t i = 0; i + 16 <= bytes.size() && i / 8 < kMaxWords; i += 16) {
+    std::array<std::uint64_t, 2> pair;
+    std::memcpy(pair.data(), bytes.data() + i, sizeof(pair));
+    if (pair[0] == 0) break;
+    mm.add_mm_saved_auxv(pair[0]);
+    mm.add_mm_saved_auxv(pair[1]);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
+  DumpedProcess dumped;
+  dumped.frozen = &process;
+  dumped.zombie = process.zombie;
+  if (process.zombie) {
+    dumped.threads.push_back(ZombieCore(process));
+    return dumped;
+  }
+  for (FrozenThread& frozen : process.threads) {
+    Result<DumpedThread> thread = ReadThread(frozen);
+    if (!thread.ok()) return Annotate(thread.status(), TidName(frozen));
+    dumped.threads.push_back(*std::move(thread));
+  }
+  image::CoreEntry& leader = dumped.threads.front().core;
+  RETURN_IF_ERROR(ReadTaskCore(process, *leader.mutable_tc()));
+  leader.mutable_tc()->set_blk_sigset(leader.thread_core().blk_sigset());
+  ReadMemoryBounds(process.stat, dumped.mm);
+  RETURN_IF_ERROR(ReadAuxiliaryVector(process, dumped.mm));
+  dumped.fs.set_umask(process.status.umask);
+  return dumped;
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,275 @@
+// Source  kcmp(2), credentials(7), pid_namespaces(7), ptrace(2); tested on 6.18
+// Rule    The numbers of a task are those of its own pid namespace. There, a session or group whose
+//         leader is outside of the namespace is 0.
+// Rule    A traced task that was killed stays a zombie until its tracer has waited for it, and the
+//         parent hears of it only then.
+#include "engine/tasks/dump_tree.h"
+
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/image/image_file.h"
+
+namespace stasis::engine {
+namespace {
+
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+
+constexpr std::uint32_t kKernelThread = 0x00200000;  // PF_KTHREAD
+constexpr seconds kDeathTimeout{10};
+
+std::string Name(const FrozenProcess& process) {
+  return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
+}
+
+Result<TaskStat> ReadStat(pid_t pid) {
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/stat"));
+  return ParseTaskStat(text);
+}
+
+// 0 the same, 1 and 2 an order, -1 an error.
+long Compare(pid_t a, pid_t b, int type) { return ::syscall(SYS_kcmp, a, b, type, 0, 0); }
+
+Status CheckNotShared(const std::vector<const FrozenProcess*>& living, int type, const char* what) {
+  std::vector<const FrozenProcess*> order = living;
+  std::ranges::sort(order, [type](const FrozenProcess* a, const FrozenProcess* b) {
+    return Compare(a->pid, b->pid, type) == 1;
+  });
+  for (std::size_t i = 1; i < order.size(); ++i) {
+    if (Compare(order[i - 1]->pid, order[i]->pid, type) != 0) continue;
+    return Unimplemented(Name(*order[i - 1]) + " and " + Name(*order[i]) + " share their " + what +
+                         " (clone(2)), which cannot be checkpointed");
+  }
+  return OkStatus();
+}
+
+// Threads may have left what they were made to share, by unshare(2).
+Status CheckThreadsShare(const FrozenProcess& process) {
+  for (const FrozenThread& thread : process.threads) {
+    for (const int type : {KCMP_FILES, KCMP_FS}) {
+      const long order = Compare(process.pid, thread.tid(), type);
+      if (order < 0) {
+        return SyscallError(errno, "kcmp");
+      }
+      if (order != 0) {
+        return Unimplemented(Name(process) + ": thread " + std::to_string(thread.ns_tid()) +
+                             " has descriptors or a working directory of its own (unshare(2))");
+      }
+    }
+  }
+  return OkStatus();
+}
+
+Result<struct stat> StatLink(const FrozenProcess& process, const char* link) {
+  struct stat st = {};
+  if (::fstatat(process.proc.get(), link, &st, 0) != 0) {
+    return SyscallError(errno, Name(process) + ": stat " + link);
+  }
+  return st;
+}
+
+Status CheckLinks(const FrozenProcess& process, const struct stat& tree_root) {
+  ASSIGN_OR_RETURN(const struct stat root, StatLink(process, "root"));
+  if (root.st_dev != tree_root.st_dev || root.st_ino != tree_root.st_ino) {
+    return Unimplemented(Name(process) + " has another root directory than the root of its tree");
+  }
+  for (const char* const link : {"exe", "cwd"}) {
+    ASSIGN_OR_RETURN(const struct stat st, StatLink(process, link));
+    if (st.st_nlink == 0) {
+      return Unimplemented(Name(process) + ": its " +
+                           (link[0] == 'e' ? "executable" : "working directory") +
+                           " was deleted, which cannot be checkpointed");
+    }
+  }
+  return OkStatus();
+}
+
+// `id` as images have it: 0 for a leader outside of the tree that the root too has.
+std::uint32_t GroupNumber(pid_t id, pid_t of_root, const std::set<pid_t>& pids) {
+  if (id == of_root && !pids.contains(id)) return 0;
+  return static_cast<std::uint32_t>(id);
+}
+
+pid_t Last(const std::vector<pid_t>& numbers) { return numbers.empty() ? 0 : numbers.back(); }
+
+bool DescendsFrom(pid_t pid, const std::set<pid_t>& pids) {
+  while (pid > 0 && !pids.contains(pid)) {
+    const Result<TaskStat> stat = ReadStat(pid);
+    pid = stat.ok() ? stat->ppid : 0;
+  }
+  return pid > 0;
+}
+
+Status WaitForDeath(Tracee& tracee, steady_clock::time_point deadline) {
+  while (tracee.tid() != 0) {
+    const Result<Stop> stop = WaitForStop(tracee.tid(), deadline);
+    if (stop.status().code() == StatusCode::kNotFound ||
+        (stop.ok() && stop->kind == Stop::Kind::kExited)) {
+      tracee.Forget();
+      return OkStatus();
+    }
+    RETURN_IF_ERROR(stop.status());
+  }
+  return OkStatus();
+}
+
+Status SignalAll(const FrozenTree& tree, int signal) {
+  for (const FrozenProcess& process : tree.processes()) {
+    if (process.zombie) continue;
+    if (::kill(process.pid, signal) != 0 && errno != ESRCH) {
+      return SyscallError(errno, "kill " + Name(process));
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status CheckRoot(pid_t root) {
+  if (root <= 0) return InvalidArgument("a process id is a positive number");
+  const std::string name = "pid " + std::to_string(root);
+  const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(root) + "/status");
+  if (text.status().code() == StatusCode::kNotFound) return NotFound("no process with " + name);
+  RETURN_IF_ERROR(text.status());
+  ASSIGN_OR_RETURN(const TaskStatus status, ParseTaskStatus(*text));
+  if (status.tgid != root) {
+    return InvalidArgument(name + " is a thread of process " + std::to_string(status.tgid));
+  }
+  ASSIGN_OR_RETURN(const TaskStat stat, ReadStat(root));
+  if ((stat.flags & kKernelThread) != 0) return InvalidArgument(name + " is a kernel thread");
+  for (pid_t pid = ::getpid(); pid > 0;) {
+    if (pid == root) {
+      return InvalidArgument(name +
+                             " is, or has among its descendants, the process that is to "
+                             "checkpoint it");
+    }
+    ASSIGN_OR_RETURN(const TaskStat ancestor, ReadStat(pid));
+    pid = ancestor.ppid;
+  }
+  return OkStatus();
+}
+
+Status CheckTree(const FrozenTree& tree) {
+  std::vector<const FrozenProcess*> living;
+  for (const FrozenProcess& process : tree.processes()) {
+    if (!process.zombie) living.push_back(&process);
+  }
+  RETURN_IF_ERROR(CheckNotShared(living, KCMP_VM, "memory"));
+  RETURN_IF_ERROR(CheckNotShared(living, KCMP_FILES, "descriptors"));
+  RETURN_IF_ERROR(CheckNotShared(living, KCMP_FS, "working directory"));
+  RETURN_IF_ERROR(CheckNotShared(living, KCMP_SIGHAND, "signal handlers"));
+  ASSIGN_OR_RETURN(const struct stat root, StatLink(tree.root(), "root"));
+  for (const FrozenProcess* process : living) {
+    RETURN_IF_ERROR(CheckThreadsShare(*process));
+    RETURN_IF_ERROR(CheckLinks(*process, root));
+  }
+  return OkStatus();
+}
+
+void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& namespaces) {
+  std::map<pid_t, pid_t> ns_pids = {{0, 0}};
+  std::set<pid_t> pids;
+  for (const DumpedProcess& process : processes) {
+    ns_pids[process.frozen->pid] = process.frozen->ns_pid;
+    pids.insert(process.frozen->ns_pid);
+  }
+  const TaskStatus& root = processes.front().frozen->status;
+  std::uint32_t number = 1;  // 1 is CRIU's own
+  for (DumpedProcess& process : processes) {
+    const FrozenProcess& frozen = *process.frozen;
+    process.tree.set_pid(static_cast<std::uint32_t>(frozen.ns_pid));
+    process.tree.set_ppid(static_cast<std::uint32_t>(ns_pids[frozen.parent]));
+    process.tree.set_pgid(GroupNumber(Last(frozen.status.ns_pgid), Last(root.ns_pgid), pids));
+    process.tree.set_sid(GroupNumber(Last(frozen.status.ns_sid), Last(root.ns_sid), pids));
+    for (const FrozenThread& thread : frozen.threads) {
+      process.tree.add_threads(static_cast<std::uint32_t>(thread.ns_tid()));
+    }
+    if (frozen.zombie) {
+      process.tree.add_threads(process.tree.pid());
+      continue;
+    }
+    ++number;
+    process.ids.set_vm_id(number);
+    process.ids.set_files_id(number);
+    process.ids.set_fs_id(number);
+    process.ids.set_sighand_id(number);
+    namespaces.NumberTree(process.ids);
+  }
+}
+
+std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,
+                                       const NamespaceDumper& namespaces) {
+  std::vector<std::string> notes;
+  if (!namespaces.has_own_pid()) return notes;
+  std::error_code error;
+  auto entry = std::filesystem::directory_iterator("/proc", error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    pid_t pid = 0;
+    std::from_chars(name.data(), name.data() + name.size(), pid);
+    struct stat st = {};
+    if (pid == 0 || ::stat(("/proc/" + name + "/ns/pid").c_str(), &st) != 0 ||
+        st.st_ino != namespaces.pid_namespace() || DescendsFrom(pid, pids)) {
+      continue;
+    }
+    const Result<TaskStat> stat = ReadStat(pid);
+    if (!stat.ok()) continue;  // it has ended
+    notes.push_back("pid " + name + " (" + stat->comm +
+                    ") runs beside the container's own processes (as `exec` makes them) and is not "
+                    "part of the checkpoint");
+  }
+  return notes;
+}
+
+Status WriteTaskImages(std::vector<DumpedProcess>& processes, ImageSink& sink) {
+  ImageFileBuilder tree("pstree");
+  for (DumpedProcess& process : processes) {
+    RETURN_IF_ERROR(tree.Add(process.tree));
+    for (std::size_t i = 0; i < process.threads.size(); ++i) {
+      const auto tid = process.tree.threads(static_cast<int>(i));
+      RETURN_IF_ERROR(PutOne(sink, ImageName("core", tid), "core", process.threads[i].core));
+    }
+    if (process.zombie) continue;
+    const std::uint64_t pid = process.tree.pid();
+    for (const Area& area : process.areas) *process.mm.add_vmas() = area.entry;
+    RETURN_IF_ERROR(PutOne(sink, ImageName("ids", pid), "ids", process.ids));
+    RETURN_IF_ERROR(PutOne(sink, ImageName("mm", pid), "mm", process.mm));
+    RETURN_IF_ERROR(PutOne(sink, ImageName("fs", pid), "fs", process.fs));
+  }
+  return sink.Put(ImageName("pstree"), tree.bytes());
+}
+
+Status KillAll(FrozenTree& tree) {
+  RETURN_IF_ERROR(SignalAll(tree, SIGKILL));
+  const auto deadline = steady_clock::now() + kDeathTimeout;
+  for (auto process = tree.processes().rbegin(); process != tree.processes().rend(); ++process) {
+    // The first thread is reported last.
+    for (auto thread = process->threads.rbegin(); thread != process->threads.rend(); ++thread) {
+      RETURN_IF_ERROR(WaitForDeath(thread->tracee, deadline));
+    }
+  }
+  return tree.Thaw();
+}
+
+Status StopAll(FrozenTree& tree) {
+  RETURN_IF_ERROR(SignalAll(tree, SIGSTOP));
+  return tree.Thaw();
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,38 @@
+// The tree as a whole: whether it can be dumped, its shape in the images, its end.
+#pragma once
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/image/image_io.h"
+#include "engine/tasks/dump_namespaces.h"
+#include "engine/tasks/dumped_process.h"
+
+namespace stasis::engine {
+
+/// InvalidArgument: `root` is no process, we ourselves or an ancestor of ours, or a kernel thread.
+/// NotFound: there is none.
+Status CheckRoot(pid_t root);
+
+/// Unimplemented when processes share what images cannot tell as shared, or their root directory,
+/// executable or working directory cannot be named.
+Status CheckTree(const FrozenTree& tree);
+
+/// Fills pstree entries and object numbers of all `processes`.
+void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& namespaces);
+
+/// A sentence for each process in the pid namespace of the tree, when that is not ours, which
+/// neither is of `pids` (as we see them) nor descends from one.
+std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,
+                                       const NamespaceDumper& namespaces);
+
+/// pstree.img, and core, ids, mm and fs images of every task.
+Status WriteTaskImages(std::vector<DumpedProcess>& processes, ImageSink& sink);
+
+/// Ends every process of the tree, and waits until all are gone.
+Status KillAll(FrozenTree& tree);
+/// Lets them go into a group-stop (SIGSTOP).
+Status StopAll(FrozenTree& tree);
+
+}  // namespace stasis::engine

@@ -1,0 +1,117 @@
+#include "engine/tasks/pid_reserver.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+#include <vector>
+
+#include "engine/base/io.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr int kAnswerTimeoutMs = 10'000;
+constexpr int kCandidates = 32;
+constexpr pid_t kFirstCandidate = 301;  // below RESERVED_PIDS (300) pids are seldom free
+
+std::vector<pid_t> CandidatesBeside(std::span<const pid_t> wanted) {
+  std::vector<pid_t> candidates;
+  const pid_t highest = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
+  // Small pid namespaces (per-namespace pid_max, Linux 6.14) have little room above: go up, then low.
+  for (pid_t pid = std::max(highest + 64, kFirstCandidate); candidates.size() < kCandidates / 2; ++pid) {
+    candidates.push_back(pid);
+  }
+  for (pid_t pid = kFirstCandidate; candidates.size() < kCandidates; ++pid) {
+    if (std::find(wanted.begin(), wanted.end(), pid) == wanted.end()) candidates.push_back(pid);
+  }
+  return candidates;
+}
+
+}  // namespace
+
+Result<PidReserver> PidReserver::Start(pid_t member, const std::string& program,
+                                       std::span<const pid_t> wanted) {
+  ASSIGN_OR_RETURN(const UniqueFd ns,
+                   OpenAt(AT_FDCWD, "/proc/" + std::to_string(member) + "/ns/pid", O_RDONLY));
+  int in[2], out[2];
+  if (::pipe2(in, O_CLOEXEC) != 0) {
+    return SyscallError(errno, "pipe");
+  }
+  UniqueFd in_read(in[0]), in_write(in[1]);
+  if (::pipe2(out, O_CLOEXEC) != 0) {
+    return SyscallError(errno, "pipe");
+  }
+  UniqueFd out_read(out[0]), out_write(out[1]);
+
+  constexpr int kNamespaceFd = 3;
+  std::vector<std::string> words = {program, "last-pid", std::to_string(kNamespaceFd)};
+  for (const pid_t pid : CandidatesBeside(wanted)) words.push_back(std::to_string(pid));
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  char* const environment[] = {nullptr};
+
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_adddup2(&actions, in_read.get(), 0);
+  ::posix_spawn_file_actions_adddup2(&actions, out_write.get(), 1);
+  ::posix_spawn_file_actions_adddup2(&actions, ns.get(), kNamespaceFd);
+  PidReserver reserver;
+  const int error =
+      ::posix_spawn(&reserver.helper_, program.c_str(), &actions, nullptr, argv.data(), environment);
+  ::posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) {
+    reserver.helper_ = 0;
+    return SyscallError(error, "run " + program);
+  }
+  reserver.requests_ = std::move(in_write);
+  reserver.answers_ = std::move(out_read);
+  return reserver;
+}
+
+PidReserver::PidReserver(PidReserver&& other) noexcept
+    : helper_(std::exchange(other.helper_, 0)),
+      requests_(std::move(other.requests_)),
+      answers_(std::move(other.answers_)) {}
+
+PidReserver::~PidReserver() {
+  requests_.Reset();  // end of its input: it ends
+  if (helper_ > 0) {
+    while (::waitpid(helper_, nullptr, 0) < 0 && errno == EINTR) {
+    }
+  }
+}
+
+Result<int> PidReserver::Ask(const std::string& line) {
+  RETURN_IF_ERROR(WriteAll(requests_.get(), line));
+  std::string answer;
+  while (!answer.ends_with('\n')) {
+    pollfd wait = {.fd = answers_.get(), .events = POLLIN, .revents = 0};
+    char letter = 0;
+    if (::poll(&wait, 1, kAnswerTimeoutMs) <= 0 || ::read(answers_.get(), &letter, 1) != 1) {
+      return Internal("the pid helper has ended; its reason is on standard error");
+    }
+    answer.push_back(letter);
+  }
+  return std::atoi(answer.c_str());
+}
+
+Status PidReserver::CheckFree(pid_t pid) {
+  ASSIGN_OR_RETURN(const int error, Ask("?" + std::to_string(pid) + "\n"));
+  if (error == 0) return OkStatus();
+  return AlreadyExists("pid " + std::to_string(pid) +
+                       " is taken by another process; end that, or restore in a pid namespace of its own");
+}
+
+Status PidReserver::MakeNext(pid_t pid) {
+  ASSIGN_OR_RETURN(const int error, Ask(std::to_string(pid) + "\n"));
+  if (error == 0) return OkStatus();
+  return SyscallError(error, "write ns_last_pid for pid " + std::to_string(pid));
+}
+
+}  // namespace stasis::engine

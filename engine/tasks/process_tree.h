@@ -1,0 +1,37 @@
+// The processes of a tree under restore: made with their pids, parents, sessions, groups and programs.
+#pragma once
+
+#include <vector>
+
+#include "engine/image/image_io.h"
+#include "engine/tasks/pid_reserver.h"
+#include "engine/tasks/restored_process.h"
+
+namespace stasis::engine {
+
+/// ptrace options of everything under restore: it dies with us, new tasks are seized, seccomp filters do
+/// not judge our calls (PTRACE_O_SUSPEND_SECCOMP needs CAP_SYS_ADMIN in the initial user namespace).
+unsigned RestoreOptions();
+
+/// Seizes `placeholder`, puts our area at `area_address` and makes it ready for calls.
+Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& image,
+                                        std::uint64_t area_address);
+
+/// Lets `process` execute the program of its image, so that /proc/PID/exe is right, and stops it before
+/// its first instruction. FailedPrecondition: the file is missing or another one.
+Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images);
+
+/// Forks all other processes of `images` below `root`. Zombies are made too, still alive.
+/// AlreadyExists: a pid is taken. Order of the result: that of `images`.
+Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
+                                                   const CheckpointImages& images,
+                                                   PidReserver& reserver);
+
+/// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
+Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
+                           pid_t wanted);
+
+/// Ends the zombies as they ended, and throws away the SIGCHLDs that their parents got by it.
+Status EndZombies(std::vector<RestoredProcess>& processes);
+
+}  // namespace stasis::engine

@@ -1,0 +1,216 @@
+// Source  prctl(2), sigaltstack(2), set_robust_list(2), sched_setattr(2), getrlimit(2), membarrier(2),
+//         Documentation/userspace-api/rseq.rst; tested on 6.18
+// Rule    All of it is done by the process itself, so that the kernel grants what the container may have
+//         and refuses the rest.
+#include "engine/tasks/restore_attributes.h"
+
+
+#include <fcntl.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+
+#include "engine/base/io.h"
+#include "engine/proc/task.h"
+#include "engine/tasks/process_tree.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr unsigned long kThreadFlags =
+    CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+constexpr int kRlimits = 16;
+
+// struct robust_list_head has one size on all 64-bit kernels, set_robust_list(2).
+constexpr std::uint32_t kRobustListBytes = 24;
+
+Status RestoreLimits(RestoredProcess& process, Notes& notes) {
+  RemoteSyscalls& remote = *process.remote;
+  const auto& limits = process.image->leader().core.tc().rlimits();
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "limits"));
+  ASSIGN_OR_RETURN(const auto live, ParseLimits(text));
+  for (int i = 0; i < limits.rlimits_size() && i < kRlimits; ++i) {
+    rlimit64 wanted = {limits.rlimits(i).cur(), limits.rlimits(i).max()};
+    const ResourceLimit& now = live[static_cast<std::size_t>(i)];
+    if (wanted.rlim_cur == now.soft && wanted.rlim_max == now.hard) continue;
+    // The hard limit is the live container's to give: only CAP_SYS_RESOURCE raises it.
+    if (wanted.rlim_max > now.hard) {
+      if (wanted.rlim_cur > now.hard) {
+        notes.push_back("pid " + std::to_string(process.image->pid()) + ": resource limit " +
+                        std::to_string(i) + " is " + std::to_string(now.hard) + ", was " +
+                        std::to_string(wanted.rlim_cur));
+      }
+      wanted.rlim_max = now.hard;
+      wanted.rlim_cur = std::min(wanted.rlim_cur, now.hard);
+    }
+    remote.ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(wanted));
+    RETURN_IF_ERROR(remote.Call("prlimit64", SYS_prlimit64, 0, i, at, 0).status());
+  }
+  return OkStatus();
+}
+
+Status RestoreProcessFlags(RestoredProcess& process) {
+  RemoteSyscalls& remote = *process.remote;
+  const image::TaskCoreEntry& task = process.image->leader().core.tc();
+  if (process.image->mm.thp_disabled()) {
+    RETURN_IF_ERROR(
+        remote.Call("PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0).status());
+  }
+  if (task.child_subreaper()) {
+    RETURN_IF_ERROR(remote.Call("PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 1, 0,
+                                0, 0).status());
+  }
+  for (int bit = 0; bit < 32; ++bit) {
+    if ((task.membarrier_registration_mask() >> bit & 1) == 0) continue;
+    RETURN_IF_ERROR(remote.Call("membarrier", SYS_membarrier, 1u << bit, 0, 0).status());
+  }
+  return OkStatus();
+}
+
+Status RestoreFolder(RestoredProcess& process, const CheckpointImages& images) {
+  RemoteSyscalls& remote = *process.remote;
+  remote.ResetArguments();
+  const std::string cwd = images.Path(process.image->fs.cwd_id());
+  ASSIGN_OR_RETURN(const std::uint64_t path, remote.Put(cwd));
+  RETURN_IF_ERROR(remote.Call("chdir " + cwd, SYS_chdir, path).status());
+  return remote.Call("umask", SYS_umask, process.image->fs.umask()).status();
+}
+
+// struct sched_attr, sched_setattr(2).
+struct SchedAttr {
+  std::uint32_t size = 48, policy = 0;
+  std::uint64_t flags = 0;
+  std::int32_t nice = 0;
+  std::uint32_t priority = 0;
+  std::uint64_t runtime = 0, deadline = 0, period = 0;
+};
+static_assert(sizeof(SchedAttr) == 48);
+
+Status RestoreScheduling(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  constexpr std::uint32_t kResetOnFork = 0x40000000;
+  SchedAttr wanted;
+  wanted.policy = core.sched_policy() & ~kResetOnFork;
+  wanted.flags = (core.sched_policy() & kResetOnFork) != 0 ? 1 : 0;  // SCHED_FLAG_RESET_ON_FORK
+  wanted.nice = core.sched_nice();
+  wanted.priority = core.sched_prio();
+  if (wanted.policy == SCHED_OTHER && wanted.nice == 0 && wanted.flags == 0) return OkStatus();
+  ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(wanted));
+  const Status status = remote.Call("sched_setattr", SYS_sched_setattr, 0, at, 0).status();
+  if (ErrnoOf(status) == EPERM) {
+    notes.push_back("tid " + std::to_string(thread.tid) + ": scheduling policy " +
+                    std::to_string(wanted.policy) + ", nice " + std::to_string(wanted.nice) +
+                    " is not granted here (CAP_SYS_NICE)");
+    return OkStatus();
+  }
+  return status;
+}
+
+Status RestoreThread(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  const std::string& name = core.has_comm() ? core.comm() : thread.core.tc().comm();
+  ASSIGN_OR_RETURN(const std::uint64_t comm, remote.Put(name));
+  RETURN_IF_ERROR(remote.Call("PR_SET_NAME", SYS_prctl, PR_SET_NAME, comm).status());
+  RETURN_IF_ERROR(remote.Call("set_tid_address", SYS_set_tid_address,
+                              thread.core.thread_info().clear_tid_addr()).status());
+  if (core.futex_rla_len() == kRobustListBytes) {
+    RETURN_IF_ERROR(remote.Call("set_robust_list", SYS_set_robust_list, core.futex_rla(),
+                                core.futex_rla_len()).status());
+  }
+  if (core.has_sas()) {
+    stack_t stack = {};
+    stack.ss_sp = reinterpret_cast<void*>(core.sas().ss_sp());
+    stack.ss_size = core.sas().ss_size();
+    // SS_ONSTACK is a report, not a request; the thread may well stand on it.
+    stack.ss_flags = static_cast<int>(core.sas().ss_flags() & ~std::uint32_t{SS_ONSTACK});
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(stack));
+    RETURN_IF_ERROR(remote.Call("sigaltstack", SYS_sigaltstack, at, 0).status());
+  }
+  if (core.has_rseq_entry() && core.rseq_entry().rseq_abi_pointer() != 0) {
+    const image::RseqEntry& rseq = core.rseq_entry();
+    RETURN_IF_ERROR(remote.Call("rseq", SYS_rseq, rseq.rseq_abi_pointer(), rseq.rseq_abi_size(), 0,
+                                rseq.signature()).status());
+  }
+  return RestoreScheduling(thread, remote, notes);
+}
+
+// Outside a container the agent owns this; inside, the runtime has set it.
+Status RestoreOomScore(RestoredProcess& process, Notes& notes) {
+  const image::TaskCoreEntry& task = process.image->leader().core.tc();
+  if (!task.has_oom_score_adj()) return OkStatus();
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "oom_score_adj"));
+  if (std::atoi(text.c_str()) >= task.oom_score_adj()) return OkStatus();
+  // Raising the score gives no right; lowering it would.
+  ASSIGN_OR_RETURN(const UniqueFd file, OpenAt(process.proc.get(), "oom_score_adj", O_WRONLY));
+  if (!WriteAll(file.get(), std::to_string(task.oom_score_adj())).ok()) {
+    notes.push_back("pid " + std::to_string(process.image->pid()) + ": oom_score_adj stays " + text);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status MakeThreads(RestoredProcess& process, PidReserver& reserver) {
+  const std::vector<ThreadImage>& threads = process.image->threads;
+  for (std::size_t i = 1; i < threads.size(); ++i) {
+    Result<Tracee> tracee = CloneWithId(process, reserver, kThreadFlags, threads[i].tid);
+    if (!tracee.ok()) return Annotate(tracee.status(), "tid " + std::to_string(threads[i].tid));
+    RestoredProcess::Thread thread;
+    thread.image = &threads[i];
+    thread.tracee = *std::move(tracee);
+    process.others.push_back(std::move(thread));
+  }
+  return OkStatus();
+}
+
+Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& images, Notes& notes) {
+  RETURN_IF_ERROR(RestoreFolder(process, images));
+  RETURN_IF_ERROR(RestoreProcessFlags(process));
+  RETURN_IF_ERROR(RestoreOomScore(process, notes));
+  const Status threads =
+      ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
+        return RestoreThread(thread, remote, notes);
+      });
+  RETURN_IF_ERROR(threads);
+  return RestoreLimits(process, notes);
+}
+
+Status SetFinalRegisters(RestoredProcess& process) {
+  process.remote->Abandon();
+  const auto set = [](const ThreadImage& thread, Tracee& tracee) -> Status {
+    ASSIGN_OR_RETURN(const arch::Registers model, arch::Read(tracee.tid()));
+    ASSIGN_OR_RETURN(const arch::Registers wanted, arch::FromImage(thread.core, model));
+    RETURN_IF_ERROR(arch::Write(tracee.tid(), wanted));
+    const image::ThreadCoreEntry& core = thread.core.thread_core();
+    const std::uint64_t mask =
+        core.has_blk_sigset() ? core.blk_sigset() : thread.core.tc().blk_sigset();
+    RETURN_IF_ERROR(tracee.SetSignalMask(mask));
+    // A critical section that is not to be aborted by signals goes on: the kernel cleared this pointer
+    // while the thread ran our calls.
+    if (core.rseq_entry().rseq_cs_pointer() != 0) {
+      constexpr std::uint64_t kRseqCsOffset = 8;  // struct rseq, uapi/linux/rseq.h
+      const std::uint64_t pointer = core.rseq_entry().rseq_cs_pointer();
+      return WriteMemory(tracee.tid(), core.rseq_entry().rseq_abi_pointer() + kRseqCsOffset,
+                         std::as_bytes(std::span(&pointer, 1)));
+    }
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(set(process.image->leader(), process.leader));
+  // Only now: the calls for it need a stack of the process's own, not one in the area that goes.
+  RETURN_IF_ERROR(RemoveArea(process.leader, process.area));
+  for (RestoredProcess::Thread& thread : process.others) {
+    RETURN_IF_ERROR(Annotate(set(*thread.image, thread.tracee),
+                             "tid " + std::to_string(thread.image->tid)));
+  }
+  return OkStatus();
+}
+
+}  // namespace stasis::engine

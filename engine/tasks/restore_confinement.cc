@@ -1,0 +1,264 @@
+// Credentials and seccomp filters.
+//
+// Source  credentials(7), capabilities(7), seccomp(2), ptrace(2) PTRACE_SECCOMP_GET_FILTER; tested on 6.18
+// Rule    Nothing is granted: ids are changed with the capabilities that the live process has,
+//         capabilities and the bounding set only shrink, no_new_privs and filters are only added.
+// Rule    setresuid(2) from root to another user drops all capabilities unless PR_SET_KEEPCAPS is on,
+//         and then still the effective ones; capset(2) puts back those that are to stay.
+// Rule    Filters are inherited: the runtime's own, which the placeholder has, come first in the image too
+//         and are not installed twice.
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "engine/base/io.h"
+#include "engine/proc/task.h"
+#include "engine/tasks/restore_attributes.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::size_t kInstructionBytes = 8;     // struct sock_filter
+constexpr std::size_t kMaxInstructions = 4096;   // BPF_MAXINSNS
+constexpr int kMaxFilters = 512;
+constexpr int kLastCapability = 63;
+
+using Words = google::protobuf::RepeatedField<std::uint32_t>;
+
+std::uint64_t Set(const Words& words) {
+  std::uint64_t set = words.size() > 0 ? words[0] : 0;
+  if (words.size() > 1) set |= std::uint64_t{words[1]} << 32;
+  return set;
+}
+
+Result<TaskStatus> LiveStatus(pid_t tid) {
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(tid) + "/status"));
+  return ParseTaskStatus(text);
+}
+
+Status NotOurs(const Status& status, const std::string& what) {
+  if (ErrnoOf(status) != EPERM) return status;
+  return FailedPrecondition(what + " is not for this container to take (" + Message(status) +
+                            "); give the pod the same user and capabilities as the original had");
+}
+
+class Credentials {
+ public:
+  Credentials(const image::CredsEntry& wanted, TaskStatus live, RemoteSyscalls& remote, Notes& notes)
+      : wanted_(wanted), live_(std::move(live)), remote_(remote), notes_(notes) {}
+
+  Status Restore() {
+    RETURN_IF_ERROR(ShrinkBoundingSet());
+    RETURN_IF_ERROR(TakeIds());
+    // Secure bits need CAP_SETPCAP, which may be among what goes with the last step.
+    RETURN_IF_ERROR(SetCapabilities(live_.cap_permitted, live_.cap_permitted, live_.cap_inheritable));
+    if (wanted_.secbits() != 0) {
+      RETURN_IF_ERROR(NotOurs(remote_.Call("PR_SET_SECUREBITS", SYS_prctl, PR_SET_SECUREBITS,
+                                           wanted_.secbits(), 0, 0, 0).status(),
+                              "secure bits " + std::to_string(wanted_.secbits())));
+    }
+    RETURN_IF_ERROR(TakeCapabilities());
+    if (wanted_.no_new_privs() != 0 && !live_.no_new_privs) {
+      return remote_.Call("PR_SET_NO_NEW_PRIVS", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).status();
+    }
+    return OkStatus();
+  }
+
+ private:
+  Status ShrinkBoundingSet() {
+    const std::uint64_t extra = live_.cap_bounding & ~Set(wanted_.cap_bnd());
+    for (int capability = 0; capability <= kLastCapability; ++capability) {
+      if ((extra >> capability & 1) == 0) continue;
+      const Status status =
+          remote_.Call("PR_CAPBSET_DROP", SYS_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0).status();
+      if (ErrnoOf(status) == EPERM) {
+        notes_.push_back("the capability bounding set stays as this pod has it, wider than it was");
+        return OkStatus();
+      }
+      RETURN_IF_ERROR(status);
+    }
+    return OkStatus();
+  }
+
+  Status TakeIds() {
+    std::vector<std::uint32_t> groups(wanted_.groups().begin(), wanted_.groups().end());
+    std::vector<std::uint32_t> sorted = groups, now = live_.groups;
+    std::sort(sorted.begin(), sorted.end());
+    std::sort(now.begin(), now.end());
+    if (sorted != now) {
+      ASSIGN_OR_RETURN(const std::uint64_t at, remote_.Put(std::as_bytes(std::span(groups))));
+      RETURN_IF_ERROR(NotOurs(remote_.Call("setgroups", SYS_setgroups, groups.size(), at).status(),
+                              "the list of supplementary groups"));
+    }
+    const bool same_gid = live_.gid[0] == wanted_.gid() && live_.gid[1] == wanted_.egid() &&
+                          live_.gid[2] == wanted_.sgid();
+    if (!same_gid) {
+      RETURN_IF_ERROR(NotOurs(remote_.Call("setresgid", SYS_setresgid, wanted_.gid(), wanted_.egid(),
+                                           wanted_.sgid()).status(),
+                              "group " + std::to_string(wanted_.egid())));
+    }
+    if (wanted_.fsgid() != wanted_.egid()) {
+      RETURN_IF_ERROR(remote_.Call("setfsgid", SYS_setfsgid, wanted_.fsgid()).status());
+    }
+    const bool same_uid = live_.uid[0] == wanted_.uid() && live_.uid[1] == wanted_.euid() &&
+                          live_.uid[2] == wanted_.suid();
+    if (!same_uid) {
+      RETURN_IF_ERROR(
+          remote_.Call("PR_SET_KEEPCAPS", SYS_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0).status());
+      RETURN_IF_ERROR(NotOurs(remote_.Call("setresuid", SYS_setresuid, wanted_.uid(), wanted_.euid(),
+                                           wanted_.suid()).status(),
+                              "user " + std::to_string(wanted_.euid())));
+      RETURN_IF_ERROR(
+          remote_.Call("PR_SET_KEEPCAPS", SYS_prctl, PR_SET_KEEPCAPS, 0, 0, 0, 0).status());
+    }
+    if (wanted_.fsuid() != wanted_.euid()) {
+      RETURN_IF_ERROR(remote_.Call("setfsuid", SYS_setfsuid, wanted_.fsuid()).status());
+    }
+    return OkStatus();
+  }
+
+  Status SetCapabilities(std::uint64_t effective, std::uint64_t permitted,
+                         std::uint64_t inheritable) {
+    const __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+    const auto low = [](std::uint64_t set) { return static_cast<__u32>(set); };
+    const auto high = [](std::uint64_t set) { return static_cast<__u32>(set >> 32); };
+    const __user_cap_data_struct data[2] = {
+        {low(effective), low(permitted), low(inheritable)},
+        {high(effective), high(permitted), high(inheritable)}};
+    ASSIGN_OR_RETURN(const std::uint64_t header_at, remote_.PutValue(header));
+    ASSIGN_OR_RETURN(const std::uint64_t data_at, remote_.PutValue(data));
+    return remote_.Call("capset", SYS_capset, header_at, data_at).status();
+  }
+
+  Status TakeCapabilities() {
+    const std::uint64_t permitted = Set(wanted_.cap_prm()) & live_.cap_permitted;
+    const std::uint64_t effective = Set(wanted_.cap_eff()) & permitted;
+    const std::uint64_t inheritable =
+        Set(wanted_.cap_inh()) & (live_.cap_inheritable | live_.cap_permitted);
+    if (permitted != Set(wanted_.cap_prm())) {
+      notes_.push_back("capabilities that this pod does not grant are not restored");
+    }
+    RETURN_IF_ERROR(SetCapabilities(effective, permitted, inheritable));
+    const std::uint64_t ambient = Set(wanted_.cap_amb()) & permitted & inheritable;
+    for (int capability = 0; capability <= kLastCapability; ++capability) {
+      if ((ambient >> capability & 1) == 0) continue;
+      RETURN_IF_ERROR(remote_.Call("PR_CAP_AMBIENT_RAISE", SYS_prctl, PR_CAP_AMBIENT,
+                                   PR_CAP_AMBIENT_RAISE, capability, 0, 0).status());
+    }
+    return OkStatus();
+  }
+
+  const image::CredsEntry& wanted_;
+  const TaskStatus live_;
+  RemoteSyscalls& remote_;
+  Notes& notes_;
+};
+
+// The thread's filters in the image, oldest first. A filter's `prev` is the next newer one.
+Result<std::vector<const image::SeccompFilter*>> FiltersOf(const ThreadImage& thread,
+                                                           const CheckpointImages& images) {
+  std::vector<const image::SeccompFilter*> filters;
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  if (core.seccomp_mode() == image::SECCOMP_DISABLED) return filters;
+  if (core.seccomp_mode() == image::SECCOMP_STRICT) {
+    return Unimplemented("strict seccomp mode");
+  }
+  std::uint32_t index = core.seccomp_filter();
+  while (true) {
+    if (index >= static_cast<std::uint32_t>(images.seccomp.seccomp_filters_size()) ||
+        filters.size() >= kMaxFilters) {
+      return InvalidArgument("seccomp.img: the chain of filters is broken");
+    }
+    const image::SeccompFilter& filter =
+        images.seccomp.seccomp_filters(static_cast<int>(index));
+    if (filter.filter().size() % kInstructionBytes != 0 || filter.filter().empty() ||
+        filter.filter().size() > kMaxInstructions * kInstructionBytes) {
+      return InvalidArgument("seccomp.img: a filter of " + std::to_string(filter.filter().size()) +
+                             " bytes");
+    }
+    filters.push_back(&filter);
+    if (!filter.has_prev()) return filters;
+    index = filter.prev();
+  }
+}
+
+Status InstallFilters(const ThreadImage& thread, const CheckpointImages& images,
+                      const std::vector<std::string>& live, RemoteSyscalls& remote) {
+  ASSIGN_OR_RETURN(const std::vector<const image::SeccompFilter*> wanted,
+                   FiltersOf(thread, images));
+  // What the runtime installed before the program began is there already.
+  bool same_base = live.size() <= wanted.size();
+  for (std::size_t i = 0; same_base && i < live.size(); ++i) {
+    same_base = wanted[i]->filter() == live[i];
+  }
+  for (std::size_t i = same_base ? live.size() : 0; i < wanted.size(); ++i) {
+    remote.ResetArguments();
+    const std::string& code = wanted[i]->filter();
+    ASSIGN_OR_RETURN(const std::uint64_t code_at, remote.Put(std::as_bytes(std::span(code))));
+    struct {
+      std::uint16_t length;
+      std::uint64_t code;
+    } const program = {static_cast<std::uint16_t>(code.size() / kInstructionBytes), code_at};
+    ASSIGN_OR_RETURN(const std::uint64_t program_at, remote.PutValue(program));
+    constexpr std::uint32_t kKept = SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    RETURN_IF_ERROR(NotOurs(remote.Call("seccomp", SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+                                        wanted[i]->flags() & kKept, program_at).status(),
+                            "a seccomp filter"));
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> ReadSeccompFilters(pid_t tid) {
+  std::vector<std::string> filters;
+  for (int index = 0; index < kMaxFilters; ++index) {
+    const auto request = static_cast<__ptrace_request>(PTRACE_SECCOMP_GET_FILTER);
+    const long count = ::ptrace(request, tid, index, nullptr);
+    if (count < 0) {
+      // ENOENT: no more; EINVAL: none at all (mode is not filter).
+      if (errno == ENOENT || errno == EINVAL) return filters;
+      return SyscallError(errno, "ptrace SECCOMP_GET_FILTER tid " + std::to_string(tid));
+    }
+    std::string filter(static_cast<std::size_t>(count) * kInstructionBytes, '\0');
+    if (::ptrace(request, tid, index, filter.data()) < 0) {
+      return SyscallError(errno, "ptrace SECCOMP_GET_FILTER tid " + std::to_string(tid));
+    }
+    filters.push_back(std::move(filter));
+  }
+  return filters;
+}
+
+Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& images,
+                          const std::vector<std::string>& live_filters, Notes& notes) {
+  const auto confine = [&](const ThreadImage& thread, RemoteSyscalls& remote) -> Status {
+    ASSIGN_OR_RETURN(TaskStatus live, LiveStatus(remote.tracee().tid()));
+    const image::ThreadCoreEntry& core = thread.core.thread_core();
+    // Without no_new_privs only CAP_SYS_ADMIN installs filters, and that may be among what is dropped.
+    const bool filters_first = core.creds().no_new_privs() == 0 && !live.no_new_privs;
+    if (filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote));
+    remote.ResetArguments();
+    RETURN_IF_ERROR(Credentials(core.creds(), std::move(live), remote, notes).Restore());
+    if (!filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote));
+    if (core.pdeath_sig() == 0) return OkStatus();
+    // A change of ids would have cleared it.
+    return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
+        .status();
+  };
+  const Status confined = ForEachThread(process, confine);
+  RETURN_IF_ERROR(confined);
+  if (!process.image->mm.has_dumpable()) return OkStatus();
+  // 2 (root only) is for the kernel to set; prctl(2) takes 0 and 1.
+  const int dumpable = process.image->mm.dumpable() == 1 ? 1 : 0;
+  return process.remote->Call("PR_SET_DUMPABLE", SYS_prctl, PR_SET_DUMPABLE, dumpable, 0, 0, 0)
+      .status();
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,34 @@
+// A process on its way to what its image says. It is stopped, traced by us, and dies with us.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <vector>
+
+#include "engine/base/unique_fd.h"
+#include "engine/checkpoint_images.h"
+#include "engine/tracee/remote_syscalls.h"
+#include "engine/tracee/tracee.h"
+
+namespace stasis::engine {
+
+struct RestoredProcess {
+  const ProcessImage* image = nullptr;
+  pid_t pid = 0;  ///< As we see it.
+  UniqueFd pidfd;
+  UniqueFd proc;  ///< Directory /proc/PID.
+  Tracee leader;
+  RemoteArea area;
+  /// Calls run in the leader. Its own registers, that of a placeholder or a fresh program, are never
+  /// needed again.
+  std::optional<RemoteSyscalls> remote;
+
+  struct Thread {
+    const ThreadImage* image = nullptr;
+    Tracee tracee;
+  };
+  std::vector<Thread> others;  ///< Threads besides the leader, once they are made.
+};
+
+}  // namespace stasis::engine

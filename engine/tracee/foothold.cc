@@ -1,0 +1,92 @@
+// Source  proc_pid_mem(5), proc_pid_pagemap(5), fs/exec.c (setup_arg_pages); tested on 6.18
+// Rule    The vDSO is an ELF file in whole pages: its last bytes are padding, or section headers that
+//         nobody looks at in memory. A tracer may write there (VM_MAYWRITE); the process gets its own
+//         copy of the page.
+// Rule    The first program's stack area begins 128 KiB below what exec(2) puts there. A page of it that
+//         was never touched holds nothing of the program, whatever stacks its threads use by now.
+//         Below a stack pointer there may be: a coroutine's stack can be a few KiB in a heap.
+#include "engine/tracee/foothold.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "engine/arch/arch.h"
+#include "engine/base/io.h"
+#include "engine/proc/maps.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::uint64_t kPage = 4096;
+constexpr std::uint64_t kPresentOrSwapped = std::uint64_t{3} << 62;  // of a pagemap word
+constexpr std::size_t kCodeBytes = 64;
+
+const Vma* Find(const std::vector<Vma>& areas, std::string_view path) {
+  const auto found = std::ranges::find(areas, path, &Vma::path);
+  return found == areas.end() ? nullptr : &*found;
+}
+
+// True when no page of the range was ever touched.
+Result<bool> IsUntouched(pid_t tid, std::uint64_t start, std::size_t size) {
+  ASSIGN_OR_RETURN(const UniqueFd map,
+                   OpenAt(AT_FDCWD, "/proc/" + std::to_string(tid) + "/pagemap", O_RDONLY));
+  std::vector<std::uint64_t> words((size + kPage - 1) / kPage);
+  RETURN_IF_ERROR(ReadExactAt(map.get(), std::as_writable_bytes(std::span(words)),
+                              start / kPage * sizeof(std::uint64_t)));
+  return std::ranges::all_of(
+      words, [](std::uint64_t word) { return (word & kPresentOrSwapped) == 0; });
+}
+
+}  // namespace
+
+Result<std::uint64_t> Foothold::ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
+                                            std::size_t size) {
+  if (stack_start != 0) {
+    ASSIGN_OR_RETURN(const bool untouched, IsUntouched(tracee.tid(), stack_start, size));
+    if (untouched) return stack_start;
+  }
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters registers, arch::ReadGeneral(tracee.tid()));
+  constexpr std::uint64_t kFrameAlignment = 64;
+  return (arch::StackPointer(registers) - arch::kRedZoneBytes - size) & ~(kFrameAlignment - 1);
+}
+
+Result<Foothold> Foothold::Take(const Tracee& tracee) {
+  const std::string folder = "/proc/" + std::to_string(tracee.tid());
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, folder + "/maps"));
+  ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
+  const Vma* const vdso = Find(areas, "[vdso]");
+  if (vdso == nullptr) {
+    return Unimplemented("tid " + std::to_string(tracee.tid()) + " has no vDSO");
+  }
+  ASSIGN_OR_RETURN(const arch::Registers registers, arch::Read(tracee.tid()));
+  const std::size_t frame_size = arch::SignalFrame(registers, 0, 0).size();
+  const Vma* const stack = Find(areas, "[stack]");
+  const bool roomy = stack != nullptr && stack->size() >= 2 * frame_size;
+
+  ASSIGN_OR_RETURN(UniqueFd memory, OpenAt(AT_FDCWD, folder + "/mem", O_RDWR));
+  Foothold foothold(std::move(memory));
+  ASSIGN_OR_RETURN(foothold.frame_, ChooseFrame(tracee, roomy ? stack->start : 0, frame_size));
+  foothold.frame_bytes_.resize(frame_size);
+  RETURN_IF_ERROR(
+      ReadMemoryForced(foothold.memory_.get(), foothold.frame_, foothold.frame_bytes_));
+  foothold.code_ = vdso->end - kCodeBytes;
+  foothold.code_bytes_.resize(arch::HomewardCode().size());
+  RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.code_, foothold.code_bytes_));
+  RETURN_IF_ERROR(
+      WriteMemoryForced(foothold.memory_.get(), foothold.code_, arch::HomewardCode()));
+  return foothold;
+}
+
+Foothold::~Foothold() { (void)Leave(); }  // an early return: already reporting worse
+
+Status Foothold::Leave() {
+  if (!memory_) return OkStatus();
+  const UniqueFd memory = std::move(memory_);
+  RETURN_IF_ERROR(WriteMemoryForced(memory.get(), code_, code_bytes_));
+  return WriteMemoryForced(memory.get(), frame_, frame_bytes_);
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,43 @@
+// Where a thread can run for us before there is memory of ours in its process.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/tracee/tracee.h"
+
+namespace stasis::engine {
+
+/// HomewardCode in a place that is never executed, and room for the signal frame that leads the thread
+/// home in one that is never read: should the tracer die, the process loses nothing. What was there is
+/// put back.
+class Foothold {
+ public:
+  /// `tracee` is in a ptrace stop.
+  static Result<Foothold> Take(const Tracee& tracee);
+
+  Foothold(Foothold&&) = default;
+  Foothold& operator=(Foothold&&) = delete;
+  ~Foothold();
+
+  std::uint64_t code() const { return code_; }
+  std::uint64_t frame() const { return frame_; }
+
+  /// Puts back what was there. The destructor covers early returns.
+  Status Leave();
+
+ private:
+  explicit Foothold(UniqueFd memory) : memory_(std::move(memory)) {}
+  static Result<std::uint64_t> ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
+                                           std::size_t size);
+
+  UniqueFd memory_;  // /proc/TID/mem
+  std::uint64_t code_ = 0, frame_ = 0;
+  std::vector<std::byte> code_bytes_, frame_bytes_;  // what was there
+};
+
+}  // namespace stasis::engine

@@ -1,0 +1,339 @@
+// Source  ptrace(2), proc_pid_task_children(5); tested on 6.18
+// Rule    PTRACE_SEIZE and PTRACE_INTERRUPT send no signal. All threads are interrupted before the first
+//         is waited for, so that the tree stops in the time of its slowest thread.
+// Rule    Until a thread is seen to stand still it may clone and fork: we list again until a pass over
+//         the whole tree finds nothing new.
+// Rule    The parent of a vfork(2) sleeps uninterruptibly until its child executes a program or exits: it
+//         cannot stop, and when its child is stopped it never will. Then the others are let go until it
+//         stands, and frozen again.
+// Rule    A thread that is not in a stop cannot be detached (ESRCH): it stays seized, with its interrupt
+//         pending, until it stops or its tracer's thread ends (exit_ptrace() in kernel/ptrace.c).
+#include "engine/tracee/frozen_tree.h"
+
+#include <fcntl.h>
+#include <sys/ptrace.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "engine/base/io.h"
+
+namespace stasis::engine {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr int kAttempts = 5;
+// For one attempt. A thread that runs stops in microseconds, one that waits for a processor (or is
+// throttled by its cgroup) when it has one.
+constexpr milliseconds kStopTimeout{500};
+constexpr milliseconds kSleeperTimeout{50};  // ... for one that is found in uninterruptible sleep
+constexpr milliseconds kPatience{2000};      // between attempts, while all others run
+constexpr unsigned kOptions = PTRACE_O_TRACESYSGOOD;
+
+std::vector<pid_t> ParsePids(std::string_view text) {
+  std::vector<pid_t> pids;
+  const char* at = text.data();
+  const char* const end = text.data() + text.size();
+  while (at < end) {
+    pid_t pid = 0;
+    const auto [next, error] = std::from_chars(at, end, pid);
+    if (error == std::errc()) pids.push_back(pid);
+    at = error == std::errc() ? next : at + 1;
+  }
+  return pids;
+}
+
+std::vector<pid_t> ThreadsOf(pid_t pid) {
+  std::vector<pid_t> tids;
+  std::error_code error;
+  const std::filesystem::path folder = "/proc/" + std::to_string(pid) + "/task";
+  for (auto entry = std::filesystem::directory_iterator(folder, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    pid_t tid = 0;
+    std::from_chars(name.data(), name.data() + name.size(), tid);
+    tids.push_back(tid);
+  }
+  return tids;
+}
+
+std::vector<pid_t> ChildrenOf(pid_t pid) {
+  std::vector<pid_t> children;
+  for (const pid_t tid : ThreadsOf(pid)) {
+    const auto text = ReadFileAt(
+        AT_FDCWD, "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/children");
+    if (!text.ok()) continue;  // the thread has ended
+    for (const pid_t child : ParsePids(*text)) children.push_back(child);
+  }
+  return children;
+}
+
+Result<TaskStat> ReadStat(int proc_fd) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "stat"));
+  return ParseTaskStat(text);
+}
+
+}  // namespace
+
+// Seizes and interrupts threads, and waits for them.
+class FrozenTree::Freezer {
+ public:
+  Freezer(steady_clock::time_point deadline, const std::stop_token& stop)
+      : deadline_(deadline), stop_(stop) {}
+
+  // Adds the process and interrupts its threads. True when something new was found.
+  Result<bool> Visit(pid_t pid) {
+    bool found = false;
+    for (const pid_t tid : ThreadsOf(pid)) {
+      if (threads_.contains(tid)) continue;
+      ASSIGN_OR_RETURN(const bool seized, Seize(pid, tid));
+      found = found || seized;
+    }
+    return found;
+  }
+
+  // Waits for all threads that were interrupted and not yet seen to stand still.
+  Status WaitAll() {
+    for (auto& [tid, thread] : threads_) {
+      if (thread.stopped) continue;
+      const auto now = steady_clock::now();
+      const Status status = Wait(thread, std::min(deadline_, now + kSleeperTimeout),
+                                 std::min(deadline_, now + kStopTimeout));
+      if (status.code() == StatusCode::kNotFound) {
+        thread.tracee.Forget();
+        gone_.insert(tid);
+      } else if (!status.ok()) {
+        return status;
+      }
+      thread.stopped = true;
+    }
+    for (const pid_t tid : std::exchange(gone_, {})) threads_.erase(tid);
+    return OkStatus();
+  }
+
+  // Lets those run that stand still, and waits for those that do not, which then do. They are kept for
+  // the next attempt.
+  Status AwaitSleepers() {
+    std::erase_if(threads_, [](const auto& entry) { return entry.second.stopped; });  // detaches
+    first_stop_ = {};
+    const auto give_up = std::min(deadline_, steady_clock::now() + kPatience);
+    for (auto& [tid, thread] : threads_) {
+      const Status status = Wait(thread, give_up, give_up);
+      if (status.code() == StatusCode::kNotFound) thread.tracee.Forget();
+      if (status.code() == StatusCode::kCancelled) return status;
+      thread.stopped = status.ok();
+    }
+    std::erase_if(threads_, [](const auto& entry) { return entry.second.tracee.tid() == 0; });
+    return OkStatus();
+  }
+
+  struct Thread {
+    Tracee tracee;
+    pid_t pid;
+    bool stopped = false;
+    int stop_signal = 0;
+  };
+  std::map<pid_t, Thread>& threads() { return threads_; }
+  steady_clock::time_point first_stop() const { return first_stop_; }
+
+ private:
+  Result<bool> Seize(pid_t pid, pid_t tid) {
+    Result<Tracee> tracee = Tracee::Seize(tid, kOptions);
+    if (!tracee.ok()) {
+      if (tracee.status().code() == StatusCode::kNotFound) return false;
+      return WhyNotSeized(pid, tid, tracee.status());
+    }
+    RETURN_IF_ERROR(tracee->Interrupt());
+    threads_.emplace(tid, Thread{.tracee = *std::move(tracee), .pid = pid});
+    return true;
+  }
+
+  // A zombie and an io_uring worker refuse to be seized with EPERM as a foreign tracee does.
+  static Result<bool> WhyNotSeized(pid_t pid, pid_t tid, const Status& status) {
+    const auto text = ReadFileAt(
+        AT_FDCWD, "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/status");
+    if (!text.ok()) return false;  // it has ended
+    ASSIGN_OR_RETURN(const TaskStatus task, ParseTaskStatus(*text));
+    if (task.state == 'Z' || task.state == 'X') return false;
+    if (task.name.starts_with("iou-")) {
+      return Unimplemented("pid " + std::to_string(pid) + " uses io_uring (thread " + task.name + ")");
+    }
+    if (task.tracer_pid != 0) {
+      return FailedPrecondition("pid " + std::to_string(pid) + " is traced by pid " +
+                                std::to_string(task.tracer_pid) +
+                                " (a debugger or strace); end that first");
+    }
+    return Annotate(status, "pid " + std::to_string(pid));
+  }
+
+  // True when the thread is in uninterruptible sleep.
+  static bool Sleeps(const Thread& thread) {
+    const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.pid) + "/task/" +
+                                               std::to_string(thread.tracee.tid()) + "/stat");
+    const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
+    return stat.ok() && stat->state == 'D';
+  }
+
+  // Waits until `look`, and if the thread does not sleep uninterruptibly then, until `give_up`.
+  Status Wait(Thread& thread, steady_clock::time_point look, steady_clock::time_point give_up) {
+    while (true) {
+      if (stop_.stop_requested()) return Cancelled("cancelled while freezing");
+      Result<Stop> waited = WaitForStop(thread.tracee.tid(), look);
+      if (waited.status().code() == StatusCode::kDeadlineExceeded && look < give_up &&
+          !Sleeps(thread)) {
+        look = give_up;
+        continue;
+      }
+      ASSIGN_OR_RETURN(const Stop stop, waited);
+      if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
+      switch (stop.kind) {
+        case Stop::Kind::kTrap:
+          return OkStatus();
+        case Stop::Kind::kGroup:
+          thread.stop_signal = stop.signal;
+          return OkStatus();
+        case Stop::Kind::kExited:
+          return NotFound("it has ended");
+        default:
+          // A signal came first: it is delivered, and the stop that we asked for follows.
+          RETURN_IF_ERROR(
+              thread.tracee.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
+          break;
+      }
+    }
+  }
+
+  steady_clock::time_point deadline_;
+  const std::stop_token& stop_;
+  std::map<pid_t, Thread> threads_;
+  std::set<pid_t> gone_;
+  steady_clock::time_point first_stop_;
+};
+
+namespace {
+
+// Stops all threads under `root`. DeadlineExceeded: one does not stop.
+Result<FrozenTree::Shape> FreezeOnce(pid_t root, FrozenTree::Freezer& freezer) {
+  FrozenTree::Shape tree;
+  bool changed = true;
+  while (changed) {
+    changed = false;
+    std::vector<std::pair<pid_t, pid_t>> now = {{root, 0}};
+    std::set<pid_t> seen = {root};
+    for (std::size_t i = 0; i < now.size(); ++i) {
+      ASSIGN_OR_RETURN(const bool found, freezer.Visit(now[i].first));
+      changed = changed || found;
+      for (const pid_t child : ChildrenOf(now[i].first)) {
+        if (seen.insert(child).second) now.emplace_back(child, now[i].first);
+      }
+    }
+    RETURN_IF_ERROR(freezer.WaitAll());
+    changed = changed || now != tree;
+    tree = std::move(now);
+  }
+  return tree;
+}
+
+}  // namespace
+
+FrozenTree::~FrozenTree() { (void)Thaw(); }
+
+Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadline,
+                                      const std::stop_token& stop) {
+  Freezer freezer(deadline, stop);
+  for (int attempt = 1;; ++attempt) {
+    const Result<Shape> shape = FreezeOnce(root, freezer);
+    const Status& status = shape.status();
+    if (status.ok()) return FrozenTree::Of(*shape, freezer);
+    if (status.code() != StatusCode::kDeadlineExceeded) return status;
+    if (steady_clock::now() >= deadline) return status;
+    if (attempt == kAttempts) {
+      return Unavailable("the tree of pid " + std::to_string(root) +
+                         " cannot be frozen: " + Message(status) +
+                         " (uninterruptible sleep; try again when the device or file system answers)");
+    }
+    RETURN_IF_ERROR(freezer.AwaitSleepers());
+  }
+}
+
+
+Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer) {
+  FrozenTree tree;
+  tree.first_stop_ = freezer.first_stop();
+  for (const auto& [pid, parent] : shape) {
+    FrozenProcess process;
+    process.pid = pid;
+    process.parent = parent;
+    for (auto& [tid, thread] : freezer.threads()) {
+      if (thread.pid != pid) continue;
+      process.threads.push_back(
+          {.tracee = std::move(thread.tracee), .status = {}, .stop_signal = thread.stop_signal});
+      // The map is in the order of thread ids, which have nothing to do with who is the leader.
+      if (tid == pid) std::swap(process.threads.front(), process.threads.back());
+    }
+    tree.processes_.push_back(std::move(process));
+  }
+  RETURN_IF_ERROR(tree.ReadTasks());
+  return tree;
+}
+
+Status FrozenTree::ReadTasks() {
+  for (FrozenProcess& process : processes_) {
+    const std::string folder = "/proc/" + std::to_string(process.pid);
+    Result<UniqueFd> proc = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
+    if (!proc.ok()) return NotFound("no process with pid " + std::to_string(process.pid));
+    process.proc = *std::move(proc);
+    ASSIGN_OR_RETURN(process.stat, ReadStat(process.proc.get()));
+    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "status"));
+    ASSIGN_OR_RETURN(process.status, ParseTaskStatus(text));
+    if (process.status.ns_pid.empty()) return Unimplemented("/proc/PID/status has no NSpid");
+    process.ns_pid = process.status.ns_pid.back();
+    process.zombie = process.status.state == 'Z';
+    if (process.zombie && !process.threads.empty()) {
+      return Unimplemented("pid " + std::to_string(process.ns_pid) +
+                           ": its first thread has ended while others run");
+    }
+    if (!process.zombie && process.threads.empty()) {
+      return NotFound("pid " + std::to_string(process.pid) + " has ended");
+    }
+    for (FrozenThread& thread : process.threads) {
+      ASSIGN_OR_RETURN(
+          const std::string thread_text,
+          ReadFileAt(process.proc.get(),
+                     "task/" + std::to_string(thread.tracee.tid()) + "/status"));
+      ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(thread_text));
+    }
+  }
+  if (processes_.front().zombie) {
+    return FailedPrecondition("pid " + std::to_string(root().pid) + " has ended (it is a zombie)");
+  }
+  return OkStatus();
+}
+
+Status FrozenTree::Thaw() {
+  Status worst;
+  for (FrozenProcess& process : processes_) {
+    for (FrozenThread& thread : process.threads) {
+      if (thread.tracee.tid() == 0) continue;
+      // Makes the kernel look at an interrupted system call even when the last stop was a syscall-stop.
+      Status status = thread.tracee.Interrupt();
+      if (status.ok()) status = thread.tracee.Detach();
+      // One that was killed meanwhile needs no thawing.
+      if (!status.ok() && status.code() != StatusCode::kNotFound) worst = status;
+    }
+  }
+  processes_.clear();
+  return worst;
+}
+
+}  // namespace stasis::engine

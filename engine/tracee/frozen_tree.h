@@ -1,0 +1,75 @@
+// A tree of processes that stands still.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/proc/task.h"
+#include "engine/tracee/tracee.h"
+
+namespace stasis::engine {
+
+struct FrozenThread {
+  Tracee tracee;
+  TaskStatus status;    ///< /proc/TID/status, read while it stood still.
+  int stop_signal = 0;  ///< Not 0: it was in group-stop by this signal already.
+
+  pid_t tid() const { return status.pid; }
+  pid_t ns_tid() const { return status.ns_pid.back(); }
+};
+
+struct FrozenProcess {
+  pid_t pid = 0;     ///< As we see it.
+  pid_t ns_pid = 0;  ///< As its own pid namespace does.
+  pid_t parent = 0;  ///< `pid` of its parent in the tree; 0 for the root.
+  bool zombie = false;
+  UniqueFd proc;  ///< Directory /proc/PID, so that a reused pid cannot be read by mistake.
+  TaskStat stat;
+  TaskStatus status;
+  std::vector<FrozenThread> threads;  ///< Leader first; none for a zombie.
+};
+
+/// Freezes by ptrace alone, so that the kernel lets the tree run again when we die (a freezer cgroup
+/// would stay frozen). Thaws in its destructor.
+class FrozenTree {
+ public:
+  /// The tree under `root`, all threads stopped. NotFound: no such process. Unavailable: a task does not
+  /// stop (uninterruptible sleep). Unimplemented: a tree that cannot be frozen as a whole. On failure
+  /// everything runs on, a task in uninterruptible sleep once the calling thread has ended.
+  static Result<FrozenTree> Freeze(pid_t root, std::chrono::steady_clock::time_point deadline,
+                                   const std::stop_token& stop);
+
+  FrozenTree(FrozenTree&&) = default;
+  FrozenTree& operator=(FrozenTree&&) = delete;
+  ~FrozenTree();
+
+  /// Parents before their children; the root is the first.
+  std::vector<FrozenProcess>& processes() { return processes_; }
+  const std::vector<FrozenProcess>& processes() const { return processes_; }
+  const FrozenProcess& root() const { return processes_.front(); }
+  std::chrono::steady_clock::time_point first_stop() const { return first_stop_; }
+
+  /// Lets all tasks run. Called once; the destructor covers early returns.
+  Status Thaw();
+
+  // For the implementation alone.
+  class Freezer;
+  using Shape = std::vector<std::pair<pid_t, pid_t>>;  ///< Process, its parent; parents first.
+
+ private:
+  FrozenTree() = default;
+  static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer);
+  Status ReadTasks();
+
+  std::vector<FrozenProcess> processes_;
+  std::chrono::steady_clock::time_point first_stop_;
+};
+
+}  // namespace stasis::engine

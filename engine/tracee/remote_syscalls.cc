@@ -1,0 +1,233 @@
+// Source  ptrace(2), vdso(7), rt_sigreturn(2); tested on 6.18
+// Rule    A call takes two syscall-stops (about 10 us). Between them the tracer may die: the thread then
+//         finishes the call and goes on at the next instruction, which in HomewardCode() is rt_sigreturn.
+// Rule    Signals are blocked for the thread meanwhile, so that no handler of the program runs on our
+//         registers. PTRACE_GETSIGMASK before PTRACE_SETSIGMASK: the kernel gives the mask that a
+//         sleeping sigsuspend(2) or ppoll(2) will put back.
+#include "engine/tracee/remote_syscalls.h"
+
+#include <absl/cleanup/cleanup.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/io.h"
+#include "engine/tracee/foothold.h"
+
+namespace stasis::engine {
+namespace {
+
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+
+// No call that we make sleeps for long; a network file system may (open).
+constexpr seconds kCallTimeout{30};
+constexpr std::uint64_t kAllSignals = ~std::uint64_t{0};
+// Longest error number, include/linux/err.h.
+constexpr std::int64_t kMaxErrno = 4095;
+
+Status NextSyscallStop(Tracee& tracee, const std::function<Status(const Stop&)>& on_event) {
+  RETURN_IF_ERROR(tracee.ContinueToSyscall());
+  while (true) {
+    ASSIGN_OR_RETURN(const Stop stop,
+                     WaitForStop(tracee.tid(), steady_clock::now() + kCallTimeout));
+    switch (stop.kind) {
+      case Stop::Kind::kSyscall:
+        return OkStatus();
+      case Stop::Kind::kExited:
+        tracee.Forget();
+        return NotFound("the thread ended (wait status " + std::to_string(stop.status) + ")");
+      case Stop::Kind::kEvent:
+        if (on_event) RETURN_IF_ERROR(on_event(stop));
+        break;
+      case Stop::Kind::kSignal:
+        // All signals that can be blocked are; what comes is forced by a fault of ours.
+        return Internal("tid " + std::to_string(tracee.tid()) + " got signal " +
+                        std::to_string(stop.signal) + " in our code");
+      case Stop::Kind::kGroup:
+      case Stop::Kind::kTrap:
+        break;  // an interrupt that was still on its way
+    }
+    RETURN_IF_ERROR(tracee.ContinueToSyscall());
+  }
+}
+
+}  // namespace
+
+namespace {
+
+Result<RemoteArea> MapArea(RemoteSyscalls& remote, std::optional<std::uint64_t> address) {
+  const std::uint64_t fixed = address ? MAP_FIXED_NOREPLACE : 0;
+  constexpr std::uint64_t kAnonymous = MAP_PRIVATE | MAP_ANONYMOUS;
+  ASSIGN_OR_RETURN(const std::uint64_t at,
+                   remote.Call("mmap our area", SYS_mmap, address.value_or(0), RemoteArea::kBytes,
+                               PROT_READ | PROT_EXEC, kAnonymous | fixed, -1, 0));
+  const RemoteArea area = {.address = at};
+  const pid_t tid = remote.tracee().tid();
+  const auto fill = [&]() -> Status {
+    // Code is never writable in the tracee: under PR_SET_MDWE (prctl(2), Linux 6.3) it could not be
+    // executable then. It is written through /proc/PID/mem.
+    RETURN_IF_ERROR(remote
+                        .Call("mmap our area's data", SYS_mmap, area.frame(),
+                              RemoteArea::kBytes - RemoteArea::kPage, PROT_READ | PROT_WRITE,
+                              kAnonymous | MAP_FIXED, -1, 0)
+                        .status());
+    ASSIGN_OR_RETURN(const UniqueFd mem,
+                     OpenAt(AT_FDCWD, "/proc/" + std::to_string(tid) + "/mem", O_RDWR));
+    return WriteMemoryForced(mem.get(), area.code(), arch::HomewardCode());
+  };
+  const Status status = fill();
+  if (status.ok()) return area;
+  (void)remote.Call("munmap", SYS_munmap, area.address, RemoteArea::kBytes);  // reporting worse
+  return status;
+}
+
+}  // namespace
+
+Result<RemoteArea> MakeArea(Tracee& tracee, std::optional<std::uint64_t> address) {
+  ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(tracee));
+  ASSIGN_OR_RETURN(RemoteSyscalls remote,
+                   RemoteSyscalls::BeginAt(tracee, {}, foothold.code(), foothold.frame()));
+  Result<RemoteArea> area = MapArea(remote, address);
+  RETURN_IF_ERROR(remote.Finish());
+  RETURN_IF_ERROR(foothold.Leave());
+  return area;
+}
+
+Status RemoveArea(Tracee& tracee, const RemoteArea& area) {
+  ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(tracee));
+  ASSIGN_OR_RETURN(RemoteSyscalls remote,
+                   RemoteSyscalls::BeginAt(tracee, {}, foothold.code(), foothold.frame()));
+  const Status status =
+      remote.Call("munmap our area", SYS_munmap, area.address, RemoteArea::kBytes).status();
+  RETURN_IF_ERROR(remote.Finish());
+  RETURN_IF_ERROR(foothold.Leave());
+  return status;
+}
+
+Result<RemoteSyscalls> RemoteSyscalls::Begin(Tracee& tracee, const RemoteArea& area) {
+  return BeginAt(tracee, area, area.code(), area.frame());
+}
+
+Result<RemoteSyscalls> RemoteSyscalls::BeginAt(Tracee& tracee, const RemoteArea& area,
+                                               std::uint64_t code, std::uint64_t frame) {
+  RemoteSyscalls remote(tracee, area);
+  Result<arch::Registers> saved = arch::Read(tracee.tid());
+  Result<std::uint64_t> mask = tracee.SignalMask();
+  if (!saved.ok() || !mask.ok()) {
+    remote.Abandon();
+    return saved.ok() ? mask.status() : saved.status();
+  }
+  remote.code_ = code;
+  remote.frame_ = frame;
+  remote.saved_ = *std::move(saved);
+  remote.saved_mask_ = *mask;
+  const std::vector<std::byte> bytes = arch::SignalFrame(remote.saved_, *mask, frame);
+  if (bytes.size() > RemoteArea::kFrameBytes) {
+    remote.Abandon();
+    return Unimplemented("this processor's registers need a frame of " +
+                         std::to_string(bytes.size()) + " bytes");
+  }
+  RETURN_IF_ERROR(WriteMemory(tracee.tid(), frame, bytes));
+  // The way home comes before the signals are blocked: were the tracer to die in between, the thread
+  // would go on with all of them blocked.
+  RETURN_IF_ERROR(arch::WriteGeneral(tracee.tid(), remote.Calling(SYS_getpid, {})));
+  RETURN_IF_ERROR(tracee.SetSignalMask(kAllSignals));
+  return remote;
+}
+
+RemoteSyscalls::RemoteSyscalls(RemoteSyscalls&& other) noexcept
+    : on_event(std::move(other.on_event)),
+      tracee_(std::move(other.tracee_)),
+      area_(other.area_),
+      code_(other.code_),
+      frame_(other.frame_),
+      saved_(std::move(other.saved_)),
+      saved_mask_(other.saved_mask_),
+      used_(other.used_) {}
+
+RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
+  if (this == &other) return *this;
+  (void)Finish();  // as a destructor: nobody is left to hear of an error
+  on_event = std::move(other.on_event);
+  tracee_ = std::move(other.tracee_);
+  area_ = other.area_;
+  saved_ = std::move(other.saved_);
+  saved_mask_ = other.saved_mask_;
+  used_ = other.used_;
+  return *this;
+}
+
+RemoteSyscalls::~RemoteSyscalls() {
+  (void)Finish();  // an early return: already reporting worse
+}
+
+arch::GeneralRegisters RemoteSyscalls::Calling(
+    long number, const std::array<std::uint64_t, 6>& arguments) const {
+  return arch::ForSyscall(saved_.general, code_, frame_ + arch::FrameStackOffset(), number,
+                          arguments);
+}
+
+Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
+                                          std::array<std::uint64_t, 6> arguments) {
+  // The registers stay at the homeward code from one call to the next, so that every instruction at
+  // which the thread could be left alone leads it home.
+  const pid_t tid = tracee_.tid();
+  RETURN_IF_ERROR(arch::WriteGeneral(tid, Calling(number, arguments)));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tid));
+  const std::int64_t result = arch::SyscallResult(after);
+  if (result < 0 && result >= -kMaxErrno) {
+    return SyscallError(static_cast<int>(-result), what);
+  }
+  return static_cast<std::uint64_t>(result);
+}
+
+Result<std::uint64_t> RemoteSyscalls::Reserve(std::size_t size) {
+  const std::uint64_t at = (used_ + 15) & ~std::uint64_t{15};
+  if (at + size > RemoteArea::kArgumentBytes) {
+    return ResourceExhausted("arguments of a remote system call: no room for " +
+                             std::to_string(size) + " bytes");
+  }
+  used_ = at + size;
+  return area_.arguments() + at;
+}
+
+Result<std::uint64_t> RemoteSyscalls::Put(std::span<const std::byte> bytes) {
+  ASSIGN_OR_RETURN(const std::uint64_t address, Reserve(bytes.size()));
+  RETURN_IF_ERROR(WriteMemory(tracee_.tid(), address, bytes));
+  return address;
+}
+
+Result<std::uint64_t> RemoteSyscalls::Put(std::string_view text) {
+  const std::string terminated(text);
+  return Put(std::as_bytes(std::span(terminated.c_str(), terminated.size() + 1)));
+}
+
+Status RemoteSyscalls::ReadBack(std::uint64_t address, std::span<std::byte> bytes) {
+  return ReadMemory(tracee_.tid(), address, bytes);
+}
+
+Status RemoteSyscalls::Finish() {
+  if (tracee_.tid() == 0) return OkStatus();
+  Tracee tracee = std::move(tracee_);
+  const absl::Cleanup forget = [&tracee] { tracee.Forget(); };
+  // The mask first, as long as the registers lead home whatever becomes of us.
+  RETURN_IF_ERROR(tracee.SetSignalMask(saved_mask_));
+  RETURN_IF_ERROR(arch::Write(tracee.tid(), saved_));
+  // The last stop was a syscall-stop: without signal work the kernel would let a result like -512 through
+  // to the program. An interrupt makes it look, and restart the call.
+  // arch/x86/kernel/signal.c, arch_do_signal_or_restart()
+  return tracee.Interrupt();
+}
+
+}  // namespace stasis::engine

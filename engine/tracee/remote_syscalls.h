@@ -1,0 +1,115 @@
+// System calls made by a stopped thread on our behalf: the one way in which anything is done inside a
+// process, at dump and at restore.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "engine/arch/arch.h"
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/tracee/tracee.h"
+
+namespace stasis::engine {
+
+/// A little memory of ours in a process: one page of code (HomewardCode), then room for the signal frames
+/// that lead its threads home and for the arguments of calls.
+struct RemoteArea {
+  std::uint64_t address = 0;
+
+  static constexpr std::uint64_t kPage = 4096;
+  static constexpr std::uint64_t kFrameBytes = 64 << 10;
+  static constexpr std::uint64_t kArgumentBytes = 128 << 10;
+  static constexpr std::uint64_t kBytes = kPage + kFrameBytes + kArgumentBytes;
+
+  std::uint64_t code() const { return address; }
+  std::uint64_t frame() const { return address + kPage; }
+  std::uint64_t arguments() const { return address + kPage + kFrameBytes; }
+};
+
+/// Runs system calls in one thread that is in a ptrace stop. While it lives, the thread's registers are
+/// ours; Finish() puts back what they were, and so does the destructor. When the tracer dies in between,
+/// the thread runs through the signal frame back to where it was.
+class RemoteSyscalls {
+ public:
+  /// Takes `tracee` over, with `area` already in its memory (see MakeArea).
+  static Result<RemoteSyscalls> Begin(Tracee& tracee, const RemoteArea& area);
+  /// The same with HomewardCode and room for the signal frame elsewhere than in `area` (see Foothold).
+  static Result<RemoteSyscalls> BeginAt(Tracee& tracee, const RemoteArea& area, std::uint64_t code,
+                                        std::uint64_t frame);
+
+  RemoteSyscalls(RemoteSyscalls&& other) noexcept;
+  RemoteSyscalls& operator=(RemoteSyscalls&& other) noexcept;
+  ~RemoteSyscalls();
+
+  /// The registers that the thread had.
+  const arch::Registers& saved() const { return saved_; }
+
+  /// The result of system call `number`, or its error as SyscallError "`what`".
+  template <typename... Arguments>
+  Result<std::uint64_t> Call(std::string_view what, long number, Arguments... arguments) {
+    return Run(what, number, {static_cast<std::uint64_t>(arguments)...});
+  }
+
+  /// Copies `bytes` to the thread's argument room and gives the address there; 16-byte aligned.
+  /// All of it is given back by ResetArguments(). ResourceExhausted when the room is full.
+  Result<std::uint64_t> Put(std::span<const std::byte> bytes);
+  Result<std::uint64_t> Put(std::string_view text);  ///< With a terminating NUL.
+  template <typename T>
+  Result<std::uint64_t> PutValue(const T& value) {
+    return Put(std::as_bytes(std::span(&value, 1)));
+  }
+  /// Room for `size` bytes that a call will fill.
+  Result<std::uint64_t> Reserve(std::size_t size);
+  void ResetArguments() { used_ = 0; }
+
+  Status ReadBack(std::uint64_t address, std::span<std::byte> bytes);
+  template <typename T>
+  Result<T> ReadValue(std::uint64_t address) {
+    T value = {};
+    RETURN_IF_ERROR(ReadBack(address, std::as_writable_bytes(std::span(&value, 1))));
+    return value;
+  }
+
+  /// Called for PTRACE_EVENT_* stops that a call runs into (clone, fork, exec).
+  std::function<Status(const Stop&)> on_event;
+
+  Tracee& tracee() { return tracee_; }
+  const RemoteArea& area() const { return area_; }
+
+  /// Puts registers and signal mask back; the thread stays stopped.
+  Status Finish();
+  /// The thread's state is not ours to put back any more (it has executed a program, or ends).
+  void Abandon() { tracee_.Forget(); }
+
+ private:
+  RemoteSyscalls(Tracee& tracee, const RemoteArea& area)
+      : tracee_(Tracee::Adopt(tracee.tid())), area_(area) {}
+  arch::GeneralRegisters Calling(long number, const std::array<std::uint64_t, 6>& arguments) const;
+  Result<std::uint64_t> Run(std::string_view what, long number,
+                            std::array<std::uint64_t, 6> arguments);
+
+  /// A second view of the thread, never detached here, so that its owner may move.
+  Tracee tracee_;
+  RemoteArea area_;
+  std::uint64_t code_ = 0, frame_ = 0;
+  arch::Registers saved_;
+  std::uint64_t saved_mask_ = 0;
+  std::uint64_t used_ = 0;
+};
+
+/// Makes the area in the process of the stopped thread `tracee`: at `address`, which must be free there,
+/// or where the kernel chooses. The calls for that run in a Foothold.
+Result<RemoteArea> MakeArea(Tracee& tracee, std::optional<std::uint64_t> address);
+/// Unmaps the area, by the same way.
+Status RemoveArea(Tracee& tracee, const RemoteArea& area);
+
+}  // namespace stasis::engine

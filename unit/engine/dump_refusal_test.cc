@@ -1,0 +1,151 @@
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/shm.h>
+#include <sys/syscall.h>
+
+#include <thread>
+
+#include "unit/engine/dump_fixture.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::Child;
+using ::stasis::testing::MemoryImages;
+using ::stasis::testing::Sleep;
+using ::stasis::testing::StateOf;
+using ::stasis::testing::StatusIs;
+using ::stasis::testing::WaitForState;
+using ::testing::HasSubstr;
+
+constexpr std::size_t kSize = 16 * 4096;
+constexpr long kMseal = 462;  // Linux 6.10
+
+void* Map(int flags = MAP_PRIVATE | MAP_ANONYMOUS, int fd = -1) {
+  return ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, flags, fd, 0);
+}
+
+// A second process that shares with the first what `flags` say.
+void CloneWith(unsigned long flags) {
+  static char stack[65536];
+  ::clone([](void*) { return Sleep(); }, stack + sizeof(stack), static_cast<int>(flags) | SIGCHLD,
+          nullptr);
+}
+
+struct Case {
+  const char* name;
+  const char* message;  // a part of it
+  /// False: this machine lacks what is to be refused.
+  bool (*prepare)(const SharedWords&);
+};
+
+const Case kCases[] = {
+    {"Memfd", "memfd",
+     [](const SharedWords&) {
+       const int fd = ::memfd_create("m", 0);
+       return ::ftruncate(fd, kSize) == 0 && Map(MAP_SHARED, fd) != MAP_FAILED && ::close(fd) == 0;
+     }},
+    {"SystemV", "System V",
+     [](const SharedWords&) {
+       const int id = ::shmget(IPC_PRIVATE, kSize, 0600);
+       const bool attached = id >= 0 && ::shmat(id, nullptr, 0) != reinterpret_cast<void*>(-1);
+       ::shmctl(id, IPC_RMID, nullptr);
+       return attached;
+     }},
+    {"Mseal", "mseal", [](const SharedWords&) { return ::syscall(kMseal, Map(), kSize, 0) == 0; }},
+    {"ProtectionKey", "protection key",
+     [](const SharedWords&) {
+       const int key = ::pkey_alloc(0, 0);
+       return key > 0 && ::pkey_mprotect(Map(), kSize, PROT_READ, key) == 0;
+     }},
+    {"AsynchronousIo", "io_setup",
+     [](const SharedWords&) {
+       unsigned long context = 0;
+       return ::syscall(SYS_io_setup, 8, &context) == 0;
+     }},
+    {"SharedMemory", "share their memory",
+     [](const SharedWords&) { return CloneWith(CLONE_VM), true; }},
+    {"SharedDescriptors", "share their descriptors",
+     [](const SharedWords&) { return CloneWith(CLONE_FILES), true; }},
+    {"SharedDirectory", "share their working directory",
+     [](const SharedWords&) { return CloneWith(CLONE_FS), true; }},
+    {"ThreadWithItsOwnDescriptors", "of its own",
+     [](const SharedWords&) {
+       static std::atomic<int> done = 0;
+       std::thread([] {
+         ::unshare(CLONE_FILES);
+         done = 1;
+         Sleep();
+       }).detach();
+       while (done == 0) ::usleep(1000);
+       return true;
+     }},
+    {"DeletedDirectory", "working directory was deleted",
+     [](const SharedWords&) {
+       char path[] = "/tmp/stasis-dump-XXXXXX";
+       return ::mkdtemp(path) != nullptr && ::chdir(path) == 0 && ::rmdir(path) == 0;
+     }},
+    {"ChildWithAnotherRoot", "another root directory",
+     [](const SharedWords& words) {
+       if (::fork() != 0) return words.WaitAbove(3, 0);
+       words[3] = ::chroot("/tmp") == 0;
+       return Sleep() == 0;
+     }},
+    {"ChildInANamespace", "another uts namespace",
+     [](const SharedWords& words) {
+       if (::fork() != 0) return words.WaitAbove(3, 0);
+       words[3] = ::unshare(CLONE_NEWUTS) == 0;
+       return Sleep() == 0;
+     }},
+    {"PidNamespaceForChildren", "in another namespace",
+     [](const SharedWords&) { return ::unshare(CLONE_NEWPID) == 0; }},
+    {"UserNamespace", "user namespace",
+     [](const SharedWords&) { return ::unshare(CLONE_NEWUSER) == 0; }},
+};
+
+class DumpRefusalTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(DumpRefusalTest, NamesTheThingAndLetsTheTreeRun) {
+  SharedWords words;
+  Child child = Program([&] {
+    words[1] = GetParam().prepare(words);
+    words[0] = 1;
+    while (true) {
+      ++words[2];
+      ::usleep(1000);
+    }
+    return 0;
+  });
+  ASSERT_TRUE(words.WaitAbove(0, 0));
+  if (words[1] == 0) GTEST_SKIP() << "this machine has no such thing";
+  MemoryImages images;
+  EXPECT_THAT(DumpTo(child.pid(), images),
+              StatusIs(StatusCode::kUnimplemented, HasSubstr(GetParam().message)));
+  EXPECT_TRUE(images.files.empty());
+  EXPECT_TRUE(words.WaitAbove(2, words[2]));
+  const std::string inner =
+      ProcText(child.pid(), "task/" + std::to_string(child.pid()) + "/children");
+  if (!inner.empty()) ::kill(std::stoi(inner), SIGKILL);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DumpRefusalTest, ::testing::ValuesIn(kCases),
+                         [](const auto& test) { return test.param.name; });
+
+TEST(DumpRefusalTest, StrictSeccompIsRefused) {
+  SharedWords words;
+  Child child = Program([&] {
+    words[0] = 1;
+    ::syscall(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0);
+    while (true) ++words[2];
+    return 0;
+  });
+  ASSERT_TRUE(words.WaitAbove(2, 0));
+  MemoryImages images;
+  EXPECT_THAT(DumpTo(child.pid(), images),
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("strict seccomp")));
+  EXPECT_TRUE(words.WaitAbove(2, words[2]));
+}
+
+}  // namespace
+}  // namespace stasis::engine

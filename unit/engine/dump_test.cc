@@ -1,0 +1,245 @@
+#include "engine/dump.h"
+
+#include <sys/prctl.h>
+
+#include <filesystem>
+#include <random>
+#include <thread>
+
+#include "unit/engine/dump_fixture.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::Child;
+using ::stasis::testing::IsOk;
+using ::stasis::testing::MemoryImages;
+using ::stasis::testing::Sleep;
+using ::stasis::testing::StateOf;
+using ::stasis::testing::StatusIs;
+using ::stasis::testing::WaitForState;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+using ::testing::HasSubstr;
+
+// Each of its threads counts in its own word, with floating point on the way, and the program ends with 1
+// when an answer is wrong or a system call is disturbed. A sleep may end early when `tracer_dies`: the
+// rest of its time is lost with the tracer.
+Child Counter(const SharedWords& words, int threads, bool tracer_dies = false) {
+  Child child = Program([&] {
+    const auto count = [&words, tracer_dies](int i) {
+      volatile double sum = 0;
+      for (std::uint64_t n = 1;; ++n) {
+        sum = sum + 1.0;
+        if (sum != static_cast<double>(n)) ::_exit(1);
+        words[i] = n;
+        timespec blink = {.tv_sec = 0, .tv_nsec = 1000};
+        if (n % 64 == 0 && ::nanosleep(&blink, nullptr) != 0 && !tracer_dies) ::_exit(2);
+        if (n % 97 == 0 && ::close(-1) != -1) ::_exit(3);
+      }
+    };
+    for (int i = 1; i < threads; ++i) std::thread(count, i).detach();
+    count(0);
+    return 0;
+  });
+  for (int i = 0; i < threads; ++i) EXPECT_TRUE(words.WaitAbove(i, 0));
+  return child;
+}
+
+void ExpectRunsOn(const SharedWords& words, int threads = 1) {
+  for (int i = 0; i < threads; ++i) EXPECT_TRUE(words.WaitAbove(i, words[i])) << "thread " << i;
+}
+
+std::size_t DescriptorsOf(pid_t pid) {
+  const std::filesystem::path folder = "/proc/" + std::to_string(pid) + "/fd";
+  return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(folder), {}));
+}
+
+TEST(DumpTest, TheProgramRunsOnAsItWas) {
+  SharedWords words;
+  Child child = Counter(words, 4);
+  const std::string maps = ProcText(child.pid(), "maps");
+  const std::size_t descriptors = DescriptorsOf(child.pid());
+  MemoryImages images;
+  for (int round = 0; round < 5; ++round) {
+    images.files.clear();
+    const auto report = DumpTo(child.pid(), images);
+    ASSERT_THAT(report, IsOk());
+    EXPECT_EQ(report->threads, 4u);
+    EXPECT_EQ(ProcText(child.pid(), "maps"), maps);
+    EXPECT_EQ(DescriptorsOf(child.pid()), descriptors);
+    ExpectRunsOn(words, 4);
+  }
+}
+
+TEST(DumpTest, TheInventoryComesLast) {
+  SharedWords words;
+  Child child = Prepared(words, [] {});
+  MemoryImages images;
+  ASSERT_THAT(DumpTo(child.pid(), images), IsOk());
+  EXPECT_EQ(images.order.back(), "inventory.img");
+  EXPECT_EQ(images.files.at("descriptors.json"), R"(["/dev/null","/dev/null","/dev/null"])");
+}
+
+TEST(DumpTest, NothingRunsWhileTheCallerWorksOnTheFrozenTree) {
+  SharedWords words;
+  Child child = Counter(words, 2);
+  MemoryImages images;
+  DumpRequest request;
+  request.root = child.pid();
+  request.while_frozen = [&] {
+    const std::uint64_t before = words[1];
+    ::usleep(20'000);
+    EXPECT_EQ(words[1], before);
+    EXPECT_FALSE(images.files.contains("inventory.img"));
+    return Unavailable("no file system");
+  };
+  EXPECT_THAT(Dump(request, images), StatusIs(StatusCode::kUnavailable, "no file system"));
+  ExpectRunsOn(words, 2);
+}
+
+TEST(DumpTest, ACancelledDumpLetsTheTreeRun) {
+  SharedWords words;
+  Child child = Counter(words, 2);
+  MemoryImages images;
+  std::stop_source stop;
+  DumpRequest request;
+  request.root = child.pid();
+  request.stop = stop.get_token();
+  request.progress = [&](std::uint64_t, std::uint64_t) { stop.request_stop(); };
+  EXPECT_THAT(Dump(request, images), StatusIs(StatusCode::kCancelled));
+  EXPECT_FALSE(images.files.contains("inventory.img"));
+  ExpectRunsOn(words, 2);
+}
+
+TEST(DumpTest, ADumpPastItsDeadlineLetsTheTreeRun) {
+  SharedWords words;
+  Child child = Counter(words, 2);
+  MemoryImages images;
+  DumpRequest request;
+  request.root = child.pid();
+  request.deadline = steady_clock::now() + milliseconds(500);
+  request.progress = [&](std::uint64_t, std::uint64_t) {
+    std::this_thread::sleep_until(request.deadline);
+  };
+  EXPECT_THAT(Dump(request, images), StatusIs(StatusCode::kDeadlineExceeded));
+  ExpectRunsOn(words, 2);
+}
+
+TEST(DumpTest, AFullDiskLetsEvenATreeThatIsToDieRunOn) {
+  SharedWords words;
+  Child child = Counter(words, 2);
+  for (const char* const file : {"pages-1.img", "files.img", "inventory.img"}) {
+    MemoryImages images;
+    images.on_open = [&](std::string_view name) {
+      return name == file ? ResourceExhausted("no space left") : OkStatus();
+    };
+    DumpRequest request;
+    request.root = child.pid();
+    request.fate = Fate::kKill;
+    EXPECT_THAT(Dump(request, images), StatusIs(StatusCode::kResourceExhausted)) << file;
+    ExpectRunsOn(words, 2);
+  }
+}
+
+TEST(DumpTest, ATreeIsKilledOnceItsCheckpointIsDurable) {
+  SharedWords words;
+  Child child = Program([&] {
+    if (const pid_t inner = ::fork(); inner != 0) words[0] = static_cast<std::uint64_t>(inner);
+    std::thread([] { Sleep(); }).detach();
+    return Sleep();
+  });
+  ASSERT_TRUE(words.WaitAbove(0, 0));
+  MemoryImages images;
+  DumpRequest request;
+  request.root = child.pid();
+  request.fate = Fate::kKill;
+  request.commit = [&](const DumpReport&) { return Unavailable("fsync"); };
+  EXPECT_THAT(Dump(request, images), StatusIs(StatusCode::kUnavailable));
+  WaitForState(child.pid(), 'S');
+
+  images.files.clear();
+  request.commit = [&](const DumpReport&) {
+    EXPECT_EQ(StateOf(child.pid()), 't');
+    return images.files.contains("inventory.img") ? OkStatus() : Internal("no inventory");
+  };
+  ASSERT_THAT(Dump(request, images), IsOk());
+  EXPECT_EQ(StateOf(child.pid()), '?');  // the dump has waited for it: it was a child of ours
+  child.Forget();
+  const char inner = StateOf(static_cast<pid_t>(words[0].load()));
+  EXPECT_TRUE(inner == '?' || inner == 'Z') << inner;
+}
+
+TEST(DumpTest, ATreeIsLeftStoppedAndGoesOnBySigcont) {
+  SharedWords words;
+  Child child = Counter(words, 2);
+  MemoryImages images;
+  DumpRequest request;
+  request.root = child.pid();
+  request.fate = Fate::kLeaveStopped;
+  ASSERT_THAT(Dump(request, images), IsOk());
+  WaitForState(child.pid(), 'T');
+  ::kill(child.pid(), SIGCONT);
+  ExpectRunsOn(words, 2);
+}
+
+TEST(DumpTest, WeOurselvesAndOurAncestorsAreRefused) {
+  MemoryImages images;
+  for (const pid_t pid : {::getpid(), ::getppid(), 1}) {
+    EXPECT_THAT(DumpTo(pid, images), StatusIs(StatusCode::kInvalidArgument)) << pid;
+  }
+  EXPECT_THAT(DumpTo(0, images), StatusIs(StatusCode::kInvalidArgument));
+  EXPECT_THAT(DumpTo(2, images),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("kernel thread")));
+  EXPECT_THAT(DumpTo(4'000'000, images), StatusIs(StatusCode::kNotFound));
+}
+
+TEST(DumpTest, SleepingSystemCallsAreNotDisturbed) {
+  SharedWords words;
+  Child child = Program([&] {
+    int pipe[2];
+    if (::pipe(pipe) != 0) return 1;
+    std::thread writer([&] {
+      timespec rest = {.tv_sec = 0, .tv_nsec = 300'000'000};
+      words[0] = 1;
+      // A restart block: what is left of the time is not in the registers.
+      if (::nanosleep(&rest, nullptr) != 0) ::_exit(2);
+      (void)!::write(pipe[1], "x", 1);
+    });
+    char letter = 0;
+    const bool good = ::read(pipe[0], &letter, 1) == 1 && letter == 'x';
+    writer.join();
+    return good ? 0 : 3;
+  });
+  ASSERT_TRUE(words.WaitAbove(0, 0));
+  MemoryImages images;
+  EXPECT_THAT(DumpTo(child.pid(), images), IsOk());
+  EXPECT_EQ(child.Wait(), 0);
+}
+
+TEST(DumpTest, ATracerThatIsKilledAtAnyMomentDoesNoHarm) {
+  SharedWords words;
+  Child victim = Counter(words, 3, /*tracer_dies=*/true);
+  const std::uint32_t seed = std::random_device()();
+  std::mt19937 random(seed);
+  std::uniform_int_distribution<useconds_t> delay(0, 40'000);
+  for (int round = 0; round < 50; ++round) {
+    Child tracer([&] {
+      while (true) {
+        MemoryImages images;
+        if (!DumpTo(victim.pid(), images).ok()) return 1;
+      }
+    });
+    ::usleep(delay(random));
+    ::kill(tracer.pid(), SIGKILL);
+    (void)tracer.Wait();
+    if (StateOf(victim.pid()) == 'Z') {
+      FAIL() << "wait status " << victim.Wait() << ", round " << round << ", seed " << seed;
+    }
+    ExpectRunsOn(words, 3);
+  }
+  EXPECT_THAT(ProcText(victim.pid(), "status"), HasSubstr("SigBlk:\t0000000000000000"));
+}
+
+}  // namespace
+}  // namespace stasis::engine

@@ -1,0 +1,101 @@
+#include "engine/files/ghost_file.h"
+
+#include <sys/stat.h>
+
+#include "unit/engine/files/local_context.h"
+#include "unit/engine/files/scratch_directory.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::IsOk;
+using ::stasis::testing::StatusIs;
+using ::testing::HasSubstr;
+
+TEST(GhostFileTest, ADeletedFileKeepsContentHolesAndMode) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file";
+  const UniqueFd fd = Fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL, 0640));
+  ASSERT_EQ(::pwrite(fd.get(), "far", 3, 50 << 20), 3);
+  ASSERT_EQ(::ftruncate(fd.get(), 200 << 20), 0);
+  ASSERT_EQ(::lseek(fd.get(), 50 << 20, SEEK_SET), 50 << 20);
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  const OpenFile restored = Describe(trip.restored.get(), 1);
+  EXPECT_EQ(restored.st.st_size, 200 << 20);
+  EXPECT_LT(restored.st.st_blocks, 1000);
+  EXPECT_EQ(restored.st.st_mode, S_IFREG | 0640u);
+  EXPECT_EQ(restored.st.st_nlink, 0u);
+  EXPECT_EQ(ReadSome(trip.restored.get()).substr(0, 4), std::string("far\0", 4));
+  EXPECT_TRUE(std::filesystem::is_empty(scratch / "."));
+  EXPECT_EQ(::lseek(fd.get(), 0, SEEK_CUR), (50 << 20)) << "the dump moved the offset";
+}
+
+TEST(GhostFileTest, TwoOpenFilesOfADeletedOneShareItAgain) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file";
+  const UniqueFd writer = Fd(::open(path.c_str(), O_WRONLY | O_CREAT, 0600));
+  const UniqueFd reader = Fd(::open(path.c_str(), O_RDONLY));
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  LocalDumpContext dump;
+  const std::uint32_t reader_id = dump.Add(reader.get());
+  const std::uint32_t writer_id = dump.Add(writer.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> new_reader = restore.Restore(reader_id);
+  const Result<UniqueFd> new_writer = restore.Restore(writer_id);
+  ASSERT_THAT(new_reader, IsOk());
+  ASSERT_THAT(new_writer, IsOk());
+  ASSERT_THAT(WriteAll(new_writer->get(), "shared"), IsOk());
+  EXPECT_EQ(ReadSome(new_reader->get()), "shared");
+}
+
+TEST(GhostFileTest, AFileThatWasReplacedIsNotItsSuccessor) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file";
+  const UniqueFd old = Fd(::open(path.c_str(), O_RDWR | O_CREAT, 0600));
+  ASSERT_THAT(WriteAll(old.get(), "old"), IsOk());
+  const UniqueFd successor = Fd(::open((scratch / "new").c_str(), O_RDWR | O_CREAT, 0600));
+  ASSERT_THAT(WriteAll(successor.get(), "successor"), IsOk());
+  ASSERT_EQ(::rename((scratch / "new").c_str(), path.c_str()), 0);
+  ASSERT_EQ(::lseek(old.get(), 0, SEEK_SET), 0);
+  const RoundTrip trip(old.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_EQ(ReadSome(trip.restored.get()), "old");
+  EXPECT_EQ(std::filesystem::file_size(path), 9u);
+}
+
+TEST(GhostFileTest, RefusesALargeOne) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file";
+  const UniqueFd fd = Fd(::open(path.c_str(), O_RDWR | O_CREAT, 0600));
+  ASSERT_EQ(::posix_fallocate(fd.get(), 0, kGhostLimitBytes + 4096), 0);
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  EXPECT_THAT(RoundTrip(fd.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("limit")));
+}
+
+TEST(GhostFileTest, RefusesADeletedDirectoryAndAFileWithin) {
+  const ScratchDirectory scratch;
+  ASSERT_EQ(::mkdir((scratch / "dir").c_str(), 0700), 0);
+  const UniqueFd dir = Fd(::open((scratch / "dir").c_str(), O_RDONLY | O_DIRECTORY));
+  const UniqueFd file = Fd(::open((scratch / "dir/file").c_str(), O_RDWR | O_CREAT, 0600));
+  std::filesystem::remove_all(scratch / "dir");
+  EXPECT_THAT(RoundTrip(dir.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("dir")));
+  EXPECT_THAT(RoundTrip(file.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("its directory")));
+}
+
+TEST(GhostFileTest, AnArchiveCannotMakeASetUserIdFile) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file";
+  const UniqueFd fd = Fd(::open(path.c_str(), O_RDWR | O_CREAT, 0755));
+  ASSERT_EQ(::fchmod(fd.get(), 06755), 0);
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_EQ(Describe(trip.restored.get(), 1).st.st_mode, S_IFREG | 0755u);
+}
+
+}  // namespace
+}  // namespace stasis::engine

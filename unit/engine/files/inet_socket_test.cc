@@ -1,0 +1,184 @@
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include "engine/files/inet_address.h"
+#include "engine/files/socket.h"
+#include "unit/engine/files/local_context.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::IsOk;
+using ::stasis::testing::StatusIs;
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+InetAddress Loopback(int family, std::uint16_t port = 0) {
+  InetAddress address;
+  address.family = family;
+  if (family == AF_INET) {
+    address.words[0] = htonl(INADDR_LOOPBACK);
+  } else {
+    address.words[3] = htonl(1);
+  }
+  address.port = port;
+  return address;
+}
+
+UniqueFd Bound(int family, int type) {
+  UniqueFd fd = Fd(::socket(family, type | SOCK_CLOEXEC, 0));
+  EXPECT_THAT(LocalFileActor().Bind(fd.get(), InetSockaddr(Loopback(family)).bytes()), IsOk());
+  return fd;
+}
+
+// A dump of `fd` alone, whose original is closed: its port is free for the restored one.
+struct Moved {
+  explicit Moved(UniqueFd fd) : restore(dump) {
+    const std::uint32_t id = dump.Add(fd.get());
+    status = dump.DumpAll();
+    if (!status.ok()) return;
+    entry = dump.entries[0].isk();
+    fd.Reset();
+    dump.Forget();
+    Result<UniqueFd> result = restore.Restore(id);
+    status = result.status();
+    if (result.ok()) restored = *std::move(result);
+  }
+  LocalDumpContext dump;
+  LocalRestoreContext restore;
+  image::InetSkEntry entry;
+  Status status;
+  UniqueFd restored;
+};
+
+class InetSocketTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(InetSocketTest, AListenerListensAgainWithItsOptions) {
+  UniqueFd fd = Bound(GetParam(), SOCK_STREAM);
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, 3), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), SOL_SOCKET, SO_KEEPALIVE, 1), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), SOL_SOCKET, SO_RCVBUF, 20000), IsOk());
+  ASSERT_EQ(::listen(fd.get(), 7), 0);
+  const Result<InetAddress> address = LocalAddress(fd.get());
+  const int defer = SocketOption(fd.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT).value_or(-1);
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(moved.entry.state(), std::uint32_t{TCP_LISTEN});
+  EXPECT_EQ(moved.entry.backlog(), 7u);
+  const int restored = moved.restored.get();
+  EXPECT_EQ(LocalAddress(restored).value_or(InetAddress()).ToText(), address->ToText());
+  EXPECT_EQ(SocketOption(restored, IPPROTO_TCP, TCP_NODELAY).value_or(0), 1);
+  EXPECT_EQ(SocketOption(restored, IPPROTO_TCP, TCP_DEFER_ACCEPT).value_or(0), defer);
+  EXPECT_EQ(SocketOption(restored, SOL_SOCKET, SO_KEEPALIVE).value_or(0), 1);
+  EXPECT_EQ(SocketOption(restored, SOL_SOCKET, SO_REUSEADDR).value_or(1), 0);
+  EXPECT_EQ(SocketOption(restored, SOL_SOCKET, SO_RCVBUF).value_or(0), 40000);
+  const UniqueFd client = Fd(::socket(GetParam(), SOCK_STREAM, 0));
+  EXPECT_THAT(LocalFileActor().Connect(client.get(), InetSockaddr(*address).bytes()), IsOk());
+}
+
+TEST_P(InetSocketTest, AConnectionIsResetAndNamed) {
+  const UniqueFd listener = Bound(GetParam(), SOCK_STREAM);
+  ASSERT_EQ(::listen(listener.get(), 1), 0);
+  const Result<InetAddress> address = LocalAddress(listener.get());
+  const UniqueFd client = Fd(::socket(GetParam(), SOCK_STREAM | SOCK_NONBLOCK, 0));
+  (void)LocalFileActor().Connect(client.get(), InetSockaddr(*address).bytes());  // EINPROGRESS
+  const UniqueFd server = Fd(::accept(listener.get(), nullptr, nullptr));
+  const RoundTrip trip(client.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_THAT(trip.dump.notes, Contains(HasSubstr(address->ToText())));
+  EXPECT_THAT(trip.restore.notes, Contains(HasSubstr(address->ToText())));
+  const UniqueFd epoll = Fd(::epoll_create1(0));
+  ASSERT_THAT(LocalProcessActor().EpollAdd(epoll.get(), trip.restored.get(), EPOLLIN, 0), IsOk());
+  epoll_event event = {};
+  ASSERT_EQ(::epoll_wait(epoll.get(), &event, 1, 0), 1);
+  EXPECT_EQ(event.events & (EPOLLERR | EPOLLHUP), EPOLLERR | EPOLLHUP);
+  char byte;
+  EXPECT_EQ(::read(trip.restored.get(), &byte, 1), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+  EXPECT_EQ(Describe(trip.restored.get(), 1).flags, Describe(client.get(), 1).flags);
+  EXPECT_EQ(::write(client.get(), "x", 1), 1) << "the dump broke the original";
+}
+
+TEST_P(InetSocketTest, ADatagramSocketReceivesAtTheSamePort) {
+  UniqueFd fd = Bound(GetParam(), SOCK_DGRAM);
+  const Result<InetAddress> address = LocalAddress(fd.get());
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  const UniqueFd sender = Fd(::socket(GetParam(), SOCK_DGRAM, 0));
+  ASSERT_THAT(LocalFileActor().Connect(sender.get(), InetSockaddr(*address).bytes()), IsOk());
+  ASSERT_EQ(::send(sender.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(ReadSome(moved.restored.get()), "hello");
+  EXPECT_THAT(moved.restore.notes, IsEmpty());
+}
+
+TEST_P(InetSocketTest, AConnectedDatagramSocketSendsToTheSamePeer) {
+  const UniqueFd peer = Bound(GetParam(), SOCK_DGRAM);
+  const Result<InetAddress> address = LocalAddress(peer.get());
+  UniqueFd fd = Fd(::socket(GetParam(), SOCK_DGRAM, 0));
+  ASSERT_THAT(LocalFileActor().Connect(fd.get(), InetSockaddr(*address).bytes()), IsOk());
+  const Result<InetAddress> local = LocalAddress(fd.get());
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(LocalAddress(moved.restored.get())->ToText(), local->ToText());
+  ASSERT_EQ(::send(moved.restored.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(ReadSome(peer.get()), "hello");
+}
+
+TEST_P(InetSocketTest, AFreshSocketIsFresh) {
+  UniqueFd fd = Fd(::socket(GetParam(), SOCK_STREAM | SOCK_NONBLOCK, 0));
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(LocalAddress(moved.restored.get())->port, 0);
+  EXPECT_EQ(::listen(moved.restored.get(), 1), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, InetSocketTest, ::testing::Values(AF_INET, AF_INET6));
+
+TEST(InetSocketRefusalTest, NamesAPortThatIsTaken) {
+  const UniqueFd fd = Bound(AF_INET, SOCK_STREAM);
+  ASSERT_EQ(::listen(fd.get(), 1), 0);
+  EXPECT_THAT(RoundTrip(fd.get()).status,
+              StatusIs(StatusCode::kAlreadyExists, HasSubstr("127.0.0.1:")));
+}
+
+TEST(InetSocketRefusalTest, NamesAnAddressThatIsNotThere) {
+  LocalDumpContext dump;
+  UniqueFd fd = Bound(AF_INET, SOCK_STREAM);
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  dump.entries[0].mutable_isk()->set_src_addr(0, inet_addr("192.0.2.1"));
+  LocalRestoreContext restore(dump);
+  EXPECT_THAT(restore.Restore(id),
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("192.0.2.1")));
+}
+
+TEST(InetSocketRefusalTest, RefusesOtherProtocols) {
+  const UniqueFd raw = Fd(::socket(AF_INET, SOCK_RAW, IPPROTO_TCP));
+  EXPECT_THAT(RoundTrip(raw.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("raw")));
+  const UniqueFd mptcp(::socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
+  if (mptcp) {
+    EXPECT_THAT(RoundTrip(mptcp.get()).status,
+                StatusIs(StatusCode::kUnimplemented, HasSubstr("MPTCP")));
+  }
+  const UniqueFd netlink = Fd(::socket(AF_NETLINK, SOCK_RAW, 0));
+  EXPECT_THAT(RoundTrip(netlink.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("address family 16")));
+}
+
+TEST(InetSocketRefusalTest, AnArchiveCannotMarkPackets) {
+  LocalDumpContext dump;
+  UniqueFd fd = Fd(::socket(AF_INET, SOCK_DGRAM, 0));
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  dump.entries[0].mutable_isk()->mutable_opts()->set_so_mark(0xC114);
+  LocalRestoreContext restore(dump);
+  EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kInvalidArgument, HasSubstr("SO_MARK")));
+}
+
+}  // namespace
+}  // namespace stasis::engine

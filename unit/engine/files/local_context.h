@@ -1,0 +1,269 @@
+// The contexts and actors of file kinds for tests: everything happens in the test's own process.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/io.h"
+#include "engine/files/file_kind.h"
+#include "engine/image/image_file.h"
+#include "engine/proc/fdinfo.h"
+#include "unit/support/matchers.h"
+
+namespace stasis::engine {
+
+/// What the dumper would know of our descriptor `fd`.
+inline OpenFile Describe(int fd, std::uint32_t id) {
+  OpenFile file;
+  file.id = id;
+  file.pid = file.ns_pid = ::getpid();
+  file.fd = fd;
+  file.borrowed = UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  const std::string number = std::to_string(fd);
+  file.link = ReadLinkAt(AT_FDCWD, "/proc/self/fd/" + number).value_or("");
+  file.fdinfo = ReadFileAt(AT_FDCWD, "/proc/self/fdinfo/" + number).value_or("");
+  EXPECT_EQ(::fstat(fd, &file.st), 0);
+  struct statfs fs = {};
+  EXPECT_EQ(::fstatfs(fd, &fs), 0);
+  file.fs_magic = static_cast<std::uint64_t>(fs.f_type);
+  const Result<Fdinfo> info = ParseFdinfo(file.fdinfo);
+  EXPECT_THAT(info, stasis::testing::IsOk());
+  file.flags = info.ok() ? info->flags & ~static_cast<std::uint32_t>(O_CLOEXEC) : 0;
+  file.pos = info.ok() ? info->pos : 0;
+  return file;
+}
+
+/// The image files of one dump, in memory.
+class LocalImages : public ImageSource {
+ public:
+  std::map<std::string, ImageFileBuilder, std::less<>> files;
+
+  void Add(std::string_view name, std::string_view record, std::string_view bytes) {
+    const auto [file, is_new] =
+        files.try_emplace(std::string(name) + ".img", ImageFileBuilder(ImageType(name)));
+    file->second.AddRecord(record);
+    file->second.AddRaw(bytes);
+  }
+
+  std::vector<std::string> Names() const override { return {}; }
+  Result<std::uint64_t> Size(std::string_view name) const override {
+    const auto file = files.find(name);
+    if (file == files.end()) return NotFound(name);
+    return file->second.bytes().size();
+  }
+  Status ReadAt(std::string_view name, std::uint64_t offset,
+                std::span<std::byte> bytes) const override {
+    std::memcpy(bytes.data(), files.find(name)->second.bytes().data() + offset, bytes.size());
+    return OkStatus();
+  }
+};
+
+class LocalDumpContext : public FileDumpContext {
+ public:
+  LocalDumpContext() : root_(::open("/", O_PATH | O_CLOEXEC)) {}
+
+  /// Makes `fd` an open file of the tree; its id.
+  std::uint32_t Add(int fd) {
+    files_.push_back(Describe(fd, next_id_));
+    return next_id_++;
+  }
+  /// Dumps every file of the tree; the first error ends it.
+  Status DumpAll() {
+    for (const OpenFile& file : files_) {
+      Result<image::FileEntry> entry = DumpFile(file, *this);
+      if (!entry.ok()) return entry.status();
+      EXPECT_TRUE(entry->IsInitialized()) << entry->InitializationErrorString();
+      entries.push_back(*std::move(entry));
+    }
+    return OkStatus();
+  }
+
+  /// Closes what the dump borrowed, as at its end.
+  void Forget() { files_.clear(); }
+
+  std::vector<image::FileEntry> entries;
+  LocalImages images;
+  std::vector<std::string> notes;
+  std::string external;  ///< Link of what counts as standard input or output.
+
+  std::span<const OpenFile> files() const override { return files_; }
+  int RootOf(const OpenFile&) const override { return root_.get(); }
+  pid_t ToNamespacePid(pid_t pid) const override { return pid == ::getpid() ? pid : 0; }
+  std::uint32_t NewFileId() override { return next_id_++; }
+  void AddEntry(image::FileEntry entry) override { entries.push_back(std::move(entry)); }
+  void AddRecord(std::string_view image_name, std::string record, std::string bytes) override {
+    images.Add(image_name, record, bytes);
+  }
+  void Note(std::string text) override { notes.push_back(std::move(text)); }
+  bool IsExternalStdio(const OpenFile& file) const override { return file.link == external; }
+
+ private:
+  UniqueFd root_;
+  std::vector<OpenFile> files_;
+  std::uint32_t next_id_ = 1;
+};
+
+class LocalFileActor : public FileActor {
+ public:
+  Result<UniqueFd> Open(const std::string& path, int flags, unsigned mode) override {
+    return OpenAt(AT_FDCWD, path, flags, mode);
+  }
+  Result<UniqueFd> Socket(int domain, int type, int protocol) override {
+    UniqueFd fd(::socket(domain, type | SOCK_CLOEXEC, protocol));
+    if (!fd) return SyscallError(errno, "socket");
+    return fd;
+  }
+  Result<std::pair<UniqueFd, UniqueFd>> SocketPair(int domain, int type, int protocol) override {
+    int ends[2];
+    if (::socketpair(domain, type | SOCK_CLOEXEC, protocol, ends) != 0) {
+      return SyscallError(errno, "socketpair");
+    }
+    return std::pair(UniqueFd(ends[0]), UniqueFd(ends[1]));
+  }
+  Status Bind(int fd, std::span<const std::byte> address) override {
+    return Check(::bind(fd, reinterpret_cast<const sockaddr*>(address.data()),
+                        static_cast<socklen_t>(address.size())),
+                 "bind");
+  }
+  Status Connect(int fd, std::span<const std::byte> address) override {
+    return Check(::connect(fd, reinterpret_cast<const sockaddr*>(address.data()),
+                           static_cast<socklen_t>(address.size())),
+                 "connect");
+  }
+  Status Unlink(const std::string& path) override { return Check(::unlink(path.c_str()), path); }
+
+ private:
+  static Status Check(int result, std::string_view what) {
+    return result == 0 ? OkStatus() : SyscallError(errno, what);
+  }
+};
+
+/// Restores what `dumped` has.
+class LocalRestoreContext : public FileRestoreContext {
+ public:
+  explicit LocalRestoreContext(LocalDumpContext& dumped) : dumped_(dumped) {}
+
+  /// The file that was added to the dump with `id`.
+  Result<UniqueFd> Restore(std::uint32_t id) {
+    for (const image::FileEntry& entry : dumped_.entries) {
+      if (entry.id() == id) return RestoreFile(entry, *this);
+    }
+    return NotFound("no such id");
+  }
+
+  std::vector<std::string> notes;
+  int external = -1;
+
+  FileActor& actor() override { return actor_; }
+  const image::FileEntry* Entry(image::FdTypes type, std::uint32_t id) const override {
+    for (const image::FileEntry& entry : dumped_.entries) {
+      if (entry.type() == type && entry.id() == id) return &entry;
+    }
+    return nullptr;
+  }
+  std::span<const image::FileEntry> entries() const override { return dumped_.entries; }
+  Result<std::span<const Record>> Records(std::string_view image_name) override {
+    const std::string name(image_name);
+    ASSIGN_OR_RETURN(const std::vector<ImageRecord> read,
+                     ReadImageRecords(dumped_.images, name + ".img", name));
+    std::vector<Record>& records = records_[name];
+    records.clear();
+    for (const ImageRecord& record : read) records.push_back({record.message, record.bytes});
+    return std::span<const Record>(records);
+  }
+  const ImageSource& source() const override { return dumped_.images; }
+  int ExternalStdio(std::string_view link) const override {
+    return link == dumped_.external ? external : -1;
+  }
+  std::map<std::string, UniqueFd>& Kept() override { return kept_; }
+  void Note(std::string text) override { notes.push_back(std::move(text)); }
+
+  /// As at the end of a restore: what was kept for others is closed.
+  void Finish() { kept_.clear(); }
+
+ private:
+  LocalDumpContext& dumped_;
+  LocalFileActor actor_;
+  std::map<std::string, UniqueFd> kept_;
+  std::map<std::string, std::vector<Record>> records_;
+};
+
+/// A process whose descriptors are the test's own.
+class LocalProcessActor : public ProcessActor {
+ public:
+  std::vector<image::FdinfoEntry> table;
+
+  int NumberOf(image::FdTypes type, std::uint32_t id, int prefer) const override {
+    int found = -1;
+    for (const image::FdinfoEntry& entry : table) {
+      if (entry.type() != type || entry.id() != id) continue;
+      found = static_cast<int>(entry.fd());
+      if (found == prefer) break;
+    }
+    return found;
+  }
+  std::span<const image::FdinfoEntry> descriptors() const override { return table; }
+  Status EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) override {
+    epoll_event event = {.events = events, .data = {.u64 = data}};
+    if (::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+      return SyscallError(errno, "epoll_ctl");
+    }
+    return OkStatus();
+  }
+  Status SetOwner(int fd, const image::FownEntry& owner) override {
+    const f_owner_ex target = {.type = static_cast<__pid_type>(owner.pid_type()),
+                               .pid = static_cast<pid_t>(owner.pid())};
+    if (::fcntl(fd, F_SETOWN_EX, &target) != 0) return SyscallError(errno, "F_SETOWN_EX");
+    if (::fcntl(fd, F_SETSIG, static_cast<int>(owner.signum())) != 0) {
+      return SyscallError(errno, "F_SETSIG");
+    }
+    return OkStatus();
+  }
+};
+
+/// A descriptor that is closed by its test.
+inline UniqueFd Fd(int number) {
+  EXPECT_GE(number, 0) << std::strerror(errno);
+  return UniqueFd(number);
+}
+
+inline std::string ReadSome(int fd) {
+  std::string text(65536, '\0');
+  const ssize_t got = ::read(fd, text.data(), text.size());
+  text.resize(got < 0 ? 0 : static_cast<std::size_t>(got));
+  return text;
+}
+
+/// Dumps `fd` alone and restores it: the usual test of a kind.
+class RoundTrip {
+ public:
+  explicit RoundTrip(int fd) : restore(dump) {
+    const std::uint32_t id = dump.Add(fd);
+    status = dump.DumpAll();
+    if (!status.ok()) return;
+    Result<UniqueFd> result = restore.Restore(id);
+    status = result.status();
+    if (result.ok()) restored = *std::move(result);
+    restore.Finish();
+  }
+
+  LocalDumpContext dump;
+  LocalRestoreContext restore;
+  Status status;
+  UniqueFd restored;
+};
+
+}  // namespace stasis::engine

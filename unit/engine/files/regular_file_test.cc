@@ -1,0 +1,158 @@
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "unit/engine/files/local_context.h"
+#include "unit/engine/files/scratch_directory.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::IsOk;
+using ::stasis::testing::StatusIs;
+using ::testing::HasSubstr;
+
+UniqueFd MakeFile(const std::string& path, std::string_view content, int flags = O_RDWR) {
+  UniqueFd fd = Fd(::open(path.c_str(), flags | O_CREAT | O_CLOEXEC, 0600));
+  EXPECT_THAT(WriteAll(fd.get(), content), IsOk());
+  return fd;
+}
+
+TEST(RegularFileTest, KeepsPathFlagsAndOffset) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "odd name\n(deleted)";
+  const UniqueFd fd = MakeFile(path, "content", O_RDWR | O_APPEND | O_TRUNC);
+  ASSERT_EQ(::lseek(fd.get(), 3, SEEK_SET), 3);
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_EQ(trip.dump.entries[0].reg().name(), path);
+  EXPECT_EQ(ReadSome(trip.restored.get()), "tent");
+  EXPECT_EQ(Describe(trip.restored.get(), 1).flags, Describe(fd.get(), 1).flags);
+}
+
+TEST(RegularFileTest, ANameThatEndsInDeletedIsAName) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file (deleted)";
+  const UniqueFd fd = MakeFile(path, "x");
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_EQ(trip.dump.entries[0].reg().name(), path);
+}
+
+TEST(RegularFileTest, DirectoriesDevicesAndProcOpenAgain) {
+  for (const char* const path : {"/usr/share", "/dev/null", "/dev/urandom", "/proc/self/status",
+                                 "/proc/version", "/sys/kernel/mm"}) {
+    const UniqueFd fd = Fd(::open(path, O_RDONLY));
+    const RoundTrip trip(fd.get());
+    ASSERT_THAT(trip.status, IsOk()) << path;
+    EXPECT_EQ(Describe(trip.restored.get(), 1).link, Describe(fd.get(), 1).link);
+    EXPECT_EQ(Describe(trip.restored.get(), 1).flags, Describe(fd.get(), 1).flags);
+  }
+}
+
+TEST(RegularFileTest, ADeviceMayHaveAnotherNodeByNow) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "null";
+  if (::mknod(path.c_str(), S_IFCHR | 0600, makedev(1, 3)) != 0) GTEST_SKIP() << "no mknod here";
+  const UniqueFd fd = Fd(::open(path.c_str(), O_RDWR));
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  ASSERT_EQ(::mknod(path.c_str(), S_IFCHR | 0600, makedev(1, 5)), 0);
+  EXPECT_FALSE(RoundTrip(fd.get()).status.ok()) << "that is /dev/zero";
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  ASSERT_EQ(::mknod(path.c_str(), S_IFCHR | 0600, makedev(1, 3)), 0);
+  EXPECT_THAT(RoundTrip(fd.get()).status, IsOk());
+}
+
+TEST(RegularFileTest, AnOpenedSymbolicLinkStaysALink) {
+  const ScratchDirectory scratch;
+  ASSERT_EQ(::symlink("/nowhere", (scratch / "link").c_str()), 0);
+  const UniqueFd fd = Fd(::open((scratch / "link").c_str(), O_PATH | O_NOFOLLOW));
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_TRUE(S_ISLNK(Describe(trip.restored.get(), 1).st.st_mode));
+}
+
+TEST(RegularFileTest, RefusesOneThatShrankAndTakesOneThatGrew) {
+  const ScratchDirectory scratch;
+  const UniqueFd fd = MakeFile(scratch / "file", "0123456789");
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  ASSERT_THAT(WriteAll(fd.get(), "more"), IsOk());
+  EXPECT_THAT(restore.Restore(id), IsOk());
+  ASSERT_EQ(::ftruncate(fd.get(), 9), 0);
+  EXPECT_THAT(restore.Restore(id),
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("10 bytes")));
+}
+
+TEST(RegularFileTest, RefusesAnotherTypeOfFileInItsPlace) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "file";
+  const UniqueFd fd = MakeFile(path, "");
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kNotFound, HasSubstr(path)));
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kFailedPrecondition, HasSubstr("FIFO")));
+}
+
+TEST(RegularFileTest, AnArchiveCannotCreateOrTruncate) {
+  const ScratchDirectory scratch;
+  const UniqueFd fd = MakeFile(scratch / "file", "stays");
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  image::RegFileEntry& reg = *dump.entries[0].mutable_reg();
+  LocalRestoreContext restore(dump);
+  reg.set_flags(O_RDWR | O_TRUNC | O_CREAT);
+  ASSERT_THAT(restore.Restore(id), IsOk());
+  EXPECT_EQ(std::filesystem::file_size(scratch / "file"), 5u);
+  reg.set_name(scratch / "new");
+  EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kNotFound));
+  reg.set_name("relative");
+  EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kInvalidArgument));
+}
+
+TEST(RegularFileTest, RefusesLocksMemfdsAndTerminals) {
+  const ScratchDirectory scratch;
+  const UniqueFd locked = MakeFile(scratch / "file", "");
+  ASSERT_EQ(::flock(locked.get(), LOCK_SH), 0);
+  EXPECT_THAT(RoundTrip(locked.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("lock")));
+  const UniqueFd memory = Fd(::memfd_create("name", 0));
+  EXPECT_THAT(RoundTrip(memory.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("memfd")));
+  const UniqueFd terminal = Fd(::posix_openpt(O_RDWR | O_NOCTTY));
+  EXPECT_THAT(RoundTrip(terminal.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("terminal")));
+}
+
+TEST(RegularFileTest, RefusesAnObjectThatNoKindOwns) {
+  const UniqueFd space = Fd(::open("/proc/self/ns/net", O_RDONLY));
+  EXPECT_THAT(RoundTrip(space.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("net:[")));
+}
+
+TEST(RegularFileTest, SignalsGoToTheSameProcess) {
+  const UniqueFd fd = Fd(::open("/dev/null", O_RDWR));
+  const f_owner_ex owner = {.type = F_OWNER_PID, .pid = ::getpid()};
+  ASSERT_EQ(::fcntl(fd.get(), F_SETOWN_EX, &owner), 0);
+  ASSERT_EQ(::fcntl(fd.get(), F_SETSIG, 35), 0);
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  LocalProcessActor process;
+  ASSERT_THAT(FinishFile(trip.dump.entries[0], trip.restored.get(), process), IsOk());
+  f_owner_ex restored = {};
+  ASSERT_EQ(::fcntl(trip.restored.get(), F_GETOWN_EX, &restored), 0);
+  EXPECT_EQ(restored.pid, ::getpid());
+  EXPECT_EQ(restored.type, F_OWNER_PID);
+  EXPECT_EQ(::fcntl(trip.restored.get(), F_GETSIG), 35);
+}
+
+}  // namespace
+}  // namespace stasis::engine

@@ -1,0 +1,74 @@
+#include "engine/proc/fdinfo.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+
+#include "unit/engine/proc/testdata.h"
+#include "unit/support/matchers.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::IsOk;
+using ::stasis::testing::StatusIs;
+using ::testing::SizeIs;
+
+TEST(FdinfoTest, ReadsWhatEveryKindHas) {
+  const Result<Fdinfo> info = ParseFdinfo(ProcText("fdinfo-locked-file"));
+  ASSERT_THAT(info, IsOk());
+  EXPECT_EQ(info->flags, static_cast<std::uint32_t>(O_RDWR) | 0100000u);
+  EXPECT_GT(info->mnt_id, 0);
+  EXPECT_GT(info->inode, 0u);
+  EXPECT_TRUE(info->has_locks);
+  const Result<Fdinfo> unlocked = ParseFdinfo(ProcText("fdinfo-epoll"));
+  ASSERT_THAT(unlocked, IsOk());
+  EXPECT_FALSE(unlocked->has_locks);
+}
+
+TEST(FdinfoTest, RefusesATextWithoutFlags) {
+  EXPECT_THAT(ParseFdinfo("pos:\t0\n"), StatusIs(StatusCode::kDataLoss));
+}
+
+TEST(FdinfoTest, ReadsAnEventfd) {
+  const Result<EventfdInfo> info = ParseEventfd(ProcText("fdinfo-eventfd"));
+  ASSERT_THAT(info, IsOk());
+  EXPECT_EQ(info->counter, 5u);
+  EXPECT_EQ(info->semaphore, true);
+  const Result<EventfdInfo> old = ParseEventfd("eventfd-count: fffffffffffffffe\n");
+  ASSERT_THAT(old, IsOk());
+  EXPECT_EQ(old->counter, 0xfffffffffffffffeu);
+  EXPECT_EQ(old->semaphore, std::nullopt);
+}
+
+TEST(FdinfoTest, ReadsASignalfd) {
+  const Result<std::uint64_t> mask = ParseSignalfdMask(ProcText("fdinfo-signalfd"));
+  ASSERT_THAT(mask, IsOk());
+  EXPECT_EQ(*mask, 0x8000000000000200u);  // SIGUSR1 and 64
+}
+
+TEST(FdinfoTest, ReadsATimerfd) {
+  const Result<TimerfdInfo> info = ParseTimerfd(ProcText("fdinfo-timerfd"));
+  ASSERT_THAT(info, IsOk());
+  EXPECT_EQ(info->clock_id, CLOCK_BOOTTIME);
+  EXPECT_EQ(info->ticks, 1u);
+  EXPECT_EQ(info->settime_flags, std::uint32_t{TFD_TIMER_ABSTIME});
+  EXPECT_EQ(info->value.tv_sec, 0);
+  EXPECT_EQ(info->interval.tv_sec, 1);
+  EXPECT_EQ(info->interval.tv_nsec, 500);
+}
+
+TEST(FdinfoTest, ReadsEveryTargetOfAnEpoll) {
+  const auto targets = ParseEpollTargets(ProcText("fdinfo-epoll"));
+  ASSERT_THAT(targets, IsOk());
+  ASSERT_THAT(*targets, SizeIs(2));
+  EXPECT_EQ((*targets)[0].fd, 4);
+  EXPECT_EQ((*targets)[0].events, EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLET);
+  EXPECT_EQ((*targets)[0].data, 0x1122334455667788u);
+  EXPECT_EQ((*targets)[0].inode, 0x40eu);
+  EXPECT_EQ((*targets)[1].device, 0xfu);
+  EXPECT_THAT(ParseEpollTargets("tfd: 5 events: zz\n"), StatusIs(StatusCode::kDataLoss));
+}
+
+}  // namespace
+}  // namespace stasis::engine
