@@ -1,0 +1,147 @@
+#include "archive/archive.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <span>
+#include <utility>
+
+#include "archive/decompress.h"
+#include "archive/folder_members.h"
+#include "archive/member_name.h"
+#include "archive/tar_index.h"
+#include "engine/base/io.h"
+
+namespace stasis::archive {
+namespace {
+
+class TarMembers : public engine::ImageSource {
+ public:
+  TarMembers(int fd, TarIndex index) : fd_(fd), index_(std::move(index)) {}
+
+  std::vector<std::string> Names() const override {
+    std::vector<std::string> names;
+    for (const auto& [name, extent] : index_.files) names.push_back(name);
+    return names;
+  }
+
+  Result<std::uint64_t> Size(std::string_view name) const override {
+    ASSIGN_OR_RETURN(const Extent extent, Find(name));
+    return extent.size;
+  }
+
+  Status ReadAt(std::string_view name, std::uint64_t offset,
+                std::span<std::byte> bytes) const override {
+    ASSIGN_OR_RETURN(const Extent extent, Find(name));
+    if (offset > extent.size || bytes.size() > extent.size - offset) {
+      return DataLoss(std::string(name) + " ends before what is read of it");
+    }
+    return Annotate(ReadExactAt(fd_, bytes, extent.offset + offset), name);
+  }
+
+ private:
+  Result<Extent> Find(std::string_view name) const {
+    const auto found = index_.files.find(std::string(name));
+    if (found == index_.files.end()) return NotFound("no member \"" + Printable(name) + "\"");
+    return found->second;
+  }
+
+  const int fd_;
+  const TarIndex index_;
+};
+
+/// The members under "checkpoint/", by what follows it.
+class ImagesView : public engine::ImageSource {
+ public:
+  explicit ImagesView(const engine::ImageSource& members) : members_(members) {}
+
+  std::vector<std::string> Names() const override {
+    std::vector<std::string> names;
+    for (const std::string& name : members_.Names()) {
+      if (name.starts_with(kImagesPrefix)) names.push_back(name.substr(kImagesPrefix.size()));
+    }
+    return names;
+  }
+
+  Result<std::uint64_t> Size(std::string_view name) const override {
+    return members_.Size(Whole(name));
+  }
+
+  Status ReadAt(std::string_view name, std::uint64_t offset,
+                std::span<std::byte> bytes) const override {
+    return members_.ReadAt(Whole(name), offset, bytes);
+  }
+
+ private:
+  static std::string Whole(std::string_view name) {
+    return std::string(kImagesPrefix) + std::string(name);
+  }
+
+  const engine::ImageSource& members_;
+};
+
+/// Writers fill the last record, of 10 KiB by default, with zeros (pax(1), "blocksize"). CRI-O and
+/// containerd may leave the rest of a longer archive that had the same name.
+bool EndsInZeros(int fd, std::uint64_t from, std::uint64_t to) {
+  constexpr std::uint64_t kLargestRecord = std::uint64_t{1} << 20;
+  if (to - from > kLargestRecord) return false;
+  std::vector<std::byte> rest(to - from);
+  return ReadExactAt(fd, rest, from).ok() &&
+         std::all_of(rest.begin(), rest.end(), [](std::byte byte) { return byte == std::byte{0}; });
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Archive>> Archive::Open(const std::string& path,
+                                               const OpenOptions& options) {
+  // O_NONBLOCK: a FIFO must not hold us; it is refused below.
+  ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(AT_FDCWD, path, O_RDONLY | O_NONBLOCK));
+  return OpenFd(std::move(fd), path, options);
+}
+
+Result<std::unique_ptr<Archive>> Archive::OpenFd(UniqueFd fd, const std::string& name,
+                                                 const OpenOptions& options) {
+  struct stat st = {};
+  if (::fstat(fd.get(), &st) != 0) {
+    return SyscallError(errno, "fstat " + name);
+  }
+  std::unique_ptr<Archive> archive(new Archive);
+  archive->name_ = name;
+  if (S_ISDIR(st.st_mode)) {
+    RETURN_IF_ERROR(Annotate(archive->OpenFolder(std::move(fd), options), name));
+  } else if (S_ISREG(st.st_mode)) {
+    RETURN_IF_ERROR(Annotate(archive->OpenTar(std::move(fd), options), name));
+  } else {
+    return InvalidArgument(name + " is neither a regular file nor a folder");
+  }
+  archive->images_ = std::make_unique<ImagesView>(*archive->members_);
+  return archive;
+}
+
+Status Archive::OpenFolder(UniqueFd fd, const OpenOptions& options) {
+  ASSIGN_OR_RETURN(members_, OpenFolderMembers(std::move(fd), options.max_members));
+  return OkStatus();
+}
+
+Status Archive::OpenTar(UniqueFd fd, const OpenOptions& options) {
+  ASSIGN_OR_RETURN(tar_, Decompressed(std::move(fd), options.scratch_folder, options.max_bytes));
+  struct stat st = {};
+  if (::fstat(tar_.get(), &st) != 0) {
+    return SyscallError(errno, "fstat");
+  }
+  tar_size_ = static_cast<std::uint64_t>(st.st_size);
+  if (tar_size_ > options.max_bytes) {
+    return ResourceExhausted("over " + std::to_string(options.max_bytes) + " bytes");
+  }
+  ASSIGN_OR_RETURN(TarIndex index, ReadTarIndex(tar_.get(), tar_size_, options.max_members));
+  if (!EndsInZeros(tar_.get(), index.end, tar_size_)) {
+    notes_.push_back(std::to_string(tar_size_ - index.end) +
+                     " bytes follow the end mark and were ignored");
+  }
+  members_ = std::make_unique<TarMembers>(tar_.get(), std::move(index));
+  return OkStatus();
+}
+
+}  // namespace stasis::archive

@@ -1,0 +1,229 @@
+#include "archive/archive_writer.h"
+
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+#include <utility>
+
+#include "archive/member_name.h"
+#include "engine/base/io.h"
+
+namespace stasis::archive {
+namespace {
+
+constexpr unsigned kMemberMode = 0600;
+constexpr unsigned kDirectoryMode = 0700;
+constexpr std::uint64_t kPageAlignment = 4096;
+constexpr std::size_t kCopyPiece = std::size_t{256} << 10;
+
+/// The length of a pax comment that puts the content of a member whose headers begin at `position`
+/// on a page boundary, so that pages can be read or mapped straight from the archive. 0: none is
+/// needed.
+std::uint64_t AlignmentComment(std::uint64_t position) {
+  const std::uint64_t content = (position + kTarBlock) % kPageAlignment;
+  if (content == 0) return 0;
+  const std::uint64_t gap = kPageAlignment - content;
+  return gap > kTarBlock ? gap - kTarBlock : kPageAlignment;  // its header takes a block too
+}
+
+bool HoldsPages(std::string_view name) {
+  return name.substr(0, kImagesPrefix.size()) == kImagesPrefix &&
+         name.substr(kImagesPrefix.size(), 6) == "pages-";
+}
+
+}  // namespace
+
+/// Writes one member. With a known size it takes exactly that many bytes.
+class ArchiveWriter::Stream : public engine::ImageStream {
+ public:
+  Stream(ArchiveWriter& writer, std::string name, const std::uint64_t* size)
+      : writer_(writer), name_(std::move(name)), sized_(size != nullptr), size_(size ? *size : 0) {}
+
+  ~Stream() override {
+    if (finished_) return;
+    writer_.broken_ = true;
+    writer_.stream_open_ = false;
+  }
+
+  Status Write(std::span<const std::byte> bytes) override {
+    if (sized_ && bytes.size() > size_ - written_) {
+      return Internal(name_ + ": more bytes than announced");
+    }
+    const Status written = writer_.Write(bytes);
+    if (!written.ok()) return Annotate(written, name_);
+    written_ += bytes.size();
+    writer_.hasher_.Extend(bytes.size());
+    return OkStatus();
+  }
+
+  Status Finish() override {
+    if (sized_ && written_ != size_) {
+      return FailedPrecondition(name_ + ": fewer bytes than announced");
+    }
+    RETURN_IF_ERROR(Annotate(writer_.EndMember(written_, sized_), name_));
+    writer_.members_.push_back({.name = name_, .size = written_, .sha256 = {}});
+    finished_ = true;
+    return OkStatus();
+  }
+
+ private:
+  ArchiveWriter& writer_;
+  const std::string name_;
+  const bool sized_;
+  const std::uint64_t size_;
+  std::uint64_t written_ = 0;
+  bool finished_ = false;
+};
+
+Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::Images::Open(std::string_view name,
+                                                                         std::uint64_t size_bytes) {
+  if (name.find('/') != std::string_view::npos) return InvalidArgument("image file name");
+  return writer_.BeginMember(std::string(kImagesPrefix) + std::string(name), &size_bytes);
+}
+
+Result<std::unique_ptr<ArchiveWriter>> ArchiveWriter::Create(const std::string& location) {
+  if (location.empty() || location[0] != '/') {
+    return InvalidArgument("the archive's location \"" + location + "\" is not an absolute path");
+  }
+  ASSIGN_OR_RETURN(PendingFile file, PendingFile::Create(location));
+  std::unique_ptr<ArchiveWriter> writer(new ArchiveWriter(std::move(file)));
+  const TarHeader directory =
+      MakeTarHeader(kImagesPrefix, kTarDirectory, 0, kDirectoryMode, writer->mtime_);
+  RETURN_IF_ERROR(writer->Write(std::as_bytes(std::span(&directory, 1))));
+  return writer;
+}
+
+ArchiveWriter::ArchiveWriter(PendingFile file)
+    : file_(std::move(file)), images_(*this), hasher_(file_.fd()), mtime_(std::time(nullptr)) {}
+
+ArchiveWriter::~ArchiveWriter() = default;
+
+Status ArchiveWriter::AddMember(std::string_view name, std::string_view bytes) {
+  const std::uint64_t size = bytes.size();
+  ASSIGN_OR_RETURN(const auto stream, BeginMember(std::string(name), &size));
+  RETURN_IF_ERROR(stream->Write(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  return stream->Finish();
+}
+
+Status ArchiveWriter::AddFile(std::string_view name, int fd) {
+  struct stat st = {};
+  if (::fstat(fd, &st) != 0) {
+    return SyscallError(errno, "fstat the content of " + std::string(name));
+  }
+  if (!S_ISREG(st.st_mode)) return InvalidArgument(std::string(name) + ": not a regular file");
+  const auto size = static_cast<std::uint64_t>(st.st_size);  // a log may grow while it is read
+  ASSIGN_OR_RETURN(const auto stream, BeginMember(std::string(name), &size));
+  std::vector<std::byte> piece(std::min<std::uint64_t>(size, kCopyPiece));
+  for (std::uint64_t offset = 0; offset < size;) {
+    const std::span<std::byte> part =
+        std::span(piece).first(std::min<std::uint64_t>(size - offset, piece.size()));
+    RETURN_IF_ERROR(Annotate(ReadExactAt(fd, part, offset), name));
+    RETURN_IF_ERROR(stream->Write(part));
+    offset += part.size();
+  }
+  return stream->Finish();
+}
+
+Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::OpenMember(std::string_view name) {
+  return BeginMember(std::string(name), nullptr);
+}
+
+Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::BeginMember(const std::string& name,
+                                                                        const std::uint64_t* size) {
+  RETURN_IF_ERROR(CheckMemberName(name));
+  if (stream_open_) return FailedPrecondition(name + ": another member is still being written");
+  if (!names_.insert(name).second) return AlreadyExists(name + ": written twice");
+  const Status headers = WriteHeaders(name, size != nullptr ? *size : 0);
+  if (!headers.ok()) {
+    broken_ = true;
+    return Annotate(headers, name);
+  }
+  hasher_.Begin(position_);
+  stream_open_ = true;
+  return std::make_unique<Stream>(*this, name, size);
+}
+
+Status ArchiveWriter::WriteHeaders(const std::string& name, std::uint64_t size) {
+  std::string records;
+  if (name.size() > sizeof(header_.name)) {
+    records = PaxRecord("path", name);
+  } else if (const std::uint64_t length = HoldsPages(name) ? AlignmentComment(position_) : 0;
+             length != 0) {
+    records = PaxComment(length);
+  }
+  if (!records.empty()) {
+    const TarHeader pax = MakeTarHeader("pax", kTarPax, records.size(), kMemberMode, mtime_);
+    records.resize(RoundUpToBlock(records.size()));
+    RETURN_IF_ERROR(Write(std::as_bytes(std::span(&pax, 1))));
+    RETURN_IF_ERROR(Write(records));
+  }
+  header_ = MakeTarHeader(name, kTarRegular, size, kMemberMode, mtime_);
+  header_position_ = position_;
+  return Write(std::as_bytes(std::span(&header_, 1)));
+}
+
+Status ArchiveWriter::EndMember(std::uint64_t size, bool size_was_known) {
+  static constexpr std::byte kZeros[kTarBlock] = {};
+  hasher_.End();
+  RETURN_IF_ERROR(Write(std::span(kZeros).first(RoundUpToBlock(size) - size)));
+  if (!size_was_known) {
+    SetTarSize(header_, size);
+    const ssize_t put =
+        ::pwrite(file_.fd(), &header_, sizeof(header_), static_cast<off_t>(header_position_));
+    if (put != static_cast<ssize_t>(sizeof(header_))) {
+      return SyscallError(put < 0 ? errno : EIO, "pwrite the header");
+    }
+  }
+  stream_open_ = false;
+  return OkStatus();
+}
+
+Status ArchiveWriter::Commit(const CheckpointTimes& times, const std::vector<std::string>& notes) {
+  if (stream_open_ || broken_) {
+    return FailedPrecondition("a member of the archive was not finished: there is nothing to keep");
+  }
+  Manifest manifest;
+  manifest.stasis_version = STASIS_VERSION;
+  if (struct utsname host = {}; ::uname(&host) == 0) {
+    manifest.host_arch = host.machine;
+    manifest.host_kernel = host.release;
+  }
+  manifest.frozen = times.frozen;
+  manifest.total = times.total;
+  manifest.notes = notes;
+  ASSIGN_OR_RETURN(const std::vector<std::string> digests, hasher_.Finish());
+  manifest.members = members_;
+  for (std::size_t at = 0; at < digests.size(); ++at) manifest.members[at].sha256 = digests[at];
+
+  const std::string json = ManifestToJson(manifest);
+  RETURN_IF_ERROR(WriteHeaders(std::string(kManifestName), json.size()));
+  RETURN_IF_ERROR(Write(json));
+  // pax(1): two blocks of zeros end an archive.
+  const std::uint64_t end = RoundUpToBlock(position_) + 2 * kTarBlock;
+  RETURN_IF_ERROR(Write(std::string(end - position_, '\0')));
+  return file_.Publish();
+}
+
+Status ArchiveWriter::Write(std::span<const std::byte> bytes) {
+  const Status written = WriteAll(file_.fd(), bytes);
+  if (!written.ok()) {
+    broken_ = true;
+    if (ErrnoOf(written) == ENOSPC) {
+      return SyscallError(ENOSPC, "write the archive (" + std::to_string(position_ >> 20) +
+                                      " MiB so far; free space or choose another folder)");
+    }
+    return Annotate(written, "the archive");
+  }
+  position_ += bytes.size();
+  return OkStatus();
+}
+
+Status ArchiveWriter::Write(std::string_view text) {
+  return Write(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+}  // namespace stasis::archive

@@ -1,0 +1,100 @@
+// Writes a checkpoint archive in one pass: an uncompressed tar that the runtimes and checkpointctl
+// read.
+//
+//     checkpoint/                a directory entry, which checkpointctl wants
+//     checkpoint/NAME            the engine's image files; pages-*.img begin at multiples of 4096
+//     config.dump, spec.dump …   what the caller adds
+//     stasis-manifest.json       SHA-256 and size of all the others
+//
+// The file has its name only once it is whole and durable. See docs/decisions/archive-writer.md.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "archive/manifest.h"
+#include "archive/pending_file.h"
+#include "archive/tar_format.h"
+#include "archive/trailing_hasher.h"
+#include "engine/base/status.h"
+#include "engine/image/image_io.h"
+
+namespace stasis::archive {
+
+/// What the manifest tells besides the members.
+struct CheckpointTimes {
+  std::chrono::microseconds frozen{};
+  std::chrono::microseconds total{};
+};
+
+class ArchiveWriter {
+ public:
+  /// Begins the archive that is to be `location`, an absolute path. InvalidArgument: it is not.
+  /// AlreadyExists: it is there. NotFound, PermissionDenied: its folder is missing, or not
+  /// writable.
+  static Result<std::unique_ptr<ArchiveWriter>> Create(const std::string& location);
+
+  ArchiveWriter(const ArchiveWriter&) = delete;
+  ArchiveWriter& operator=(const ArchiveWriter&) = delete;
+  /// Nothing stays on disk unless Commit() was OK.
+  ~ArchiveWriter();
+
+  /// Takes the engine's image files.
+  engine::ImageSink& images() { return images_; }
+
+  /// Adds a whole member. Its name must be a plain one that is not used yet.
+  Status AddMember(std::string_view name, std::string_view bytes);
+
+  /// Adds the regular file behind `fd`, from its start to the end that it has now.
+  Status AddFile(std::string_view name, int fd);
+
+  /// A member whose length is known when it is finished. One stream (of images or members) at a
+  /// time.
+  Result<std::unique_ptr<engine::ImageStream>> OpenMember(std::string_view name);
+
+  /// Ends the archive: manifest, end mark, fsync, the name. AlreadyExists: another took the name.
+  Status Commit(const CheckpointTimes& times, const std::vector<std::string>& notes);
+
+  /// Bytes written so far.
+  std::uint64_t size_bytes() const { return position_; }
+
+ private:
+  class Stream;
+  class Images : public engine::ImageSink {
+   public:
+    explicit Images(ArchiveWriter& writer) : writer_(writer) {}
+    Result<std::unique_ptr<engine::ImageStream>> Open(std::string_view name,
+                                                      std::uint64_t size_bytes) override;
+
+   private:
+    ArchiveWriter& writer_;
+  };
+
+  explicit ArchiveWriter(PendingFile file);
+  Result<std::unique_ptr<engine::ImageStream>> BeginMember(const std::string& name,
+                                                           const std::uint64_t* size);
+  Status WriteHeaders(const std::string& name, std::uint64_t size);
+  Status EndMember(std::uint64_t size, bool size_was_known);
+  Status Write(std::span<const std::byte> bytes);
+  Status Write(std::string_view text);
+
+  PendingFile file_;
+  Images images_;
+  TrailingHasher hasher_;
+  std::uint64_t position_ = 0;
+  std::uint64_t header_position_ = 0;  ///< Of the member that is being written.
+  TarHeader header_ = {};
+  std::int64_t mtime_ = 0;
+  bool stream_open_ = false;
+  bool broken_ = false;  ///< A member was cut short: there is no archive to commit.
+  std::set<std::string> names_;
+  std::vector<Manifest::Member> members_;
+};
+
+}  // namespace stasis::archive

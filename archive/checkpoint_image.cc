@@ -1,0 +1,121 @@
+#include "archive/checkpoint_image.h"
+
+#include <sys/utsname.h>
+
+#include <chrono>
+
+#include "archive/json_fields.h"
+#include "archive/members.h"
+#include "archive/sha256.h"
+
+namespace stasis::archive {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kCommon[] = "org.criu.checkpoint.";
+constexpr char kCrio[] = "io.kubernetes.cri-o.annotations.checkpoint.";
+
+/// Go's name of an architecture, as image configs have it.
+std::string GoArch(const std::string& machine) {
+  if (machine == "x86_64") return "amd64";
+  if (machine == "aarch64") return "arm64";
+  return machine;
+}
+
+std::string MachineOf(const Archive& archive) {
+  if (const Result<Manifest> manifest = ReadManifest(archive);
+      manifest.ok() && !manifest->host_arch.empty()) {
+    return manifest->host_arch;
+  }
+  struct utsname host = {};  // other runtimes' archives do not say
+  return ::uname(&host) == 0 ? host.machine : "x86_64";
+}
+
+json Descriptor(std::string_view media_type, const std::string& digest, std::uint64_t size) {
+  return {{"mediaType", media_type}, {"digest", digest}, {"size", size}};
+}
+
+json ImageConfig(const std::map<std::string, std::string>& labels, const std::string& machine,
+                 const std::string& created, const std::string& layer_digest) {
+  return {
+      {"created", created},
+      {"architecture", GoArch(machine)},
+      {"os", "linux"},
+      {"config", {{"Labels", labels}}},
+      {"rootfs", {{"type", "layers"}, {"diff_ids", json::array({layer_digest})}}},
+      {"history", json::array({json{{"created", created}, {"created_by", "stasis image"}}})},
+  };
+}
+
+}  // namespace
+
+Result<std::map<std::string, std::string>> ImageAnnotations(const Archive& archive) {
+  ASSIGN_OR_RETURN(const std::string config_json, archive.Get(kConfigDumpName));
+  ASSIGN_OR_RETURN(const ConfigDump config, ConfigDumpFromJson(config_json));
+  ASSIGN_OR_RETURN(const std::string spec_json, archive.Get(kSpecDumpName));
+  ASSIGN_OR_RETURN(const SpecSummary spec, SummarizeSpec(spec_json));
+
+  std::map<std::string, std::string> annotations;
+  const auto put = [&](const std::string& key, const std::string& value) {
+    if (!value.empty()) annotations[key] = value;
+  };
+  const std::string container = spec.container.empty() ? config.name : spec.container;
+  if (container.empty()) {
+    return InvalidArgument(archive.name() +
+                           ": neither config.dump nor spec.dump names a container");
+  }
+  const std::string& ref = config.rootfs_image_ref;
+  const std::size_t digest = ref.find("sha256:");
+  put(kCommon + std::string("engine.name"), spec.engine);
+  put(kCommon + std::string("container.name"), container);
+  put(kCommon + std::string("pod.name"), spec.pod);
+  put(kCommon + std::string("pod.namespace"), spec.pod_namespace);
+  put(kCommon + std::string("pod.uid"), spec.pod_uid);
+  put(kCommon + std::string("pod.id"), spec.sandbox_id);
+  put(kCommon + std::string("rootfsImageUserRequested"), config.rootfs_image);
+  put(kCommon + std::string("rootfsImageName"), config.rootfs_image_name);
+  put(kCommon + std::string("rootfsImageID"), ref);
+  put(kCommon + std::string("rootfsImageSha"),
+      digest == std::string::npos ? "" : ref.substr(digest));
+  put(kCommon + std::string("runtime.name"), config.runtime);
+  if (const Result<Manifest> manifest = ReadManifest(archive); manifest.ok()) {
+    put(kCommon + std::string("host.arch"), manifest->host_arch);
+    put(kCommon + std::string("host.kernel"), manifest->host_kernel);
+  }
+  put(kCrio + std::string("name"), container);
+  put(kCrio + std::string("rootfsImageName"), config.rootfs_image_name);
+  put(kCrio + std::string("rootfsImageID"), ref);
+  return annotations;
+}
+
+Result<CheckpointImage> DescribeImage(const Archive& archive) {
+  if (archive.tar_fd() < 0) {
+    return FailedPrecondition(archive.name() +
+                              " is an unpacked folder; an image needs the archive as a file");
+  }
+  ASSIGN_OR_RETURN(const auto annotations, ImageAnnotations(archive));
+  ASSIGN_OR_RETURN(const std::string config_dump, archive.Get(kConfigDumpName));
+  ASSIGN_OR_RETURN(const ConfigDump checkpoint, ConfigDumpFromJson(config_dump));
+  // The same archive makes the same image, to the byte: its time is the checkpoint's, not ours.
+  const std::string created =
+      checkpoint.checkpointed_time.empty() ? std::string(kNoTime) : checkpoint.checkpointed_time;
+
+  CheckpointImage image;
+  image.layer_size = archive.tar_size();
+  ASSIGN_OR_RETURN(const std::string digest, Sha256Of(archive.tar_fd(), 0, image.layer_size));
+  image.layer_digest = "sha256:" + digest;
+  image.config = Dump(ImageConfig(annotations, MachineOf(archive), created, image.layer_digest));
+  image.config_digest = "sha256:" + Sha256Of(image.config);
+  image.manifest = Dump(json{
+      {"schemaVersion", 2},
+      {"mediaType", kManifestMediaType},
+      {"config", Descriptor(kConfigMediaType, image.config_digest, image.config.size())},
+      {"layers", json::array({Descriptor(kLayerMediaType, image.layer_digest, image.layer_size)})},
+      {"annotations", annotations},
+  });
+  image.manifest_digest = "sha256:" + Sha256Of(image.manifest);
+  return image;
+}
+
+}  // namespace stasis::archive

@@ -1,0 +1,17 @@
+// Compressed archives, made plain.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+
+namespace stasis::archive {
+
+/// `fd` itself when its content is not compressed; else a file without a name in `folder` with the
+/// plain content. gzip, zstd, bzip2 and xz are known by their first bytes. ResourceExhausted above
+/// `max_bytes`.
+Result<UniqueFd> Decompressed(UniqueFd fd, const std::string& folder, std::uint64_t max_bytes);
+
+}  // namespace stasis::archive

@@ -1,0 +1,61 @@
+#include "archive/manifest.h"
+
+#include <nlohmann/json.hpp>
+
+#include "archive/json_fields.h"
+
+namespace stasis::archive {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kNewestFormat = 1;
+
+}  // namespace
+
+std::string ManifestToJson(const Manifest& manifest) {
+  json members = json::array();
+  for (const Manifest::Member& member : manifest.members) {
+    members.push_back({{"name", member.name}, {"size", member.size}, {"sha256", member.sha256}});
+  }
+  return Dump(json{
+      {"formatVersion", manifest.format_version},
+      {"stasisVersion", manifest.stasis_version},
+      {"hostArch", manifest.host_arch},
+      {"hostKernel", manifest.host_kernel},
+      {"frozenMicroseconds", manifest.frozen.count()},
+      {"totalMicroseconds", manifest.total.count()},
+      {"notes", manifest.notes},
+      {"members", members},
+  });
+}
+
+Result<Manifest> ManifestFromJson(std::string_view text) {
+  ASSIGN_OR_RETURN(const json object, ParseObject(text, kManifestName));
+  Manifest manifest;
+  manifest.format_version = NumberField<int>(object, "formatVersion");
+  if (manifest.format_version > kNewestFormat) {
+    return Unimplemented("the archive has format " + std::to_string(manifest.format_version) +
+                         ", this Stasis reads up to " + std::to_string(kNewestFormat) +
+                         ": use the version that wrote it (" + TextField(object, "stasisVersion") +
+                         ")");
+  }
+  manifest.stasis_version = TextField(object, "stasisVersion");
+  manifest.host_arch = TextField(object, "hostArch");
+  manifest.host_kernel = TextField(object, "hostKernel");
+  manifest.frozen =
+      std::chrono::microseconds(NumberField<std::int64_t>(object, "frozenMicroseconds"));
+  manifest.total =
+      std::chrono::microseconds(NumberField<std::int64_t>(object, "totalMicroseconds"));
+  for (const json& note : ArrayField(object, "notes")) {
+    if (note.is_string()) manifest.notes.push_back(note.get<std::string>());
+  }
+  for (const json& member : ArrayField(object, "members")) {
+    manifest.members.push_back({.name = TextField(member, "name"),
+                                .size = NumberField<std::uint64_t>(member, "size"),
+                                .sha256 = TextField(member, "sha256")});
+  }
+  return manifest;
+}
+
+}  // namespace stasis::archive

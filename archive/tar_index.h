@@ -1,0 +1,27 @@
+// Where each member of a tar file lies.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+
+#include "engine/base/status.h"
+
+namespace stasis::archive {
+
+struct Extent {
+  std::uint64_t offset = 0;
+  std::uint64_t size = 0;
+};
+
+struct TarIndex {
+  std::unordered_map<std::string, Extent> files;  ///< Regular members by name.
+  std::uint64_t end = 0;                          ///< Offset behind the end mark.
+};
+
+/// Reads all headers of the tar in `fd`, of `size` bytes. InvalidArgument: no tar, or a member that
+/// a checkpoint does not have. DataLoss: cut short or altered. ResourceExhausted: over
+/// `max_members`.
+Result<TarIndex> ReadTarIndex(int fd, std::uint64_t size, std::uint64_t max_members);
+
+}  // namespace stasis::archive
