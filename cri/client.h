@@ -1,0 +1,24 @@
+// A client of a CRI socket, for the command line.
+#pragma once
+
+#include <chrono>
+#include <stop_token>
+#include <string>
+
+#include "engine/base/status.h"
+
+namespace stasis::cri {
+
+struct CheckpointCall {
+  /// Of stasisd, or of a runtime that has checkpoints itself.
+  std::string runtime_endpoint = "unix:///run/stasis/stasis.sock";
+  std::string container_id = {};  ///< Or an unambiguous beginning of it.
+  std::string location = {};  ///< Absolute path of the archive to be made, on the runtime's node.
+  std::chrono::seconds timeout{0};  ///< 0: none.
+  std::stop_token stop = {};        ///< Ends the call, and with it the checkpoint.
+};
+
+/// CheckpointContainer. The errors are the service's; Unavailable names the socket.
+Status CheckpointContainer(const CheckpointCall& call);
+
+}  // namespace stasis::cri

@@ -1,0 +1,43 @@
+#include "cri/container_facts.h"
+
+#include <utility>
+
+#include "archive/json_fields.h"
+
+namespace stasis::cri {
+
+Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& id,
+                                         const CallLimits& limits) {
+  runtime::v1::ContainerStatusRequest request;
+  request.set_container_id(id);
+  request.set_verbose(true);
+  ASSIGN_OR_RETURN(runtime::v1::ContainerStatusResponse response,
+                   Call(&runtime::v1::RuntimeService::Stub::ContainerStatus, upstream.containers(),
+                        request, limits));
+  // Both containerd and CRI-O put one JSON text under "info"; CRI itself leaves the map's content
+  // open.
+  const auto info = response.info().find("info");
+  if (info == response.info().end()) {
+    return FailedPrecondition("the runtime tells neither pid nor spec of container " + id +
+                              "; containerd and CRI-O do");
+  }
+  ASSIGN_OR_RETURN(const nlohmann::json json,
+                   archive::ParseObject(info->second, "the verbose status of container " + id));
+  ContainerFacts facts;
+  facts.status = std::move(*response.mutable_status());
+  facts.pid = archive::NumberField<pid_t>(json, "pid");
+  facts.spec = archive::Field(json, "runtimeSpec");
+  facts.sandbox_id = archive::TextField(json, "sandboxID");
+  facts.runtime_type = archive::TextField(json, "runtimeType");
+  return facts;
+}
+
+std::vector<std::string> MountDestinations(const nlohmann::json& spec) {
+  std::vector<std::string> destinations;
+  for (const nlohmann::json& mount : archive::ArrayField(spec, "mounts")) {
+    destinations.push_back(archive::TextField(mount, "destination"));
+  }
+  return destinations;
+}
+
+}  // namespace stasis::cri

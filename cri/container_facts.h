@@ -1,0 +1,30 @@
+// What the runtime knows of a container, as far as it concerns us.
+#pragma once
+
+#include <sys/types.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cri/proxy/upstream.h"
+#include "engine/base/status.h"
+
+namespace stasis::cri {
+
+struct ContainerFacts {
+  runtime::v1::ContainerStatus status;
+  pid_t pid = 0;        ///< Of its first process, as the host sees it; 0 when it does not run.
+  nlohmann::json spec;  ///< The OCI runtime spec.
+  std::string sandbox_id;
+  std::string runtime_type;  ///< "io.containerd.runc.v2"; empty where the runtime does not say.
+};
+
+/// NotFound: no such container. FailedPrecondition: the runtime does not tell what we must know.
+Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& id,
+                                         const CallLimits& limits);
+
+/// Where something else than the root file system is mounted in a container of `spec`.
+std::vector<std::string> MountDestinations(const nlohmann::json& spec);
+
+}  // namespace stasis::cri

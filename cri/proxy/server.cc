@@ -1,0 +1,113 @@
+#include "cri/proxy/server.h"
+
+#include <fcntl.h>
+#include <grpcpp/server_builder.h>
+#include <grpcpp/server_posix.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "cri/log.h"
+#include "cri/proxy/limits.h"
+#include "cri/proxy/unary_relay.h"
+
+namespace stasis::cri {
+namespace {
+
+// How long accept(2) rests when the process has no descriptor left (EMFILE), instead of spinning.
+constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+// For answers that are on their way when the server ends.
+constexpr auto kLastAnswers = std::chrono::milliseconds(200);
+
+}  // namespace
+
+class Server::Service : public grpc::CallbackGenericService {
+ public:
+  Service(Upstream& upstream, MethodTable table) : upstream_(upstream), table_(std::move(table)) {}
+
+  grpc::ServerGenericBidiReactor* CreateReactor(
+      grpc::GenericCallbackServerContext* context) override {
+    if (const auto handler = table_.handlers.find(context->method());
+        handler != table_.handlers.end()) {
+      return calls_.Start(context, &handler->second);
+    }
+    static const RelayFilters kNone;
+    const auto found = table_.filters.find(context->method());
+    const RelayFilters* filters = found == table_.filters.end() ? &kNone : &found->second;
+    return IsUnary(context->method()) ? StartUnaryRelay(context, upstream_.any(), filters)
+                                      : StartRelay(context, upstream_.any(), filters);
+  }
+
+  HandledCalls& calls() { return calls_; }
+
+ private:
+  Upstream& upstream_;
+  const MethodTable table_;
+  HandledCalls calls_;
+};
+
+Server::Server(Listener listener, Upstream& upstream, MethodTable table)
+    : listener_(std::move(listener)),
+      service_(std::make_unique<Service>(upstream, std::move(table))) {}
+
+Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstream,
+                                              MethodTable table) {
+  std::unique_ptr<Server> server(new Server(std::move(listener), upstream, std::move(table)));
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(kUnlimitedMessage);
+  builder.SetMaxSendMessageSize(kUnlimitedMessage);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.RegisterCallbackGenericService(server->service_.get());
+  server->server_ = builder.BuildAndStart();
+  if (server->server_ == nullptr) return Internal("the gRPC server does not start");
+
+  server->wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC));
+  if (!server->wake_) {
+    const int error = errno;
+    return SyscallError(error, "eventfd");
+  }
+  server->acceptor_ = std::thread([raw = server.get()] { raw->Accept(); });
+  return server;
+}
+
+Server::~Server() { Shutdown(std::chrono::milliseconds(0)); }
+
+// We accept ourselves: gRPC can take neither a socket from systemd nor one with a mode.
+void Server::Accept() {
+  pollfd waiting[2] = {{listener_.socket.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+  while (true) {
+    if (::poll(waiting, 2, -1) < 0 && errno != EINTR) return;
+    if (waiting[1].revents != 0) return;
+    if (waiting[0].revents == 0) continue;
+    const int connection =
+        ::accept4(listener_.socket.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (connection >= 0) {
+      grpc::AddInsecureChannelFromFd(server_.get(), connection);  // owns it from here on
+    } else if (const int error = errno; error == EMFILE || error == ENFILE || error == ENOMEM) {
+      log::Warn("no connection can be accepted, waiting", {{"error", std::strerror(error)}});
+      std::this_thread::sleep_for(kAcceptPause);
+    }
+  }
+}
+
+void Server::Shutdown(std::chrono::milliseconds grace) {
+  if (std::exchange(shut_down_, true)) return;
+  if (acceptor_.joinable()) {
+    const std::uint64_t one = 1;
+    (void)!::write(wake_.get(), &one, sizeof(one));
+    acceptor_.join();
+  }
+  if (!listener_.path.empty()) ::unlink(listener_.path.c_str());
+  listener_.socket.Reset();
+  if (server_ == nullptr) return;
+  service_->calls().WaitUntilIdle(std::chrono::steady_clock::now() + grace);
+  server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
+  server_->Wait();
+}
+
+}  // namespace stasis::cri

@@ -1,0 +1,50 @@
+// The gRPC server in front of the runtime: a table says what is not simply passed on.
+#pragma once
+
+#include <grpcpp/server.h>
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "cri/proxy/handler.h"
+#include "cri/proxy/listener.h"
+#include "cri/proxy/relay.h"
+#include "cri/proxy/upstream.h"
+
+namespace stasis::cri {
+
+/// What is decoded, by method ("/runtime.v1.RuntimeService/CreateContainer"). Methods that are not
+/// here, known to us or not, pass byte for byte.
+struct MethodTable {
+  std::map<std::string, Handler, std::less<>> handlers;      ///< Answered by us; may block.
+  std::map<std::string, RelayFilters, std::less<>> filters;  ///< Passed on, looked at on the way.
+};
+
+class Server {
+ public:
+  /// Serves `listener` until Shutdown. `upstream` outlives the server.
+  static Result<std::unique_ptr<Server>> Start(Listener listener, Upstream& upstream,
+                                               MethodTable table);
+  ~Server();
+
+  /// Takes no new connection, gives the handled calls `grace` to end, and cuts what is left.
+  void Shutdown(std::chrono::milliseconds grace);
+
+ private:
+  class Service;
+
+  Server(Listener listener, Upstream& upstream, MethodTable table);
+  void Accept();
+
+  Listener listener_;
+  std::unique_ptr<Service> service_;
+  std::unique_ptr<grpc::Server> server_;
+  UniqueFd wake_;  // an eventfd that ends Accept
+  std::thread acceptor_;
+  bool shut_down_ = false;
+};
+
+}  // namespace stasis::cri

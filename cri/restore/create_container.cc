@@ -1,0 +1,161 @@
+// CreateContainer for a checkpoint image: the runtime is asked for a container of the base image
+// that holds the placeholder, and that is otherwise exactly what the client asked for. Nothing of
+// the archive but the name of the base image has a say in it.
+#include <absl/cleanup/cleanup.h>
+
+#include <utility>
+
+#include "archive/json_fields.h"
+#include "cri/log.h"
+#include "cri/restore/base_image.h"
+#include "cri/restore/placeholder.h"
+#include "cri/restore/restorer.h"
+
+namespace stasis::cri {
+namespace {
+
+constexpr const char* kInventory =
+    "inventory.img";  // written last: without it the images are not whole
+
+RestoredContainer RecordOf(const runtime::v1::CreateContainerRequest& request,
+                           const CheckpointImage& image) {
+  const runtime::v1::ContainerConfig& config = request.config();
+  RestoredContainer record;
+  record.sandbox_id = request.pod_sandbox_id();
+  record.name = config.metadata().name();
+  record.attempt = config.metadata().attempt();
+  record.image = config.image().image();
+  record.user_specified_image = config.image().user_specified_image();
+  record.image_ref = image.ref;
+  record.image_id = image.id;
+  record.command = {config.command().begin(), config.command().end()};
+  record.args = {config.args().begin(), config.args().end()};
+  if (!config.log_path().empty() && !request.sandbox_config().log_directory().empty()) {
+    record.log_path = request.sandbox_config().log_directory() + "/" + config.log_path();
+  }
+  return record;
+}
+
+void Rewrite(runtime::v1::ContainerConfig& config, const BaseImage& base,
+             const std::string& placeholder) {
+  config.mutable_image()->set_image(base.id);
+  if (!config.image().user_specified_image().empty()) {
+    config.mutable_image()->set_user_specified_image(base.name);
+  }
+  config.mutable_image()->clear_image_ref();
+  config.clear_command();
+  config.add_command(kPlaceholderPath);
+  config.clear_args();
+  config.add_args(kPlaceholderArgument);
+  runtime::v1::Mount* mount = config.add_mounts();
+  mount->set_host_path(placeholder);
+  mount->set_container_path(kPlaceholderPath);
+  mount->set_readonly(true);
+}
+
+std::string NameKey(const RestoredContainer& record) {
+  return record.sandbox_id + "/" + record.name + "/" + std::to_string(record.attempt);
+}
+
+Result<Reply> ReplyOf(const std::string& container_id) {
+  runtime::v1::CreateContainerResponse response;
+  response.set_container_id(container_id);
+  Reply reply;
+  ASSIGN_OR_RETURN(reply.message, Serialize(response));
+  return reply;
+}
+
+}  // namespace
+
+Reply Restorer::CreateContainer(const IncomingCall& call) {
+  runtime::v1::CreateContainerRequest request;
+  if (!Parse(call.request, request).ok()) return upstream_.Forward(call, call.request);
+  const auto image = images_.Find(request.config().image(), LimitsOf(call));
+  if (!image.ok()) {
+    return Failed(
+        Annotate(image.status(), "is " + request.config().image().image() + " a checkpoint"));
+  }
+  if (!*image) return upstream_.Forward(call, call.request);
+  Result<Reply> reply = CreateRestored(call, request, **image);
+  if (!reply.ok()) {
+    const Status status =
+        Annotate(reply.status(), "create a container from the checkpoint " + (*image)->ref);
+    log::Error("container not created from its checkpoint",
+               {{"sandbox", request.pod_sandbox_id()},
+                {"name", request.config().metadata().name()},
+                {"reason", ToText(status)}});
+    return Failed(status);
+  }
+  return std::move(*reply);
+}
+
+Result<Reply> Restorer::CreateRestored(const IncomingCall& call,
+                                       runtime::v1::CreateContainerRequest& request,
+                                       const CheckpointImage& image) {
+  const CallLimits limits = LimitsOf(call);
+  RestoredContainer record = RecordOf(request, image);
+  ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(NameKey(record), limits));
+  ASSIGN_OR_RETURN(const std::string earlier, EarlierAnswer(record, limits));
+  if (!earlier.empty()) return ReplyOf(earlier);
+
+  ASSIGN_OR_RETURN(record.checkpoint, images_.Open(image, request.pod_sandbox_id(), limits));
+  absl::Cleanup close = [&, place = record.checkpoint] {
+    (void)images_.Close(place, {});  // already reporting worse
+  };
+  ASSIGN_OR_RETURN(Reply reply, CreateFrom(call, request, std::move(record)));
+  if (reply.status.ok()) std::move(close).Cancel();
+  return reply;
+}
+
+// A client whose call timed out sends it again. What the first one made is the answer to the
+// second.
+Result<std::string> Restorer::EarlierAnswer(const RestoredContainer& like,
+                                            const CallLimits& limits) {
+  const auto record = records_.FindByName(like.sandbox_id, like.name, like.attempt);
+  if (!record || record->phase != RestorePhase::kCreated) return std::string();
+  runtime::v1::ContainerStatusRequest request;
+  request.set_container_id(record->id);
+  const Status status = Call(&runtime::v1::RuntimeService::Stub::ContainerStatus,
+                             upstream_.containers(), request, limits)
+                            .status();
+  if (status.ok()) return record->id;
+  if (status.code() != StatusCode::kNotFound) return status;
+  Forget(*record);
+  return std::string();
+}
+
+Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
+                                   runtime::v1::CreateContainerRequest& request,
+                                   RestoredContainer record) {
+  const CallLimits limits = LimitsOf(call);
+  ASSIGN_OR_RETURN(const auto checkpoint, archive::Archive::Open(record.checkpoint.path));
+  if (!checkpoint->images().Size(kInventory).ok()) {
+    return InvalidArgument("it is no whole checkpoint: checkpoint/inventory.img is missing");
+  }
+  ASSIGN_OR_RETURN(const std::string text, checkpoint->Get("config.dump"));
+  ASSIGN_OR_RETURN(const nlohmann::json config_dump, archive::ParseObject(text, "config.dump"));
+  ASSIGN_OR_RETURN(const BaseImage base, FindOrPullBaseImage(upstream_, credentials_, config_dump,
+                                                             request.sandbox_config(), limits));
+  Rewrite(*request.mutable_config(), base, placeholder_);
+  ASSIGN_OR_RETURN(const grpc::ByteBuffer rewritten, Serialize(request));
+  Reply reply = upstream_.Forward(call, rewritten);
+  if (!reply.status.ok()) return reply;
+
+  runtime::v1::CreateContainerResponse response;
+  RETURN_IF_ERROR(Parse(reply.message, response));
+  record.id = response.container_id();
+  const Status recorded = records_.Put(record);
+  if (!recorded.ok()) {
+    // Without a record, StartContainer would run the placeholder and call that a success.
+    runtime::v1::RemoveContainerRequest removal;
+    removal.set_container_id(record.id);
+    (void)Call(&runtime::v1::RuntimeService::Stub::RemoveContainer, upstream_.containers(), removal,
+               limits);
+    return Annotate(recorded, "remember the container");
+  }
+  log::Info("container created from its checkpoint",
+            {{"container", record.id}, {"image", record.image_ref}, {"base", base.name}});
+  return reply;
+}
+
+}  // namespace stasis::cri

@@ -1,0 +1,76 @@
+// Restore by CRI: a container is created from a checkpoint image as from any other, and runs on
+// from there when it is started.
+//
+// CreateContainer   the request gets the base image and the placeholder (create_container.cc)
+// StartContainer    the runtime starts the placeholder, which becomes the restored tree
+//                   (start_container.cc)
+// RemoveContainer   what is known of it is forgotten (restorer.cc)
+#pragma once
+
+#include <stop_token>
+#include <string>
+
+#include "archive/archive.h"
+#include "cri/container_facts.h"
+#include "cri/keyed_locks.h"
+#include "cri/proxy/server.h"
+#include "cri/restore/checkpoint_images.h"
+#include "cri/restore/credentials.h"
+#include "cri/restore/records.h"
+
+namespace stasis::cri {
+
+class Restorer {
+ public:
+  /// `placeholder`: the program on the host. All references outlive this.
+  Restorer(Upstream& upstream, Records& records, KeyedLocks& locks, std::string placeholder)
+      : upstream_(upstream),
+        records_(records),
+        locks_(locks),
+        images_(upstream),
+        placeholder_(std::move(placeholder)) {}
+
+  /// Enters all calls that have to do with it. This outlives the table.
+  void AddTo(MethodTable& table);
+
+  /// Sets right what an earlier stasisd left unfinished: half restored containers end, records of
+  /// containers that are gone go. Waits for the runtime; ends early when `stop` says so.
+  void Recover(const std::stop_token& stop);
+
+ private:
+  Reply CreateContainer(const IncomingCall& call);
+  Result<Reply> CreateRestored(const IncomingCall& call,
+                               runtime::v1::CreateContainerRequest& request,
+                               const CheckpointImage& image);
+  Result<Reply> CreateFrom(const IncomingCall& call, runtime::v1::CreateContainerRequest& request,
+                           RestoredContainer record);
+  Result<std::string> EarlierAnswer(const RestoredContainer& like, const CallLimits& limits);
+
+  Reply StartContainer(const IncomingCall& call);
+  Result<Reply> StartRestored(const IncomingCall& call, RestoredContainer record);
+  Status FillContainer(const IncomingCall& call, const RestoredContainer& record,
+                       const archive::Archive& checkpoint);
+  Status ApplyRootfs(const ContainerFacts& facts, const archive::Archive& checkpoint);
+  /// Ends the container and keeps the reason for its status.
+  void Fail(RestoredContainer record, const Status& reason);
+
+  Reply Remove(const IncomingCall& call);
+  Reply RemoveSandbox(const IncomingCall& call);
+  void Forget(const RestoredContainer& record);
+  Status RecoverOnce(const CallLimits& limits);
+
+  Upstream& upstream_;
+  Records& records_;
+  KeyedLocks& locks_;  // by container id, and by sandbox, name and attempt while there is none
+  CheckpointImages images_;
+  Credentials credentials_;
+  const std::string placeholder_;
+};
+
+/// What the client of `call` grants.
+CallLimits LimitsOf(const IncomingCall& call);
+
+/// An answer that is an error.
+Reply Failed(const Status& status);
+
+}  // namespace stasis::cri

@@ -1,0 +1,98 @@
+#include "cri/shim.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "cri/checkpoint/checkpointer.h"
+#include "cri/proxy/server.h"
+#include "cri/proxy/upstream.h"
+#include "cri/restore/restorer.h"
+#include "cri/restore/shown.h"
+#include "engine/base/io.h"
+
+namespace stasis::cri {
+namespace {
+
+Result<UniqueFd> LockStateDirectory(const std::string& directory) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) return SyscallError(error.value(), "create the state directory " + directory);
+  std::filesystem::permissions(directory, std::filesystem::perms::owner_all, error);
+  if (error) return SyscallError(error.value(), "chmod " + directory);
+  ASSIGN_OR_RETURN(UniqueFd lock, OpenAt(AT_FDCWD, directory + "/lock", O_RDWR | O_CREAT, 0600));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    const int failure = errno;
+    if (failure == EWOULDBLOCK) {
+      return AlreadyExists("another stasisd uses the state directory " + directory +
+                           "; stop it or use another --state-dir");
+    }
+    return SyscallError(failure, "lock " + directory);
+  }
+  return lock;
+}
+
+class RunningShim : public Shim {
+ public:
+  RunningShim(UniqueFd lock, std::unique_ptr<Upstream> upstream, std::unique_ptr<Records> records,
+              const std::string& placeholder)
+      : lock_(std::move(lock)),
+        upstream_(std::move(upstream)),
+        records_(std::move(records)),
+        restorer_(*upstream_, *records_, locks_, placeholder),
+        checkpointer_(*upstream_, *records_, locks_) {}
+
+  Status Serve(const std::string& endpoint) {
+    MethodTable table;
+    AddShownFilters(*records_, table);
+    restorer_.AddTo(table);
+    checkpointer_.AddTo(table);
+    ASSIGN_OR_RETURN(Listener listener, Listen(endpoint));
+    ASSIGN_OR_RETURN(server_, Server::Start(std::move(listener), *upstream_, std::move(table)));
+    recovery_ = std::jthread([this](const std::stop_token& stop) { restorer_.Recover(stop); });
+    return OkStatus();
+  }
+
+  void Shutdown(std::chrono::milliseconds grace) override {
+    recovery_.request_stop();
+    server_->Shutdown(grace);
+  }
+
+ private:
+  UniqueFd lock_;
+  std::unique_ptr<Upstream> upstream_;
+  std::unique_ptr<Records> records_;
+  KeyedLocks locks_;
+  Restorer restorer_;
+  Checkpointer checkpointer_;
+  std::unique_ptr<Server> server_;
+  std::jthread recovery_;
+};
+
+// It is mounted into containers and executed there: found missing now, not at the first restore.
+Status CheckPlaceholder(const std::string& path) {
+  if (::access(path.c_str(), X_OK) == 0) return OkStatus();
+  const int error = errno;
+  return Annotate(SyscallError(error, path), "the placeholder program, see --placeholder");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Shim>> Shim::Start(const ShimOptions& options) {
+  ASSIGN_OR_RETURN(UniqueFd lock, LockStateDirectory(options.state_dir));
+  RETURN_IF_ERROR(CheckPlaceholder(options.placeholder));
+  ASSIGN_OR_RETURN(std::unique_ptr<Records> records,
+                   Records::Open(options.state_dir + "/containers"));
+  ASSIGN_OR_RETURN(std::unique_ptr<Upstream> upstream, Upstream::Open(options.runtime_endpoint));
+  auto shim = std::make_unique<RunningShim>(std::move(lock), std::move(upstream),
+                                            std::move(records), options.placeholder);
+  RETURN_IF_ERROR(shim->Serve(options.listen));
+  return std::unique_ptr<Shim>(std::move(shim));
+}
+
+}  // namespace stasis::cri
