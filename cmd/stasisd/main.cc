@@ -1,0 +1,98 @@
+// stasisd: the node agent. Stands between the kubelet and the container runtime.
+#include <pthread.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+
+#include "cri/log.h"
+#include "cri/shim.h"
+
+namespace {
+
+constexpr int kExitFailure = 1;
+
+std::string PlaceholderNextToUs() {
+  std::error_code error;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
+  return (self.parent_path() / "stasis-placeholder").string();
+}
+
+struct Options {
+  stasis::cri::ShimOptions shim{
+      .listen = "unix:///run/stasis/stasis.sock",
+      .runtime_endpoint = "unix:///run/containerd/containerd.sock",
+      .state_dir = "/var/lib/stasis",
+      .placeholder = PlaceholderNextToUs(),
+  };
+  std::string log_level = "info";
+  int grace_seconds = 30;
+};
+
+void Declare(CLI::App& app, Options& options) {
+  app.description(
+      "Checkpoints and restores containers for the kubelet. Serves the Container Runtime Interface "
+      "and "
+      "passes\neverything that is not its own on to the container runtime of the node.");
+  app.footer(
+      "Point the kubelet at it with --container-runtime-endpoint=unix:///run/stasis/stasis.sock.\n"
+      "With a socket unit of systemd, the socket comes from there and --listen is not used.");
+  app.set_version_flag("--version", STASIS_VERSION);
+  app.set_config("--config", "", "Read these options from a file (TOML: name = \"value\")");
+  app.add_option("--listen", options.shim.listen, "The socket to serve")->capture_default_str();
+  app.add_option("--runtime-endpoint", options.shim.runtime_endpoint,
+                 "The socket of the container runtime")
+      ->capture_default_str();
+  app.add_option("--state-dir", options.shim.state_dir,
+                 "Where restored containers are remembered; survives restarts")
+      ->capture_default_str();
+  app.add_option("--placeholder", options.shim.placeholder,
+                 "The program that holds a container's place until it is restored")
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level, "What is logged")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
+  app.add_option("--shutdown-grace", options.grace_seconds,
+                 "Seconds that checkpoints and restores under way are given at the end")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
+// Signals that end the agent. Blocked before the first thread is made, so that no thread ever gets
+// them but by sigwait(3).
+sigset_t BlockEndSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app;
+  Declare(app, options);
+  CLI11_PARSE(app, argc, argv);
+  stasis::log::SetLevel(options.log_level);
+  const sigset_t signals = BlockEndSignals();
+
+  auto shim = stasis::cri::Shim::Start(options.shim);
+  if (!shim.ok()) {
+    stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(shim.status())}});
+    return kExitFailure;
+  }
+  stasis::log::Info("stasisd serves", {{"version", STASIS_VERSION},
+                                       {"listen", options.shim.listen},
+                                       {"runtime", options.shim.runtime_endpoint}});
+  int signal = 0;
+  sigwait(&signals, &signal);
+  stasis::log::Info("stasisd ends", {{"signal", std::to_string(signal)}});
+  (*shim)->Shutdown(std::chrono::seconds(options.grace_seconds));
+  return EXIT_SUCCESS;
+}
