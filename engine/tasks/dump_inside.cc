@@ -21,6 +21,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
+#include "engine/tasks/settings.h"
 #include "engine/tracee/remote_syscalls.h"
 
 namespace stasis::engine {
@@ -138,6 +139,7 @@ Status AskProcess(RemoteSyscalls& remote, DumpedProcess& process, const FileDump
                                         PR_GET_CHILD_SUBREAPER, at);
                    }));
   if (subreaper != 0) core.set_child_subreaper(true);
+  RETURN_IF_ERROR(AskSettings(remote, core));
   const Result<std::uint64_t> barriers =
       remote.Call("membarrier", SYS_membarrier, kGetRegistrations, 0, 0);
   if (barriers.ok() && *barriers != 0) {  // an older kernel says EINVAL

@@ -25,6 +25,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/settings.h"
 
 namespace stasis::engine {
 namespace {
@@ -182,6 +183,7 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   RETURN_IF_ERROR(RefuseUserDispatch(tid));
   RETURN_IF_ERROR(ReadScheduling(tid, core));
   RETURN_IF_ERROR(ReadRobustList(tid, core));
+  RETURN_IF_ERROR(ReadSettings(frozen, core));
   ReadCredentials(frozen.status, *core.mutable_creds());
   core.set_comm(frozen.status.name);
   // Refuses registers that the format has no place for. The address is known only inside.
@@ -224,6 +226,7 @@ Status ReadTaskCore(const FrozenProcess& process, image::TaskCoreEntry& core) {
     entry.set_cur(limit.soft);
     entry.set_max(limit.hard);
   }
+  RETURN_IF_ERROR(ReadSettings(process, core));
   return ReadPendingSignals(process.threads.front().tid(), kPeekShared, *core.mutable_signals_s());
 }
 

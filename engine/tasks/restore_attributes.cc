@@ -4,7 +4,6 @@
 //         and refuses the rest.
 #include "engine/tasks/restore_attributes.h"
 
-
 #include <fcntl.h>
 #include <linux/membarrier.h>
 #include <sched.h>
@@ -20,6 +19,7 @@
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/process_tree.h"
+#include "engine/tasks/settings.h"
 
 namespace stasis::engine {
 namespace {
@@ -139,7 +139,8 @@ Status RestoreThread(const ThreadImage& thread, RemoteSyscalls& remote, Notes& n
     RETURN_IF_ERROR(remote.Call("rseq", SYS_rseq, rseq.rseq_abi_pointer(), rseq.rseq_abi_size(), 0,
                                 rseq.signature()).status());
   }
-  return RestoreScheduling(thread, remote, notes);
+  RETURN_IF_ERROR(RestoreScheduling(thread, remote, notes));
+  return RestoreSettings(thread, remote, notes);
 }
 
 // Outside a container the agent owns this; inside, the runtime has set it.
@@ -180,6 +181,7 @@ Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& image
         return RestoreThread(thread, remote, notes);
       });
   RETURN_IF_ERROR(threads);
+  RETURN_IF_ERROR(RestoreSettings(process));
   return RestoreLimits(process, notes);
 }
 

@@ -1,0 +1,101 @@
+// Source  prctl(2) PR_SET_TIMERSLACK, PR_SET_MDWE; ioprio_set(2), personality(2), core(5),
+//         proc_pid_timerslack_ns(5); tested on 6.18
+// Rule    A thread under a real-time policy has no slack, and its file says 0; its own setting comes back
+//         with another policy and cannot be seen until then (kernel/sched/syscalls.c).
+// Rule    ioprio_get(2) of a thread that never set one gives IOPRIO_CLASS_NONE, or from Linux 5.18 on what
+//         its nice value stands for, with the same class 0.
+// Rule    execve(2) keeps the personality; what it changes at once (READ_IMPLIES_EXEC) concerns new
+//         mappings only.
+// Rule    Memory-deny-write-execute can be set and never taken back. It is inherited unless asked
+//         otherwise, so the leader's alone is asked for: it is a flag of the memory, not of a thread.
+#include "engine/tasks/settings.h"
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string>
+
+#include "engine/base/io.h"
+#include "engine/proc/text.h"
+
+#ifndef PR_SET_MDWE  // Linux 6.3
+#define PR_SET_MDWE 65
+#define PR_GET_MDWE 66
+#endif
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::uint64_t kDefaultSlackNs = 50'000;        // init_task, include/linux/init_task.h
+constexpr std::uint32_t kDefaultCoreDumpFilter = 0x33;   // core(5)
+constexpr int kIoPriorityOfOne = 1;                      // IOPRIO_WHO_PROCESS
+constexpr int kIoClassShift = 13;
+
+}  // namespace
+
+Status ReadSettings(const FrozenThread& thread, image::ThreadCoreEntry& core) {
+  // Not below /proc/PID/task: this file is there for each thread as a process only.
+  const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.tid()) + "/timerslack_ns");
+  RETURN_IF_ERROR(text.status());
+  ASSIGN_OR_RETURN(const auto slack, text::Number<std::uint64_t>(text::Trim(*text)));
+  if (slack != kDefaultSlackNs && slack != 0) core.set_stasis_timer_slack_ns(slack);
+  const long priority = ::syscall(SYS_ioprio_get, kIoPriorityOfOne, thread.tid());
+  if (priority < 0) {
+    return SyscallError(errno, "ioprio_get");
+  }
+  if (priority >> kIoClassShift != 0) {
+    core.set_stasis_io_priority(static_cast<std::uint32_t>(priority));
+  }
+  return OkStatus();
+}
+
+Status ReadSettings(const FrozenProcess& process, image::TaskCoreEntry& core) {
+  const auto text = ReadFileAt(process.proc.get(), "coredump_filter");
+  if (text.status().code() == StatusCode::kNotFound) return OkStatus();  // CONFIG_ELF_CORE
+  RETURN_IF_ERROR(text.status());
+  ASSIGN_OR_RETURN(const auto filter, text::Number<std::uint32_t>(text::Trim(*text), 16));
+  if (filter != kDefaultCoreDumpFilter) core.set_stasis_core_dump_filter(filter);
+  return OkStatus();
+}
+
+Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core) {
+  const Result<std::uint64_t> deny =
+      remote.Call("prctl GET_MDWE", SYS_prctl, PR_GET_MDWE, 0, 0, 0, 0);
+  if (deny.ok() && *deny != 0) {  // an older kernel says EINVAL
+    core.set_stasis_deny_write_execute(static_cast<std::uint32_t>(*deny));
+  }
+  return OkStatus();
+}
+
+Status RestoreSettings(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  if (core.has_stasis_timer_slack_ns()) {
+    RETURN_IF_ERROR(remote.Call("PR_SET_TIMERSLACK", SYS_prctl, PR_SET_TIMERSLACK,
+                                core.stasis_timer_slack_ns(), 0, 0, 0).status());
+  }
+  if (!core.has_stasis_io_priority()) return OkStatus();
+  const Status status = remote.Call("ioprio_set", SYS_ioprio_set, kIoPriorityOfOne, 0,
+                                    core.stasis_io_priority()).status();
+  if (ErrnoOf(status) != EPERM) return status;
+  notes.push_back("tid " + std::to_string(thread.tid) + ": I/O priority " +
+                  std::to_string(core.stasis_io_priority()) + " is not granted here (CAP_SYS_NICE)");
+  return OkStatus();
+}
+
+Status RestoreSettings(RestoredProcess& process) {
+  RemoteSyscalls& remote = *process.remote;
+  const image::TaskCoreEntry& core = process.image->leader().core.tc();
+  RETURN_IF_ERROR(remote.Call("personality", SYS_personality, core.personality()).status());
+  if (core.has_stasis_core_dump_filter()) {
+    ASSIGN_OR_RETURN(const UniqueFd file, OpenAt(process.proc.get(), "coredump_filter", O_WRONLY));
+    RETURN_IF_ERROR(WriteAll(file.get(), std::to_string(core.stasis_core_dump_filter())));
+  }
+  if (!core.has_stasis_deny_write_execute()) return OkStatus();
+  return remote.Call("PR_SET_MDWE", SYS_prctl, PR_SET_MDWE, core.stasis_deny_write_execute(), 0, 0, 0)
+      .status();
+}
+
+}  // namespace stasis::engine
