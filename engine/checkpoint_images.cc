@@ -118,6 +118,8 @@ bool HasStateOfItsType(const FileEntry& entry) {
       return entry.has_tfd();
     case image::FD_MEMFD:
       return entry.has_memfd();
+    case image::FD_TTY:
+      return entry.has_tty();
     default:
       return true;  // no kind restores it, so nobody looks
   }

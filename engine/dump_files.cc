@@ -252,6 +252,12 @@ void FileDumper::AddRecord(std::string_view image_name, std::string record, std:
 }
 
 bool FileDumper::IsExternalStdio(const OpenFile& file) const {
+  if (S_ISCHR(file.st.st_mode)) {
+    return std::ranges::any_of(tables_.front(), [&](const Descriptor& descriptor) {
+      const struct stat& st = files_[descriptor.file].st;
+      return descriptor.fd <= 2 && S_ISCHR(st.st_mode) && st.st_rdev == file.st.st_rdev;
+    });
+  }
   if (!IsPipe(file)) return false;
   const auto is_end = [&](const OpenFile& other) {
     return IsPipe(other) && other.st.st_ino == file.st.st_ino;

@@ -60,7 +60,8 @@ class FileDumpContext {
   virtual void AddRecord(std::string_view image_name, std::string record, std::string bytes) = 0;
   /// A sentence for the report: what a restore will not bring back.
   virtual void Note(std::string text) = 0;
-  /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of.
+  /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of: a pipe's
+  /// of which the tree has one end, and the device, a terminal perhaps, that they are.
   virtual bool IsExternalStdio(const OpenFile& file) const = 0;
 };
 
@@ -115,6 +116,8 @@ class ProcessActor {
   virtual Status EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) = 0;
   /// fcntl(2) F_SETOWN_EX with a pid of the tree, and F_SETSIG.
   virtual Status SetOwner(int fd, const image::FownEntry& owner) = 0;
+  /// tcsetpgrp(3) on the process's controlling terminal.
+  virtual Status SetForeground(int fd, pid_t group) = 0;
 };
 
 struct FileKind {
@@ -133,6 +136,7 @@ struct FileKind {
 };
 
 #define STASIS_FILE_KINDS(X) \
+  X(kTerminal)               \
   X(kRegularFile)            \
   X(kPipe)                   \
   X(kFifo)                   \

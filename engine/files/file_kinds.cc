@@ -53,6 +53,8 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
       return &entry.sgfd().fown();
     case image::FD_TIMERFD:
       return &entry.tfd().fown();
+    case image::FD_TTY:
+      return &entry.tty().fown();
     default:
       return nullptr;
   }

@@ -5,7 +5,7 @@
 // Dump     the path must lead to the open file in its holder's root. A regular file that it does
 //          not lead to any more was deleted or replaced: its content is saved (ghost_file.cc)
 // Restore  openat(2) in the new root, with the rights of the process under restore
-// Not here file locks: refused. Terminals and other devices: refused
+// Not here terminals (terminal.cc). File locks and other devices: refused
 // Source   open(2), openat2(2), proc_pid_fd(5); tested on 6.18
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -58,12 +58,7 @@ Status CheckType(const OpenFile& file) {
     return Unimplemented(name + ": memfd_create(2) files cannot be checkpointed yet");
   }
   if ((file.flags & O_PATH) != 0) return OkStatus();
-  // Majors of terminals: 4 consoles and serial, 5 /dev/tty and ptmx, 136 to 143 pseudo-terminals.
   const unsigned number = major(file.st.st_rdev);
-  if (S_ISCHR(file.st.st_mode) &&
-      (number == 4 || number == 5 || (number >= 136 && number <= 143))) {
-    return Unimplemented(name + ": terminals cannot be checkpointed yet");
-  }
   if ((S_ISCHR(file.st.st_mode) || S_ISBLK(file.st.st_mode)) && !IsHarmlessDevice(file.st)) {
     return Unimplemented(name + ": device " + std::to_string(number) + ":" +
                          std::to_string(minor(file.st.st_rdev)) +

@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -284,6 +285,17 @@ class TableActor : public ProcessActor {
     }
     if (owner.signum() == 0) return OkStatus();
     return remote().Call("fcntl F_SETSIG", SYS_fcntl, fd, F_SETSIG, owner.signum()).status();
+  }
+
+  Status SetForeground(int fd, pid_t group) override {
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(group));
+    const Status status =
+        remote().Call("ioctl TIOCSPGRP", SYS_ioctl, fd, TIOCSPGRP, address).status();
+    if (ErrnoOf(status) != ENOTTY) return status;
+    return FailedPrecondition(
+        "the terminal controlled the program's session, and here it does not: restore it from a shell "
+        "on that terminal, or in a container with tty: true");
   }
 
  private:

@@ -128,6 +128,7 @@ Result<TaskStat> ReadTaskStat(std::string_view text) {
   read(5, stat.pgrp);
   read(6, stat.session);
   read(7, stat.tty_nr);
+  read(8, stat.tpgid);
   read(9, stat.flags);
   read(19, stat.nice);
   read(22, stat.start_time);

@@ -43,6 +43,7 @@ struct TaskStat {
   char state = '?';                                             // (3)
   pid_t ppid = 0, pgrp = 0, session = 0;                        // (4) (5) (6)
   int tty_nr = 0;                                               // (7)
+  pid_t tpgid = 0;                                              // (8) -1: no controlling terminal
   std::uint32_t flags = 0;                                      // (9) PF_*
   std::int64_t nice = 0;                                        // (19)
   std::uint64_t start_time = 0;                                 // (22) clock ticks after boot

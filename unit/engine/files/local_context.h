@@ -232,6 +232,9 @@ class LocalProcessActor : public ProcessActor {
     }
     return OkStatus();
   }
+  Status SetForeground(int fd, pid_t group) override {
+    return ::tcsetpgrp(fd, group) == 0 ? OkStatus() : SyscallError(errno, "tcsetpgrp");
+  }
 };
 
 /// A descriptor that is closed by its test.

@@ -1,0 +1,110 @@
+#include <poll.h>
+#include <stdlib.h>
+#include <termios.h>
+
+#include "unit/engine/files/local_context.h"
+
+namespace stasis::engine {
+namespace {
+
+using ::stasis::testing::IsOk;
+using ::stasis::testing::StatusIs;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+// A pseudo-terminal: `slave` is what a program gets from its starter, who keeps `master`.
+struct Pair {
+  UniqueFd master = Fd(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  UniqueFd slave;
+
+  Pair() {
+    EXPECT_EQ(::unlockpt(master.get()), 0);
+    slave = Fd(::open(::ptsname(master.get()), O_RDWR | O_NOCTTY | O_CLOEXEC));
+  }
+  std::string path() const { return ::ptsname(master.get()); }
+};
+
+termios Settings(int fd) {
+  termios settings = {};
+  EXPECT_EQ(::tcgetattr(fd, &settings), 0);
+  return settings;
+}
+
+TEST(TerminalTest, TheNewStartersTerminalGetsTheSettingsOfTheOld) {
+  const Pair before, after;
+  termios raw = Settings(before.slave.get());
+  ::cfmakeraw(&raw);
+  raw.c_cc[VINTR] = 7;
+  ASSERT_EQ(::tcsetattr(before.slave.get(), TCSANOW, &raw), 0);
+  LocalDumpContext dump;
+  dump.external = before.path();
+  const std::uint32_t id = dump.Add(before.slave.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+
+  LocalRestoreContext restore(dump);
+  restore.external = after.slave.get();
+  const Result<UniqueFd> restored = restore.Restore(id);
+  ASSERT_THAT(restored, IsOk());
+  EXPECT_EQ(Settings(after.slave.get()).c_lflag, raw.c_lflag);
+  EXPECT_EQ(Settings(after.slave.get()).c_cc[VINTR], 7);
+  ASSERT_THAT(WriteAll(restored->get(), "seen"), IsOk());
+  EXPECT_EQ(ReadSome(after.master.get()), "seen");
+}
+
+TEST(TerminalTest, EachOpenFileKeepsItsOwnFlags) {
+  const Pair pair;
+  const UniqueFd other = Fd(::open(pair.path().c_str(), O_WRONLY | O_NOCTTY | O_NONBLOCK));
+  LocalDumpContext dump;
+  dump.external = pair.path();
+  dump.Add(pair.slave.get());
+  const std::uint32_t id = dump.Add(other.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  restore.external = pair.slave.get();
+  const Result<UniqueFd> restored = restore.Restore(id);
+  ASSERT_THAT(restored, IsOk());
+  EXPECT_EQ(::fcntl(restored->get(), F_GETFL), ::fcntl(other.get(), F_GETFL));
+  EXPECT_EQ(::fcntl(pair.slave.get(), F_GETFL) & O_NONBLOCK, 0);
+}
+
+TEST(TerminalTest, InputThatNobodyReadIsNamed) {
+  const Pair pair;
+  LocalDumpContext dump;
+  dump.external = pair.path();
+  dump.Add(pair.slave.get());
+  ASSERT_THAT(WriteAll(pair.master.get(), "typed\n"), IsOk());
+  pollfd arrived = {.fd = pair.slave.get(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(::poll(&arrived, 1, 10'000), 1);  // the kernel carries it over on a thread of its own
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  ASSERT_THAT(dump.notes, SizeIs(1));
+  EXPECT_THAT(dump.notes[0], HasSubstr("6 bytes of input"));
+}
+
+TEST(TerminalTest, RefusesWhatIsNotItsStarters) {
+  const Pair pair;
+  EXPECT_THAT(RoundTrip(pair.slave.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("outside the tree")));
+  EXPECT_THAT(RoundTrip(pair.master.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("made inside")));
+  LocalDumpContext both;
+  both.external = pair.path();
+  both.Add(pair.slave.get());
+  both.Add(pair.master.get());
+  EXPECT_THAT(both.DumpAll(), StatusIs(StatusCode::kUnimplemented, HasSubstr("made inside")));
+}
+
+TEST(TerminalTest, WithoutATerminalItIsNotRestored) {
+  const Pair pair;
+  LocalDumpContext dump;
+  dump.external = pair.path();
+  const std::uint32_t id = dump.Add(pair.slave.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  const UniqueFd null = Fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  restore.external = null.get();
+  EXPECT_THAT(restore.Restore(id),
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("tty: true")));
+}
+
+}  // namespace
+}  // namespace stasis::engine
