@@ -15,15 +15,14 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"strings"
 	"time"
 
-	"github.com/gogo/protobuf/jsonpb"
-	"github.com/gogo/protobuf/proto"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -73,20 +72,23 @@ func call(ctx context.Context, endpoint, name, request string) error {
 }
 
 func parse(text string, message proto.Message) error {
-	switch text {
-	case "":
-		return nil
-	case "-":
-		return jsonpb.Unmarshal(os.Stdin, message)
-	default:
-		return jsonpb.Unmarshal(strings.NewReader(text), message)
+	if text == "-" {
+		input, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return err
+		}
+		text = string(input)
 	}
+	if text == "" {
+		return nil
+	}
+	return protojson.Unmarshal([]byte(text), message)
 }
 
 func show(message proto.Message) error {
-	text, err := (&jsonpb.Marshaler{OrigName: true}).MarshalToString(message)
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(message)
 	if err == nil {
-		fmt.Println(text)
+		fmt.Println(string(text))
 	}
 	return err
 }
