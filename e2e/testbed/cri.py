@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from e2e.paths import CRI
 
-#: What the kubelet sends, in the pod and in each container of it.
-NAMESPACES = {"namespace_options": {"pid": "CONTAINER"}}
+#: What the kubelet sends, in the pod and in each container of it: a pid namespace for each container.
+NAMESPACES = {"namespace_options": {"pid": 1}}
 
 #: The container settings of the restricted Pod Security Standard, and a read-only root besides.
 RESTRICTED = {
@@ -68,8 +68,10 @@ class Cri:
     def pull(self, image):
         return self.call("PullImage", image={"image": image})["image_ref"]
 
-    def run_pod(self, name, **linux):
-        config = {
+    def pod_config(self, name, **linux):
+        """The configuration of a pod, and the folder of its logs, which the kubelet makes too."""
+        (self.logs / name).mkdir(parents=True, exist_ok=True)
+        return {
             "metadata": {"name": name, "namespace": "default", "uid": str(uuid.uuid4())},
             "hostname": name,
             "log_directory": str(self.logs / name),
@@ -77,7 +79,9 @@ class Cri:
             "linux": {"cgroup_parent": self.cgroup,
                       "security_context": NAMESPACES, **linux},
         }
-        (self.logs / name).mkdir(parents=True, exist_ok=True)  # as the kubelet does
+
+    def run_pod(self, name, **linux):
+        config = self.pod_config(name, **linux)
         pod = self.call("RunPodSandbox", config=config)["pod_sandbox_id"]
         status = self.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]
         return Pod(pod, config, status.get("network", {}).get("ip", ""))
