@@ -20,7 +20,7 @@ GROUPS = "root:x:0:\nuser:x:1000:\n"
 FOLDERS = {"dev": 0o755, "proc": 0o755, "sys": 0o755, "etc": 0o755, "root": 0o700, "usr": 0o755,
            "usr/bin": 0o755, "usr/sbin": 0o755, "usr/lib": 0o755, "usr/lib64": 0o755,
            "data": 0o777, "tmp": 0o1777, "run": 0o755, "var": 0o755}
-LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "var/run": "../run"}
 
 
 @dataclass
@@ -30,12 +30,14 @@ class Image:
     command: list
     programs: list = field(default_factory=list)  # with the libraries that they link
     packages: list = field(default_factory=list)  # all their files but documentation
+    files: dict = field(default_factory=dict)  # by path in the image: bytes, or the program to copy
     user: str = ""
-    bare: bool = False  # one program alone, without a system around it
+    mode: int = 0o755  # of `files`
+    bare: bool = False  # `files` alone, without a system around them
 
 
 IMAGES = {
-    "pause": Image(["/pause"], bare=True),
+    "pause": Image(["/pause"], files={"pause": TARGETS / "pause"}, bare=True),
     "busybox": Image(["/bin/sh"]),
     "redis": Image(["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "",
                     "--dir", "/data"], programs=["/usr/bin/redis-server", "/usr/bin/redis-cli"],
@@ -105,8 +107,9 @@ class Layer:
 
 def build_layer(image):
     layer = Layer()
+    for name, content in image.files.items():
+        layer.file(name, content_of(content), image.mode)
     if image.bare:
-        layer.file("pause", (TARGETS / "pause").read_bytes(), 0o755)
         return layer.finish()
     for name, mode in FOLDERS.items():
         layer.folder(name, mode)
@@ -126,15 +129,20 @@ def build_layer(image):
     return layer.finish()
 
 
-def layer_of(name):
+def content_of(content):
+    return content if isinstance(content, bytes) else Path(content).read_bytes()
+
+
+def layer_of(image):
     """The layer, from the cache when nothing that it is made of changed."""
-    image = IMAGES[name]
-    programs = [TARGETS / "pause"] if image.bare else ["/bin/busybox", *image.programs]
-    parts = [Path(__file__).read_bytes(), *(Path(path).read_bytes() for path in programs)]
+    parts = [Path(__file__).read_bytes(), repr((image.programs, list(image.files), image.mode)).encode()]
+    parts += map(content_of, [*image.files.values(), *([] if image.bare else ["/bin/busybox"]),
+                              *image.programs])
     for package in image.packages:
         parts.append(subprocess.run(["dpkg-query", "-W", package], capture_output=True,
                                     check=True).stdout)
-    cached = CACHE / "images" / f"{name}-{digest(b''.join(parts))[7:23]}.tar"
+    name = digest("".join(map(digest, parts)).encode())[7:23]
+    cached = CACHE / "images" / f"{name}.tar"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}")
@@ -143,9 +151,9 @@ def layer_of(name):
     return cached.read_bytes()
 
 
-def build(name):
+def build(image):
     """The parts of an OCI image: layer, config and manifest, each as bytes."""
-    image, layer = IMAGES[name], layer_of(name)
+    layer = layer_of(image)
     config = json.dumps({
         "architecture": "amd64", "os": "linux",
         "config": {"Cmd": image.command, "User": image.user,

@@ -25,9 +25,9 @@ class Registry:
         service = start("registry", ["docker-registry", "serve", config])
         until(lambda: service.poll() is not None or self._answers(), what="the registry")
 
-    def push(self, name, tag="1"):
-        """Builds one of our images and pushes it; gives its reference."""
-        layer, config, manifest = images.build(name)
+    def push(self, image, name, tag="1"):
+        """Builds an image and pushes it; gives its reference."""
+        layer, config, manifest = images.build(image)
         for blob in (layer, config):
             location = self._request("POST", f"/v2/{name}/blobs/uploads/", want=202).getheader("Location")
             path = location.partition(self.address)[2] or location

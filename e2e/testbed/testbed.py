@@ -16,6 +16,7 @@ from pathlib import Path
 
 from e2e.paths import PLACEHOLDER, STASISD
 from e2e.testbed.cri import Cri, CriError
+from e2e.testbed.images import IMAGES
 from e2e.testbed.registry import Registry
 from e2e.wait import until
 
@@ -73,8 +74,12 @@ class Testbed:
 
     __test__ = False  # not a class of tests, whatever its name says to pytest
 
-    def __init__(self, shim=True):
+    def __init__(self, shim=True, stands_for=(), host_ports=False):
+        """`stands_for`: other registries, by their host, that the testbed's own is asked instead of.
+        `host_ports`: pods may have ports of the host, for which iptables rules are made."""
         self.shim = shim
+        self.stands_for = stands_for
+        self.host_ports = host_ports
         self.services = {}
         self.images = {}
 
@@ -132,7 +137,7 @@ class Testbed:
     def image(self, name):
         """The reference of one of the images in images.py, pushed when first asked for."""
         if name not in self.images:
-            self.images[name] = self.registry.push(name)
+            self.images[name] = self.registry.push(IMAGES[name], name)
         return self.images[name]
 
     def service_log(self, name, lines=20):
@@ -152,19 +157,22 @@ class Testbed:
         until(answers, what=name, every=0.05)
 
     def _write_configuration(self):
-        hosts = self.folder / "certs.d" / self.registry.address
-        hosts.mkdir(parents=True)
-        (hosts / "hosts.toml").write_text(f'server = "http://{self.registry.address}"\n')
+        for host in (self.registry.address, *self.stands_for):
+            hosts = self.folder / "certs.d" / host
+            hosts.mkdir(parents=True)
+            (hosts / "hosts.toml").write_text(f'server = "http://{self.registry.address}"\n'
+                                              f'[host."http://{self.registry.address}"]\n')
         cni = self.folder / "cni"
         cni.mkdir()
+        plugins = [{
+            "type": "bridge", "bridge": self.bridge, "isGateway": True, "hairpinMode": True,
+            "ipam": {"type": "host-local", "dataDir": str(self.folder / "ipam"),
+                     "ranges": [[{"subnet": f"10.213.{self.number}.0/24"}]]},
+        }]
+        if self.host_ports:
+            plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
         (cni / "10-testbed.conflist").write_text(json.dumps({
-            "cniVersion": "0.4.0", "name": self.bridge,
-            "plugins": [{
-                "type": "bridge", "bridge": self.bridge, "isGateway": True, "hairpinMode": True,
-                "ipam": {"type": "host-local", "dataDir": str(self.folder / "ipam"),
-                         "ranges": [[{"subnet": f"10.213.{self.number}.0/24"}]]},
-            }],
-        }))
+            "cniVersion": "0.4.0", "name": self.bridge, "plugins": plugins}))
         (self.folder / "containerd.toml").write_text(
             CONTAINERD.format(folder=self.folder, sandbox_image=self.image("pause")))
 
