@@ -190,7 +190,10 @@ Status RestoreInetOptionsBeforeBind(int fd, const image::InetSkEntry& entry) {
 
 Status RestoreInetOptions(int fd, const image::InetSkEntry& entry) {
   RETURN_IF_ERROR(RestoreIpOptions(fd, entry));
-  if (entry.has_tcp_opts()) RETURN_IF_ERROR(RestoreTcpOptions(fd, entry.tcp_opts()));
+  // CRIU writes an empty tcp_opts for UDP too.
+  if (entry.proto() == IPPROTO_TCP && entry.has_tcp_opts()) {
+    RETURN_IF_ERROR(RestoreTcpOptions(fd, entry.tcp_opts()));
+  }
   for (const image::StasisSocketOption& option : entry.stasis_options()) {
     if (!IsKnown(option)) continue;
     RETURN_IF_ERROR(SetIfOther(fd, option.level(), option.name(), option.value()));

@@ -129,6 +129,18 @@ TEST_P(InetSocketTest, AConnectedDatagramSocketSendsToTheSamePeer) {
   EXPECT_EQ(ReadSome(peer.get()), "hello");
 }
 
+TEST_P(InetSocketTest, ADatagramSocketOfCriusHasTcpOptionsThatMeanNothing) {
+  UniqueFd fd = Bound(GetParam(), SOCK_DGRAM);
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  dump.Forget();
+  fd.Reset();
+  dump.entries[0].mutable_isk()->mutable_tcp_opts();
+  LocalRestoreContext restore(dump);
+  EXPECT_THAT(restore.Restore(id), IsOk());
+}
+
 TEST_P(InetSocketTest, AFreshSocketIsFresh) {
   UniqueFd fd = Fd(::socket(GetParam(), SOCK_STREAM | SOCK_NONBLOCK, 0));
   const Moved moved(std::move(fd));
