@@ -7,7 +7,9 @@
 //          do_timerfd_gettime), and only then does it show when it is due next. Nobody can tell the
 //          difference
 // Restore  what remains counts from the restore on, also for TFD_TIMER_ABSTIME, as CRIU has it;
-//          expirations by the ioctl TFD_IOC_SET_TICKS (Linux 3.17, CONFIG_CHECKPOINT_RESTORE)
+//          expirations by the ioctl TFD_IOC_SET_TICKS (Linux 3.17, CONFIG_CHECKPOINT_RESTORE).
+//          CRIU does not set an expired interval timer going before it looks, so that its images have
+//          0 remaining: such a timer is due one interval from now
 // Not here the alarm clocks: they wake a sleeping machine and need CAP_WAKE_ALARM, which an archive
 //          must not be able to borrow from us
 // Source   timerfd_create(2), proc_pid_fdinfo(5); tested on 6.18
@@ -71,13 +73,20 @@ Status Arm(int fd, const image::TimerfdEntry& timer) {
   setting.it_interval.tv_nsec = static_cast<long>(timer.insec());
   const int flags =
       static_cast<int>(timer.settime_flags()) & (TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET);
-  const bool armed = timer.vsec() != 0 || timer.vnsec() != 0;
+  bool armed = timer.vsec() != 0 || timer.vnsec() != 0;
+  const bool stands_still = !armed && timer.ticks() != 0;
+  if (stands_still) {
+    setting.it_value = setting.it_interval;
+    armed = timer.isec() != 0 || timer.insec() != 0;
+  }
   if (armed && (flags & TFD_TIMER_ABSTIME) != 0) {
     timespec now = {};
     ::clock_gettime(static_cast<clockid_t>(timer.clockid()), &now);
     // The kernel checks the result; the sum of hostile seconds must only not overflow here.
-    if (timer.vsec() > std::uint64_t{1} << 40 || timer.vnsec() >= kNanosecondsInSecond) {
-      return InvalidArgument("a timer that is due in " + std::to_string(timer.vsec()) + " s");
+    const auto seconds = static_cast<std::uint64_t>(setting.it_value.tv_sec);
+    const auto nanoseconds = static_cast<std::uint64_t>(setting.it_value.tv_nsec);
+    if (seconds > std::uint64_t{1} << 40 || nanoseconds >= kNanosecondsInSecond) {
+      return InvalidArgument("a timer that is due in " + std::to_string(seconds) + " s");
     }
     setting.it_value.tv_sec += now.tv_sec;
     setting.it_value.tv_nsec += now.tv_nsec;

@@ -75,6 +75,28 @@ TEST(TimerfdTest, AnIntervalTimerThatExpiredUnreadGoesOn) {
   EXPECT_EQ(ticks, 1u) << "the dump changed the original";
 }
 
+TEST(TimerfdTest, AnExpiredIntervalTimerThatCriuDumpedGoesOn) {
+  const UniqueFd fd = Fd(::timerfd_create(CLOCK_MONOTONIC, 0));
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  for (const std::uint32_t flags : {0u, static_cast<std::uint32_t>(TFD_TIMER_ABSTIME)}) {
+    image::TimerfdEntry& timer = *dump.entries[0].mutable_tfd();
+    timer.set_settime_flags(flags);
+    timer.set_ticks(3);
+    timer.set_isec(1000);  // and 0 remaining
+    LocalRestoreContext restore(dump);
+    const Result<UniqueFd> restored = restore.Restore(id);
+    ASSERT_THAT(restored, IsOk());
+    const itimerspec setting = Get(restored->get());
+    EXPECT_GT(setting.it_value.tv_sec, 900) << flags;
+    EXPECT_LE(setting.it_value.tv_sec, 1000) << flags;
+    std::uint64_t ticks = 0;
+    ASSERT_EQ(::read(restored->get(), &ticks, sizeof(ticks)), 8);
+    EXPECT_EQ(ticks, 3u);
+  }
+}
+
 TEST(TimerfdTest, RefusesAnAlarmClock) {
   const UniqueFd fd(::timerfd_create(CLOCK_BOOTTIME_ALARM, 0));
   if (!fd) GTEST_SKIP() << "no alarm clock here: " << std::strerror(errno);
