@@ -12,7 +12,6 @@
 #include <sys/time.h>
 #include <time.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -89,17 +88,12 @@ Status QueueSignals(RemoteSyscalls& remote, const image::SignalQueueEntry& queue
   return OkStatus();
 }
 
-// A periodic timer whose signal is still pending is armed again when that is taken (itimer_get_remtime,
-// posix_timer rearm); until then it shows no time left. A signal that we queue does not do that.
-bool IsBetweenTicks(const image::ItimerEntry& entry, const image::SignalQueueEntry& pending) {
-  if (entry.vsec() != 0 || entry.vusec() != 0 || (entry.isec() == 0 && entry.iusec() == 0)) {
-    return false;
-  }
-  return std::any_of(pending.signals().begin(), pending.signals().end(), [](const auto& signal) {
-    int number = 0;
-    std::memcpy(&number, signal.siginfo().data(), std::min(sizeof(number), signal.siginfo().size()));
-    return number == SIGALRM;
-  });
+// A periodic ITIMER_REAL whose signal is still pending is armed again when that is taken, and shows no
+// time left until then (itimer_get_remtime). A signal that we queue does not do that. setitimer(2)
+// with no time clears the interval (do_setitimer), so nothing else looks like this. The signal itself
+// may not be in the images: CRIU reads the queue before the timers.
+bool IsBetweenTicks(const image::ItimerEntry& real) {
+  return real.vsec() == 0 && real.vusec() == 0 && (real.isec() != 0 || real.iusec() != 0);
 }
 
 Status RestoreInterval(RemoteSyscalls& remote, int which, const image::ItimerEntry& entry) {
@@ -140,7 +134,7 @@ Status RestoreTimers(RestoredProcess& process) {
   RemoteSyscalls& remote = *process.remote;
   const image::TaskTimersEntry& timers = process.image->leader().core.tc().timers();
   image::ItimerEntry real = timers.real();
-  if (IsBetweenTicks(real, process.image->leader().core.tc().signals_s())) {
+  if (IsBetweenTicks(real)) {
     real.set_vsec(real.isec());
     real.set_vusec(real.iusec());
   }
