@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -89,7 +90,8 @@ image::GhostFileEntry GhostEntry(const struct stat& st) {
   ghost.set_uid(st.st_uid);
   ghost.set_gid(st.st_gid);
   ghost.set_mode(st.st_mode);
-  ghost.set_dev(static_cast<std::uint32_t>(st.st_dev));
+  // As the kernel packs it, not as stat(2) does.
+  ghost.set_dev(major(st.st_dev) << 20 | minor(st.st_dev));
   ghost.set_ino(st.st_ino);
   ghost.mutable_atim()->set_tv_sec(static_cast<std::uint64_t>(st.st_atim.tv_sec));
   ghost.mutable_atim()->set_tv_usec(static_cast<std::uint64_t>(st.st_atim.tv_nsec / 1000));
