@@ -7,6 +7,8 @@
 //         seccomp and other attributes of tasks (tasks/)
 #include "engine/checkpoint_images.h"
 
+#include <linux/seccomp.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -411,6 +413,27 @@ class TreeReader {
   std::set<std::uint32_t> memories_, tables_, places_, actions_;
 };
 
+// Where all threads have the same filters, CRIU marks these with SECCOMP_FILTER_FLAG_TSYNC, and only
+// the leader names them. Each thread that has none gets those of its leader.
+void ShareSyncedFilters(CheckpointImages& images) {
+  const auto& filters = images.seccomp.seccomp_filters();
+  for (ProcessImage& process : images.processes) {
+    if (process.zombie) continue;
+    const image::ThreadCoreEntry& leader = process.leader().core.thread_core();
+    if (leader.seccomp_mode() != image::SECCOMP_FILTER) continue;
+    const std::uint32_t index = leader.seccomp_filter();
+    // One that is not there is refused where it is to be installed.
+    if (index >= static_cast<std::uint32_t>(filters.size())) continue;
+    if ((filters[static_cast<int>(index)].flags() & SECCOMP_FILTER_FLAG_TSYNC) == 0) continue;
+    for (ThreadImage& thread : process.threads) {
+      image::ThreadCoreEntry& core = *thread.core.mutable_thread_core();
+      if (core.seccomp_mode() != image::SECCOMP_DISABLED) continue;
+      core.set_seccomp_mode(image::SECCOMP_FILTER);
+      core.set_seccomp_filter(index);
+    }
+  }
+}
+
 // An array of the targets of the root's descriptors 0, 1 and 2, written by runc, crun and us.
 Result<std::vector<std::string>> ReadStdio(const ImageSource& source) {
   const std::string name = "descriptors.json";
@@ -449,6 +472,7 @@ Result<CheckpointImages> LoadCheckpoint(const ImageSource& source) {
   if (seccomp.status().code() != StatusCode::kNotFound) {
     RETURN_IF_ERROR(seccomp.status());
     images.seccomp = *std::move(seccomp);
+    ShareSyncedFilters(images);
   }
   ASSIGN_OR_RETURN(images.stdio, ReadStdio(source));
   return images;

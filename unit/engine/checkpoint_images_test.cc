@@ -169,6 +169,31 @@ TEST(CheckpointImagesTest, TakesAZombieWithTheNumbersThatCriuLeavesInIt) {
   EXPECT_THAT(LoadCheckpoint(source), StatusIs(StatusCode::kInvalidArgument, HasSubstr("pid 23")));
 }
 
+TEST(CheckpointImagesTest, GivesThreadsTheSyncedFiltersThatCriuLeavesToTheLeader) {
+  MemorySource source = CriuImages("podman");
+  EditTree(source, [](auto& tree) { tree[0].add_threads(2); });
+  source.content["core-2.img"] = source.content["core-1.img"];
+  EditCore(source, 2, [](image::CoreEntry& core) {
+    core.clear_tc();
+    core.mutable_thread_core()->clear_seccomp_mode();
+    core.mutable_thread_core()->clear_seccomp_filter();
+  });
+  const auto mode_of_second = [&] {
+    const auto images = LoadCheckpoint(source);
+    EXPECT_THAT(images, IsOk());
+    return images->processes[0].threads[1].core.thread_core().seccomp_mode();
+  };
+  const auto set_flags = [&](std::uint32_t flags) {
+    Edit<image::SeccompEntry>(source, "seccomp", "seccomp.img", [=](auto& seccomp) {
+      for (auto& filter : *seccomp[0].mutable_seccomp_filters()) filter.set_flags(flags);
+    });
+  };
+  set_flags(0);
+  EXPECT_EQ(mode_of_second(), image::SECCOMP_DISABLED);
+  set_flags(1);
+  EXPECT_EQ(mode_of_second(), image::SECCOMP_FILTER);
+}
+
 TEST(CheckpointImagesTest, RefusesATaskThatIsNotWhole) {
   const std::map<std::string, std::function<void(image::CoreEntry&)>> broken = {
       {"registers", [](auto& core) { core.clear_thread_info(); }},
