@@ -134,7 +134,8 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
   inventory.set_img_version(2);
   inventory.set_fdinfo_per_id(true);
   inventory.set_ns_per_id(true);
-  inventory.set_tcp_close(true);
+  // CRIU then restores only with --tcp-close, which runc does not pass unasked.
+  if (checkpoint.files->HasConnections()) inventory.set_tcp_close(true);
   inventory.set_lsmtype(image::LSM_NO_LSM);
   inventory.mutable_plugins_entry();  // CRIU takes its absence for "all of them"
   image::TaskKobjIdsEntry& ids = *inventory.mutable_root_ids();

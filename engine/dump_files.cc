@@ -8,6 +8,8 @@
 
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -220,6 +222,14 @@ Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
   area.entry.set_shmid(known->second);
   area.entry.set_fdflags(flags);
   return OkStatus();
+}
+
+bool FileDumper::HasConnections() const {
+  return std::ranges::any_of(entries_, [](const image::FileEntry& entry) {
+    const image::InetSkEntry& socket = entry.isk();
+    return socket.proto() == IPPROTO_TCP && socket.state() != TCP_LISTEN &&
+           socket.state() != TCP_CLOSE;
+  });
 }
 
 void FileDumper::GiveBack() {

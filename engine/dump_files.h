@@ -35,6 +35,9 @@ class FileDumper : public FileDumpContext {
   /// The same for the file that `area` maps, whose entry gets its id and the mode to open it with.
   Status AddMapping(const FrozenProcess& process, Area& area);
 
+  /// True when a TCP socket is connected, or was until a moment ago: it comes back closed.
+  bool HasConnections() const;
+
   /// Closes what was borrowed, before the tree runs on or ends: no pipe or socket may stay open
   /// because of us.
   void GiveBack();

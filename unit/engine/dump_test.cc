@@ -1,6 +1,8 @@
 #include "engine/dump.h"
 
+#include <netinet/in.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include <filesystem>
 #include <random>
@@ -215,6 +217,26 @@ TEST(DumpTest, SleepingSystemCallsAreNotDisturbed) {
   MemoryImages images;
   EXPECT_THAT(DumpTo(child.pid(), images), IsOk());
   EXPECT_EQ(child.Wait(), 0);
+}
+
+TEST(DumpTest, OnlyAConnectionAsksForTheConsentToCloseIt) {
+  for (const bool connects : {false, true}) {
+    SharedWords words;
+    Child child = Prepared(words, [connects] {
+      sockaddr_in address = {};
+      address.sin_family = AF_INET;
+      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+      socklen_t size = sizeof(address);
+      auto* const name = reinterpret_cast<sockaddr*>(&address);
+      const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+      if (::bind(listener, name, size) != 0 || ::listen(listener, 1) != 0) ::_exit(1);
+      if (!connects) return;
+      const int client = ::socket(AF_INET, SOCK_STREAM, 0);
+      if (::getsockname(listener, name, &size) != 0 || ::connect(client, name, size) != 0) ::_exit(1);
+    });
+    MemoryImages images;
+    EXPECT_EQ(ImagesOf(child.pid(), images).inventory.tcp_close(), connects);
+  }
 }
 
 TEST(DumpTest, ATracerThatIsKilledAtAnyMomentDoesNoHarm) {
