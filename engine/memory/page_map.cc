@@ -5,11 +5,15 @@
 // Rule    Markers count as swapped: a guard page has GUARD and SWAPPED, so guards are left out by
 //         name. PAGE_IS_GUARD came two versions after guard pages (6.15, 6.13); a kernel between
 //         has them unseen, and reading one then fails, which ends the dump.
+// Rule    walk_end may be behind what was reported: the kernel walks again for every 512 regions
+//         (PAGEMAP_WALK_SIZE), notes where a walk was cut short, and forgets to clear that when the
+//         next one reaches the end (do_pagemap_scan() in fs/proc/task_mmu.c).
 #include "engine/memory/page_map.h"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <span>
@@ -96,8 +100,10 @@ Result<std::vector<PageRange>> PageMap::Scan(std::uint64_t start, std::uint64_t 
         ranges.push_back({region.start, region.end});
       }
     }
-    if (argument.walk_end <= start) return Internal("PAGEMAP_SCAN does not go on");
-    start = argument.walk_end;
+    // All before the end of the last region was looked at, whatever walk_end says.
+    const std::uint64_t seen = std::max(argument.walk_end, ranges.empty() ? 0 : ranges.back().end);
+    if (seen <= start) return Internal("PAGEMAP_SCAN does not go on");
+    start = seen;
   }
   return ranges;
 }

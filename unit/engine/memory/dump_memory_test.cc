@@ -8,6 +8,7 @@ namespace stasis::engine {
 namespace {
 
 using ::stasis::testing::Child;
+using ::stasis::testing::IsOk;
 using ::stasis::testing::MemoryImages;
 using ::testing::Each;
 
@@ -96,6 +97,34 @@ TEST(DumpMemoryTest, OfAPrivateFileMappingOnlyCopiedPagesAreStored) {
   ::munmap(memory, kSize);
   ::unlink(path);
   ::close(fd);
+}
+
+TEST(DumpMemoryTest, MoreRunsThanTheKernelReportsAtATimeComeOnceAndInOrder) {
+  constexpr std::uint64_t kRuns = 1500;  // above 1024, and above 512 in the second call
+  constexpr std::uint64_t kBytes = kRuns * 2 * 4096;
+  SharedWords words;
+  char* const memory = static_cast<char*>(
+      ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ::madvise(memory, kBytes, MADV_NOHUGEPAGE);
+  Child child = Prepared(words, [&] {
+    for (std::uint64_t i = 0; i < kRuns; ++i) memory[i * 2 * 4096] = 'r';
+  });
+  MemoryImages images;
+  ImagesOf(child.pid(), images);
+  auto reader = ImageFileReader::Open(images, PagemapName(child), "pagemap");
+  image::PagemapHead head;
+  ASSERT_THAT(reader, IsOk());
+  ASSERT_THAT(reader->Record(head), IsOk());
+  std::uint64_t inside = 0, last_end = 0;
+  while (!reader->AtEnd()) {
+    image::PagemapEntry run;
+    ASSERT_THAT(reader->Record(run), IsOk());
+    ASSERT_GE(run.vaddr(), last_end);
+    last_end = run.vaddr() + run.nr_pages() * 4096;
+    if (run.vaddr() >= Address(memory) && run.vaddr() < Address(memory) + kBytes) ++inside;
+  }
+  EXPECT_EQ(inside, kRuns);
+  ::munmap(memory, kBytes);
 }
 
 TEST(DumpMemoryTest, SharedMemoryOfTwoProcessesIsStoredOnce) {
