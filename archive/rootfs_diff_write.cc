@@ -1,12 +1,11 @@
 // From an overlay's upper folder to a layer.
 //
-// State    kernel's Documentation/filesystems/overlayfs.rst: a whiteout is a character device 0:0
-// or,
-//          in folders marked opaque "x" (Linux 6.7), an empty file with the xattr
-//          "overlay.whiteout"; an opaque folder has the xattr "overlay.opaque" = "y"; all under
-//          "trusted." or "user."
+// State   kernel's Documentation/filesystems/overlayfs.rst: a whiteout is a character device 0:0
+//         or, in folders marked opaque "x" (Linux 6.7), an empty file with the xattr
+//         "overlay.whiteout"; an opaque folder has the xattr "overlay.opaque" = "y"; all under
+//         "trusted." or "user."
 // Not here Sockets, which live in the kernel and not in the file; content elsewhere (redirect,
-// metacopy)
+//         metacopy)
 #include <archive.h>
 #include <archive_entry.h>
 #include <fcntl.h>

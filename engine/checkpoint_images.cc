@@ -2,9 +2,8 @@
 //
 // Source  criu.org "Images", wire format of CRIU 4.2; <linux/threads.h>, proc(5) nr_open
 // Rule    A file that is missing has no records. Names carry pids of the container's own namespace.
-// Not here  Pages and their maps (memory/), what one kind of file says of itself (files/), filters
-// of
-//         seccomp and other attributes of tasks (tasks/)
+// Not here Pages and their maps (memory/), what one kind of file says of itself (files/), filters
+//         of seccomp and other attributes of tasks (tasks/)
 #include "engine/checkpoint_images.h"
 
 #include <linux/seccomp.h>

@@ -1,7 +1,6 @@
 // Source  pidfd_getfd(2), kcmp(2), proc_pid_fd(5), proc_pid_map_files(5); tested on 6.18
 // Rule    Descriptors are one open file description exactly when kcmp(2) KCMP_FILE says so; all
-// files
-//         of one anonymous inode have the same device and inode. kcmp gives a total order.
+//         files of one anonymous inode have the same device and inode. kcmp gives a total order.
 // Rule    A link of /proc/PID shows the path from the root of the reader when that reaches it, else
 //         from the root of the mount namespace.
 #include "engine/dump_files.h"

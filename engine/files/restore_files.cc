@@ -1,14 +1,13 @@
 // Restores every open file description once, and gives each process its descriptor table.
 //
 // Source  openat(2), pidfd_getfd(2), unix(7), close_range(2), dup(2), fcntl(2) F_SETOWN_EX,
-// getrlimit(2) Rule    A file carries the rights, namespaces and label of the task that opened it.
-// So the root opens
-//         (by remote calls), we take what it got by pidfd_getfd(2) and it closes its own.
+//         getrlimit(2)
+// Rule    A file carries the rights, namespaces and label of the task that opened it. So the root
+//         opens (by remote calls), we take what it got by pidfd_getfd(2) and it closes its own.
 // Rule    The kernel gives a new descriptor the lowest free number, also those that arrive by
-// SCM_RIGHTS
-//         (alloc_fd() in fs/file.c).
+//         SCM_RIGHTS (alloc_fd() in fs/file.c).
 // Rule    RLIMIT_NOFILE bounds numbers, not counts: dup3(2) to one at or above it is EBADF.
-// Not here  The final RLIMIT_NOFILE (tasks/), flags and positions (the kinds).
+// Not here The final RLIMIT_NOFILE (tasks/), flags and positions (the kinds).
 #include "engine/files/restore_files.h"
 
 #include <fcntl.h>

@@ -1,10 +1,8 @@
 // Source  proc_pid_smaps(5), fs/proc/task_mmu.c (show_smap_vma_flags), mm/shmem.c; tested on 6.18
 // Rule    Anonymous shared memory, memfds and System V segments are files of the kernel's own
-// tmpfs. A
-//         path like theirs on another device is just a file of that name.
+//         tmpfs. A path like theirs on another device is just a file of that name.
 // Rule    [vvar_vclock] was part of [vvar] before Linux 6.13; images know one area. Its pages are
-// the
-//         kernel's.
+//         the kernel's.
 #include "engine/memory/dump_areas.h"
 
 #include <absl/strings/str_cat.h>

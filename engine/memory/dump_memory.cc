@@ -1,10 +1,9 @@
-// Source  reference of the page files: pagemap.proto of CRIU 4.2; lseek(2) SEEK_DATA; tested
-// on 6.18 Rule    What a private file mapping shares with the page cache is in the file. The vDSO
-// is stored
+// Source  reference of the page files: pagemap.proto of CRIU 4.2; lseek(2) SEEK_DATA; tested on
+//         6.18
+// Rule    What a private file mapping shares with the page cache is in the file. The vDSO is stored
 //         whole: a restore compares it with its own kernel's.
 // Rule    Shared memory is the object's, not a process's: it is read once, through any mapping of
-// it,
-//         also where no process has it in its page tables.
+//         it, also where no process has it in its page tables.
 #include "engine/memory/dump_memory.h"
 
 #include <fcntl.h>

@@ -1,6 +1,5 @@
 // Rule    process_vm_readv(2) honours the protection of the area and stops at the first piece that
-// it
-//         may not read; /proc/PID/mem reads it for a tracer (FOLL_FORCE).
+//         it may not read; /proc/PID/mem reads it for a tracer (FOLL_FORCE).
 // Rule    It takes UIO_MAXIOV (1024) pieces at once.
 #include "engine/memory/page_copy.h"
 

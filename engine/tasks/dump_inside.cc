@@ -1,9 +1,8 @@
 // Source  prctl(2), getitimer(2), timer_gettime(2), sigaltstack(2), membarrier(2); tested on 6.18
 // Rule    A call costs two stops, some 10 us: signal actions are asked for only where /proc says
-// that
-//         they are not the default.
+//         that they are not the default.
 // Rule    sigaltstack(2) says SS_ONSTACK by the stack pointer; ours is never on the alternate
-// stack.
+//         stack.
 #include "engine/tasks/dump_inside.h"
 
 #include <absl/cleanup/cleanup.h>

@@ -1,8 +1,7 @@
 // Source  namespaces(7), time_namespaces(7), proc_pid_mountinfo(5); tested on 6.18
 // Rule    Two tasks are in one namespace when the links in /proc/PID/ns lead to one inode.
 // Rule    A namespace of the tree that is ours has the number that it has in the inventory's
-// root_ids:
-//         a restore makes no new one for it. Numbers count from 1 over all kinds.
+//         root_ids: a restore makes no new one for it. Numbers count from 1 over all kinds.
 #include "engine/tasks/dump_namespaces.h"
 
 #include <fcntl.h>

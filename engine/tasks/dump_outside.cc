@@ -1,13 +1,10 @@
 // Source  ptrace(2), proc_pid_status(5), sched_getattr(2), get_robust_list(2); tested on 6.18
 // Rule    Registers, signal masks and rseq state are read before anything runs in a thread: the
-// kernel
-//         clears rseq_cs at the next return to user mode (kernel/rseq.c).
+//         kernel clears rseq_cs at the next return to user mode (kernel/rseq.c).
 // Rule    A thread inside a restartable sequence is preempted by being dumped: it goes on at the
-// abort
-//         handler. rseq(2)
+//         abort handler. rseq(2)
 // Rule    /proc/PID/limits needs no right over the process; prlimit(2) on another user's process
-// needs
-//         CAP_SYS_RESOURCE.
+//         needs CAP_SYS_RESOURCE.
 #include "engine/tasks/dump_outside.h"
 
 #include <fcntl.h>

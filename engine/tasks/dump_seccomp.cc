@@ -1,10 +1,11 @@
 // Source  ptrace(2) PTRACE_SECCOMP_GET_FILTER, PTRACE_O_SUSPEND_SECCOMP; kernel/seccomp.c; tested
-// on 6.18 Rule    Both need CAP_SYS_ADMIN and a tracer without seccomp of its own. The suspension
-// ends with the
-//         tracing.
-// Rule    Filter 0 is the oldest one (get_nth_filter() counts from the far end of the chain; ptrace(2) has
-//         it the other way round). Images have the newest first: `prev` of a filter is the next newer
-//         one, and a thread names its oldest, so that a restore installs them as they were.
+//         on 6.18
+// Rule    Both need CAP_SYS_ADMIN and a tracer without seccomp of its own. The suspension ends with
+//         the tracing.
+// Rule    Filter 0 is the oldest one (get_nth_filter() counts from the far end of the chain;
+//         ptrace(2) has it the other way round). Images have the newest first: `prev` of a filter
+//         is the next newer one, and a thread names its oldest, so that a restore installs them as
+//         they were.
 #include "engine/tasks/dump_seccomp.h"
 
 #include <linux/filter.h>

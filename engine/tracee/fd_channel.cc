@@ -1,7 +1,7 @@
 // Source  unix(7), pidfd_getfd(2); tested on 6.18
 // Rule    One message carries at most SCM_MAX_FD (253) descriptors, include/net/scm.h.
 // Rule    A receiver at its RLIMIT_NOFILE gets fewer and MSG_CTRUNC, never an error
-// (scm_detach_fds()).
+//         (scm_detach_fds()).
 #include "engine/tracee/fd_channel.h"
 
 #include <fcntl.h>
