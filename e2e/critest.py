@@ -3,7 +3,7 @@
 What of it fails with this containerd on this machine is not the point: with stasisd in between, each test
 must end as it does without. Extra arguments go to critest: ./dev critest --ginkgo.focus=Streaming
 
-Its tests take ports of the host and leave shared memory there: run it under `unshare --net --ipc`.
+Its tests take ports of the host and leave shared memory there: each side has namespaces for these.
 """
 
 import json
@@ -18,6 +18,7 @@ from e2e.testbed.images import GROUPS, USERS, Image
 from e2e.testbed.testbed import Testbed
 
 STATES = ("passed", "failed", "skipped")
+SIDES = DIRECTLY, THROUGH = "directly", "through stasisd"
 
 
 def web(port):
@@ -67,22 +68,16 @@ CRI_TOOLS = {
 REGISTRIES = {"registry.k8s.io/e2e-test-images": KUBERNETES, "gcr.io/k8s-staging-cri-tools": CRI_TOOLS}
 
 
-class Outcome(str):
-    """How a test ended: one of STATES, and why."""
-
-    why = ""
-
-
 def outcomes(report):
-    """How each test of a report of ginkgo ended, by name; those that no filter chose are not in it."""
+    """How each test of a report of ginkgo ended, and why, by name; without those that no filter chose."""
     found = {}
     for spec in json.loads(report.read_text())[0]["SpecReports"] or ():
-        why = spec.get("Failure", {}).get("Message", "")
+        why = " ".join(spec.get("Failure", {}).get("Message", "").split())
         if spec["LeafNodeType"] != "It" or (spec["State"] == "skipped" and not why):
             continue
         name = " ".join([*(spec["ContainerHierarchyTexts"] or ()), spec["LeafNodeText"]])
-        found[name] = Outcome(spec["State"] if spec["State"] in STATES else "failed")
-        found[name].why = re.sub(r"Unexpected error: <[^>]*>: |rpc error: code = ", "", " ".join(why.split()))
+        state = spec["State"] if spec["State"] in STATES else "failed"
+        found[name] = state, re.sub(r"Unexpected error: <[^>]*>: |rpc error: code = ", "", why)
     return found
 
 
@@ -108,39 +103,52 @@ def run(shim, arguments):
 
 
 def both(arguments):
-    sides = {}
-    for name, shim in (("directly", False), ("through stasisd", True)):
-        print(f"{name:16}", end="", flush=True)
-        sides[name] = run(shim, arguments)
-        counts = Counter(sides[name].values())
-        print("".join(f"{counts[state]:8} {state}" for state in STATES), flush=True)
-    return sides.values()
+    """The outcomes directly and through stasisd, from two processes side by side: critest mostly waits."""
+    command = ["unshare", "--net", "--ipc", sys.executable, "-m", "e2e.critest"]
+    running = [subprocess.Popen([*command, side, *arguments], stdout=subprocess.PIPE, text=True)
+               for side in SIDES]
+    found = []
+    for side, process in zip(SIDES, running, strict=True):
+        text = process.communicate()[0]
+        found.append(json.loads(text.splitlines()[-1]) if process.returncode == 0 else {})
+        counts = Counter(state for state, _ in found[-1].values())
+        print(f"{side:16}" + "".join(f"{counts[state]:8} {state}" for state in STATES), flush=True)
+    return found
 
 
-def differing(direct, through):
-    return sorted(name for name in {*direct, *through} if direct.get(name) != through.get(name))
+def one(side, arguments):
+    """What each of the two processes does."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # a new namespace's is down
+    print(json.dumps(run(side == THROUGH, arguments)))
+    return 0
+
+
+def state(found, name):
+    return found[name][0] if name in found else "not run"
 
 
 def show(names, direct, through):
     for name in names:
         print(f"  {name}")
-        for side, ended in (("directly", direct.get(name)), ("through stasisd", through.get(name))):
-            print(f"    {side}: " + (": ".join(filter(None, [ended, ended.why[:300]])) if ended else "not run"))
+        for side, found in zip(SIDES, (direct, through), strict=True):
+            print(f"    {side}: {state(found, name)} {found.get(name, ('', ''))[1][:300]}".rstrip())
 
 
 def main(arguments):
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # a new namespace's is down
+    if arguments and arguments[0] in SIDES:
+        return one(arguments[0], arguments[1:])
     direct, through = both(arguments)
-    if not direct:
-        print("critest: no test was chosen", file=sys.stderr)
+    if not direct or not through:
+        print("critest: no test ran", file=sys.stderr)
         return 1
-    alike = {name: ended for name, ended in direct.items() if ended == through.get(name)}
-    reasons = Counter(ended.why for ended in alike.values() if ended == "skipped")
-    for why, count in reasons.most_common():
+    alike = [name for name in sorted(direct) if state(direct, name) == state(through, name)]
+    for why, count in Counter(direct[name][1] for name in alike
+                              if state(direct, name) == "skipped").most_common():
         print(f"  {count} skipped: {why}")
-    for name in sorted(name for name, ended in alike.items() if ended == "failed"):
-        print(f"  fails either way: {name}: {direct[name].why[:120]}")
-    names = differing(direct, through)
+    for name in alike:
+        if state(direct, name) == "failed":
+            print(f"  fails either way: {name}: {direct[name][1][:120]}")
+    names = sorted({*direct, *through} - set(alike))
     if not names:
         print("every test ended the same")
         return 0
@@ -148,7 +156,7 @@ def main(arguments):
     show(names, direct, through)
     print("these once more:")
     direct, through = both(["--ginkgo.focus=" + "|".join(map(re.escape, names))])
-    again = [name for name in names if name not in direct or direct[name] != through.get(name)]
+    again = [name for name in names if name not in direct or state(direct, name) != state(through, name)]
     show(again, direct, through)
     print(f"{len(again)} of {len(names)} did not end the same again")
     return 1 if again else 0
