@@ -121,6 +121,8 @@ bool HasStateOfItsType(const FileEntry& entry) {
       return entry.has_memfd();
     case image::FD_TTY:
       return entry.has_tty();
+    case image::FD_NETLINKSK:
+      return entry.has_nlsk();
     default:
       return true;  // no kind restores it, so nobody looks
   }

@@ -145,7 +145,8 @@ struct FileKind {
   X(kSignalfd)               \
   X(kEpoll)                  \
   X(kInetSocket)             \
-  X(kUnixSocket)
+  X(kUnixSocket)             \
+  X(kNetlinkSocket)
 
 #define STASIS_DECLARE_KIND(kind) extern const FileKind kind;
 STASIS_FILE_KINDS(STASIS_DECLARE_KIND)

@@ -55,6 +55,8 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
       return &entry.tfd().fown();
     case image::FD_TTY:
       return &entry.tty().fown();
+    case image::FD_NETLINKSK:
+      return &entry.nlsk().fown();
     default:
       return nullptr;
   }

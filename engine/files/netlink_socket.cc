@@ -1,0 +1,166 @@
+// netlink(7) sockets: a program's line to the kernel, or to another by NETLINK_USERSOCK.
+//
+// State   protocol, own and peer's port, multicast groups, options. All by getsockname, getpeername
+//         and getsockopt on the borrowed descriptor
+// Restore the socket is made, bound and connected by the process under restore: a group that needs
+//         CAP_NET_ADMIN needs it again
+// Lost    messages that nobody has read. The own port, where another socket has it by now: the report
+//         says so
+// Not here groups of NETLINK_GENERIC, whose numbers are drawn anew at each boot, and those above 32:
+//         refused
+// Source  netlink(7), net/netlink/af_netlink.c; tested on 6.18
+#include <linux/netlink.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "engine/files/description.h"
+#include "engine/files/file_kind.h"
+#include "engine/files/socket.h"
+
+#ifndef SOL_NETLINK
+#define SOL_NETLINK 270
+#endif
+
+namespace stasis::engine {
+namespace {
+
+// Options of one int. NETLINK_LISTEN_ALL_NSID needs CAP_NET_BROADCAST and is not among them.
+constexpr auto kOptions = std::to_array<int>({NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR,
+                                              NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_EXT_ACK,
+                                              NETLINK_GET_STRICT_CHK});
+constexpr std::uint32_t kUnconnected = 0, kConnected = 1;  // NETLINK_UNCONNECTED, NETLINK_CONNECTED
+
+bool Owns(const OpenFile& file) { return SocketFamily(file) == AF_NETLINK; }
+
+using GetName = int (*)(int, sockaddr*, socklen_t*);
+
+Result<sockaddr_nl> AddressBy(GetName get, int fd, const char* name) {
+  sockaddr_nl address = {};
+  socklen_t length = sizeof(address);
+  if (get(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    return SyscallError(errno, name);
+  }
+  return address;
+}
+
+// NETLINK_LIST_MEMBERSHIPS gives the length that it needs, in bytes; groups beyond the first word do not
+// fit into an address.
+Status CheckGroups(const OpenFile& file, std::uint32_t protocol) {
+  std::array<std::uint32_t, 64> words = {};
+  socklen_t length = sizeof(words);
+  if (::getsockopt(file.borrowed.get(), SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, words.data(),
+                   &length) != 0) {
+    return SyscallError(errno, "NETLINK_LIST_MEMBERSHIPS " + NameOf(file));
+  }
+  if (length > sizeof(words)) return Unimplemented(NameOf(file) + ": too many netlink groups");
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == 0 || (i == 0 && protocol != NETLINK_GENERIC)) continue;
+    return Unimplemented(NameOf(file) + ": netlink groups " +
+                         (i == 0 ? "of NETLINK_GENERIC" : "above 32") + " cannot be checkpointed yet");
+  }
+  return OkStatus();
+}
+
+Status DumpAddresses(const OpenFile& file, image::NetlinkSkEntry& entry) {
+  const int fd = file.borrowed.get();
+  ASSIGN_OR_RETURN(const sockaddr_nl own, AddressBy(::getsockname, fd, "getsockname"));
+  entry.set_portid(own.nl_pid);
+  if (own.nl_groups != 0) entry.add_groups(own.nl_groups);
+  ASSIGN_OR_RETURN(const sockaddr_nl peer, AddressBy(::getpeername, fd, "getpeername"));
+  entry.set_dst_portid(peer.nl_pid);
+  entry.set_dst_group(peer.nl_groups);
+  const bool connected = peer.nl_pid != 0 || peer.nl_groups != 0;
+  entry.set_state(connected ? kConnected : kUnconnected);
+  return OkStatus();
+}
+
+Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
+  RETURN_IF_ERROR(CheckNetworkNamespace(file));
+  const int fd = file.borrowed.get();
+  image::FileEntry result = NewEntry(file, image::FD_NETLINKSK);
+  image::NetlinkSkEntry& entry = *result.mutable_nlsk();
+  RETURN_IF_ERROR(DumpCommon(file, context, entry));
+  entry.set_ino(static_cast<std::uint32_t>(file.st.st_ino));
+  ASSIGN_OR_RETURN(const auto protocol, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_PROTOCOL));
+  entry.set_protocol(protocol);
+  ASSIGN_OR_RETURN(const auto type, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_TYPE));
+  entry.set_stasis_type(type);
+  RETURN_IF_ERROR(CheckGroups(file, protocol));
+  RETURN_IF_ERROR(Annotate(DumpAddresses(file, entry), NameOf(file)));
+  ASSIGN_OR_RETURN(*entry.mutable_opts(), DumpSocketOptions(file));
+  for (const int name : kOptions) {
+    const Result<int> value = SocketOption(fd, SOL_NETLINK, name);
+    if (!value.ok()) continue;  // a newer kernel's
+    image::StasisSocketOption& option = *entry.add_stasis_options();
+    option.set_level(SOL_NETLINK);
+    option.set_name(name);
+    option.set_value(*value);
+  }
+  ASSIGN_OR_RETURN(const short poll, PollNow(fd, POLLIN));
+  if ((poll & POLLIN) != 0) {
+    context.Note(NameOf(file) + ": netlink messages that nobody has read will be gone");
+  }
+  return result;
+}
+
+std::span<const std::byte> Bytes(const sockaddr_nl& address) {
+  return std::as_bytes(std::span(&address, 1));
+}
+
+Status Bind(int fd, const image::NetlinkSkEntry& entry, FileRestoreContext& context) {
+  sockaddr_nl own = {};
+  own.nl_family = AF_NETLINK;
+  own.nl_pid = entry.portid();
+  own.nl_groups = entry.groups_size() > 0 ? entry.groups(0) : 0;
+  if (own.nl_pid == 0 && own.nl_groups == 0) return OkStatus();
+  Status status = context.actor().Bind(fd, Bytes(own));
+  if (ErrnoOf(status) == EADDRINUSE) {
+    context.Note("a netlink socket of port " + std::to_string(own.nl_pid) +
+                 ", which another one has here, has a new port");
+    own.nl_pid = 0;
+    status = context.actor().Bind(fd, Bytes(own));
+  }
+  if (ErrnoOf(status) == EPERM) {
+    return FailedPrecondition(
+        "netlink groups that this container may not join; they need CAP_NET_ADMIN");
+  }
+  return Annotate(status, "bind a netlink socket");
+}
+
+Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
+  if (!file.has_nlsk()) return DataLoss("no netlink socket in the entry");
+  const image::NetlinkSkEntry& entry = file.nlsk();
+  if (entry.groups_size() > 1) return Unimplemented("netlink groups above 32");
+  const int type = entry.stasis_type() == SOCK_DGRAM ? SOCK_DGRAM : SOCK_RAW;
+  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(AF_NETLINK, type,
+                                                       static_cast<int>(entry.protocol())));
+  RETURN_IF_ERROR(Bind(fd.get(), entry, context));
+  if (entry.dst_portid() != 0 || entry.dst_group() != 0) {
+    sockaddr_nl peer = {};
+    peer.nl_family = AF_NETLINK;
+    peer.nl_pid = entry.dst_portid();
+    peer.nl_groups = entry.dst_group();
+    RETURN_IF_ERROR(Annotate(context.actor().Connect(fd.get(), Bytes(peer)), "connect netlink"));
+  }
+  RETURN_IF_ERROR(RestoreSocketOptions(fd.get(), entry.opts()));
+  for (const image::StasisSocketOption& option : entry.stasis_options()) {
+    const bool known = std::ranges::find(kOptions, option.name()) != kOptions.end();
+    if (option.level() != SOL_NETLINK || !known || option.value() == 0) continue;
+    RETURN_IF_ERROR(SetSocketOption(fd.get(), SOL_NETLINK, option.name(), option.value()));
+  }
+  RETURN_IF_ERROR(SetStatusFlags(fd.get(), entry.flags()));
+  return fd;
+}
+
+}  // namespace
+
+const FileKind kNetlinkSocket = {.name = "netlink socket",
+                                 .owns = Owns,
+                                 .dump = Dump,
+                                 .type = image::FD_NETLINKSK,
+                                 .restore = Restore};
+
+}  // namespace stasis::engine
