@@ -8,8 +8,9 @@
 
 #include <absl/cleanup/cleanup.h>
 #include <fcntl.h>
-#include <signal.h>
+#include <linux/sched.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -22,6 +23,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -57,6 +59,58 @@ Status WaitUntilStopped(Tracee& tracee) {
       default:
         RETURN_IF_ERROR(tracee.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
     }
+  }
+}
+
+struct Cloned {
+  Tracee tracee;  // seized by the kernel, and stopped
+  pid_t id = 0;   // as the process sees it
+};
+
+// `invoke` runs a call in `remote` that clones.
+template <typename Invoke>
+Result<Cloned> CloneStopped(RemoteSyscalls& remote, Invoke invoke) {
+  pid_t made = 0;
+  remote.on_event = [&](const Stop&) -> Status {
+    ASSIGN_OR_RETURN(const unsigned long message, remote.tracee().EventMessage());
+    made = static_cast<pid_t>(message);
+    return OkStatus();
+  };
+  const Result<std::uint64_t> id = invoke();
+  remote.on_event = nullptr;
+  absl::Cleanup kill_half_made = [&made] {
+    if (made != 0) ::kill(made, SIGKILL);
+  };
+  RETURN_IF_ERROR(id.status());
+  Cloned cloned = {.tracee = Tracee::Adopt(made), .id = static_cast<pid_t>(*id)};
+  RETURN_IF_ERROR(WaitUntilStopped(cloned.tracee));
+  std::move(kill_half_made).Cancel();
+  return cloned;
+}
+
+// clone3(2) with an id of our choice, for which nobody else can come in between. EPERM: the process has no
+// CAP_CHECKPOINT_RESTORE over its pid namespace, which a container's does not.
+Result<Tracee> CloneWithSetTid(RemoteSyscalls& remote, unsigned long flags, pid_t wanted) {
+  constexpr unsigned long kExitSignal = 0xff;  // of clone(2)
+  constexpr std::chrono::milliseconds kNap{20};
+  remote.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t id, remote.PutValue(wanted));
+  clone_args arguments = {};
+  arguments.flags = flags & ~kExitSignal;
+  arguments.exit_signal = flags & kExitSignal;
+  arguments.set_tid = id;
+  arguments.set_tid_size = 1;
+  ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(arguments));
+  for (int attempt = 0;; ++attempt) {
+    Result<Cloned> made = CloneStopped(remote, [&remote, at] {
+      return remote.Call("clone3", SYS_clone3, at, sizeof(clone_args));
+    });
+    if (made.ok()) return std::move(made->tracee);
+    if (ErrnoOf(made.status()) != EEXIST) return made.status();
+    if (attempt == kPidAttempts) {
+      return AlreadyExists("pid " + std::to_string(wanted) + " is taken by another process");
+    }
+    std::this_thread::sleep_for(kNap);  // for a program that ends soon
   }
 }
 
@@ -330,37 +384,31 @@ Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
                            pid_t wanted) {
+  Result<Tracee> chosen = CloneWithSetTid(*process.remote, flags, wanted);
+  const int error = chosen.ok() ? 0 : ErrnoOf(chosen.status());
+  if (error != EPERM && error != ENOSYS && error != EINVAL) return chosen;
+
   RemoteSyscalls& remote = *process.remote;
   for (int attempt = 0; attempt < kPidAttempts; ++attempt) {
     RETURN_IF_ERROR(reserver.MakeNext(wanted));
-    pid_t made = 0;
-    remote.on_event = [&](const Stop&) -> Status {
-      ASSIGN_OR_RETURN(const unsigned long message, remote.tracee().EventMessage());
-      made = static_cast<pid_t>(message);
-      return OkStatus();
-    };
-    const Result<std::uint64_t> id = remote.Call("clone", SYS_clone, flags, 0, 0, 0, 0);
-    remote.on_event = nullptr;
-    absl::Cleanup kill_half_made = [&made] {
-      if (made != 0) ::kill(made, SIGKILL);
-    };
-    RETURN_IF_ERROR(id.status());
-    Tracee tracee = Tracee::Adopt(made);
-    RETURN_IF_ERROR(WaitUntilStopped(tracee));
-    std::move(kill_half_made).Cancel();
-    if (static_cast<pid_t>(*id) == wanted) return tracee;
+    ASSIGN_OR_RETURN(Cloned made, CloneStopped(remote, [&remote, flags] {
+                       return remote.Call("clone", SYS_clone, flags, 0, 0, 0, 0);
+                     }));
+    if (made.id == wanted) return std::move(made.tracee);
 
     // Somebody else forked in between. A thread ends by itself, a process is killed and reaped.
     if ((flags & CLONE_THREAD) != 0) {
-      ASSIGN_OR_RETURN(RemoteSyscalls thread, RemoteSyscalls::Begin(tracee, process.area));
+      ASSIGN_OR_RETURN(RemoteSyscalls thread, RemoteSyscalls::Begin(made.tracee, process.area));
       (void)thread.Call("exit", SYS_exit, 0);  // it does not come back
       thread.Abandon();
+      made.tracee.Forget();
       continue;
     }
-    ::kill(made, SIGKILL);
-    (void)WaitForStop(made, steady_clock::now() + kStopTimeout);  // reaps what the tracer sees
-    tracee.Forget();
-    RETURN_IF_ERROR(remote.Call("wait4", SYS_wait4, *id, 0, __WALL, 0).status());
+    const pid_t pid = made.tracee.tid();
+    ::kill(pid, SIGKILL);
+    (void)WaitForStop(pid, steady_clock::now() + kStopTimeout);  // reaps what the tracer sees
+    made.tracee.Forget();
+    RETURN_IF_ERROR(remote.Call("wait4", SYS_wait4, made.id, 0, __WALL, 0).status());
     RETURN_IF_ERROR(reserver.CheckFree(wanted));
   }
   return AlreadyExists("pid " + std::to_string(wanted) + " is taken each time by another process");
