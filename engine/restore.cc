@@ -60,6 +60,12 @@ class Restoration {
     // The root takes its children's place in a pid namespace of its own; on the host each must be killed.
     for (RestoredProcess& process : processes_) Kill(process.pid);
     if (taken_) Kill(request_.placeholder);
+    // A thread that we trace is there until we have waited for it, and so is its process. The root is left
+    // to its parent, who waits for it.
+    for (RestoredProcess& process : processes_) {
+      for (RestoredProcess::Thread& thread : process.others) AwaitDeath(thread.tracee);
+      if (process.pid != request_.placeholder) AwaitDeath(process.leader);
+    }
   }
 
   Status Run() {
@@ -89,6 +95,15 @@ class Restoration {
  private:
   static void Kill(pid_t pid) {
     if (pid > 0) ::kill(pid, SIGKILL);
+  }
+
+  static void AwaitDeath(Tracee& tracee) {
+    constexpr std::chrono::seconds kTimeout{2};  // a killed task that does not end hangs in a device
+    const auto give_up = steady_clock::now() + kTimeout;
+    while (tracee.tid() != 0) {
+      const Result<Stop> stop = WaitForStop(tracee.tid(), give_up);
+      if (!stop.ok() || stop->kind == Stop::Kind::kExited) tracee.Forget();
+    }
   }
 
   static Status Named(const Status& status, const RestoredProcess& process) {
