@@ -20,6 +20,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
+#include "engine/tasks/dump_outside.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/remote_syscalls.h"
 
@@ -111,6 +112,23 @@ Status AskTimers(RemoteSyscalls& remote, const FrozenProcess& process, const Fil
   return OkStatus();
 }
 
+// Timers run while the tree is frozen. One that fires after the signals were read would be in the image
+// neither as a timer nor as its signal: both are read until nothing fires in between. A timer whose signal
+// is pending does not fire again, so that this ends.
+Status AskTimersAndSignals(RemoteSyscalls& remote, DumpedProcess& process,
+                           const FileDumpContext& pids) {
+  constexpr int kAttempts = 10;  // for a stream of signals from elsewhere
+  image::TaskTimersEntry& timers = *process.threads.front().core.mutable_tc()->mutable_timers();
+  RETURN_IF_ERROR(ReadSignalsAgain(process).status());
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    timers.Clear();
+    RETURN_IF_ERROR(AskTimers(remote, *process.frozen, pids, timers));
+    ASSIGN_OR_RETURN(const bool fired, ReadSignalsAgain(process));
+    if (!fired) break;
+  }
+  return OkStatus();
+}
+
 Status AskMemory(RemoteSyscalls& remote, image::MmEntry& mm) {
   ASSIGN_OR_RETURN(const std::uint64_t brk, remote.Call("brk", SYS_brk, 0));
   mm.set_mm_brk(brk);
@@ -132,7 +150,7 @@ Status AskProcess(RemoteSyscalls& remote, DumpedProcess& process, const FileDump
   image::TaskCoreEntry& core = *process.threads.front().core.mutable_tc();
   RETURN_IF_ERROR(AskMemory(remote, process.mm));
   RETURN_IF_ERROR(AskSignalActions(remote, process.frozen->status, core));
-  RETURN_IF_ERROR(AskTimers(remote, *process.frozen, pids, *core.mutable_timers()));
+  RETURN_IF_ERROR(AskTimersAndSignals(remote, process, pids));
   ASSIGN_OR_RETURN(const int subreaper, Ask<int>(remote, [&](std::uint64_t at) {
                      return remote.Call("prctl GET_CHILD_SUBREAPER", SYS_prctl,
                                         PR_GET_CHILD_SUBREAPER, at);

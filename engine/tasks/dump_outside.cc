@@ -293,4 +293,24 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
   return dumped;
 }
 
+Result<bool> ReadSignalsAgain(DumpedProcess& process) {
+  bool changed = false;
+  const auto read = [&changed](pid_t tid, std::uint32_t flags,
+                               image::SignalQueueEntry& queue) -> Status {
+    image::SignalQueueEntry now;
+    RETURN_IF_ERROR(ReadPendingSignals(tid, flags, now));
+    changed = changed || now.SerializeAsString() != queue.SerializeAsString();
+    queue = std::move(now);
+    return OkStatus();
+  };
+  for (DumpedThread& thread : process.threads) {
+    RETURN_IF_ERROR(
+        read(thread.frozen->tid(), 0, *thread.core.mutable_thread_core()->mutable_signals_p()));
+  }
+  DumpedThread& leader = process.threads.front();
+  RETURN_IF_ERROR(
+      read(leader.frozen->tid(), kPeekShared, *leader.core.mutable_tc()->mutable_signals_s()));
+  return changed;
+}
+
 }  // namespace stasis::engine

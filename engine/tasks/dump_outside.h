@@ -11,4 +11,7 @@ namespace stasis::engine {
 /// hold.
 Result<DumpedProcess> ReadOutside(FrozenProcess& process);
 
+/// Reads the pending signals of `process` once more. True when others are pending than were.
+Result<bool> ReadSignalsAgain(DumpedProcess& process);
+
 }  // namespace stasis::engine

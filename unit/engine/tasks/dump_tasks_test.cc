@@ -316,5 +316,23 @@ TEST(DumpTasksTest, ANamespacedTreeHasItsOwnPidsAndNames) {
   EXPECT_EQ(mounts->back().mountpoint(), "/");
 }
 
+TEST(DumpTasksTest, ATimerThatFiresDuringTheDumpIsArmedOrItsSignalIsPending) {
+  SharedWords words;
+  Child child = Prepared(words, [] {
+    struct sigaction action = {};
+    action.sa_handler = [](int) {};
+    ::sigaction(SIGALRM, &action, nullptr);
+    const itimerval often = {.it_interval = {0, 1000}, .it_value = {0, 1000}};
+    ::setitimer(ITIMER_REAL, &often, nullptr);
+  });
+  for (int dump = 0; dump < 10; ++dump) {
+    MemoryImages images;
+    const CheckpointImages loaded = ImagesOf(child.pid(), images);
+    const image::TaskCoreEntry& core = loaded.processes.front().leader().core.tc();
+    const bool is_armed = core.timers().real().vsec() != 0 || core.timers().real().vusec() != 0;
+    EXPECT_TRUE(is_armed || core.signals_s().signals_size() != 0);
+  }
+}
+
 }  // namespace
 }  // namespace stasis::engine
