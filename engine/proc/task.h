@@ -33,6 +33,7 @@ struct TaskStatus {
   bool no_new_privs = false;
   int seccomp = 0;          ///< 0 none, 1 strict, 2 filter
   int seccomp_filters = 0;  ///< How many; 0 where the kernel does not say.
+  std::uint64_t voluntary_switches = 0;  ///< voluntary_ctxt_switches
 };
 Result<TaskStatus> ParseTaskStatus(std::string_view text);
 
@@ -50,6 +51,7 @@ struct TaskStat {
   std::uint64_t start_code = 0, end_code = 0, start_stack = 0;  // (26) (27) (28)
   std::uint64_t start_data = 0, end_data = 0, start_brk = 0;    // (45) (46) (47)
   std::uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;  // (48) to (51)
+  int processor = -1;                                                    // (39)
   std::int32_t exit_code = 0;                                            // (52) wait status
 };
 Result<TaskStat> ParseTaskStat(std::string_view text);
