@@ -85,7 +85,9 @@ class Restoration {
     }
     RETURN_IF_ERROR(Goon());
     for (RestoredProcess& process : processes_) {
-      if (!process.image->zombie) RETURN_IF_ERROR(Named(SetFinalRegisters(process), process));
+      if (process.image->zombie) continue;
+      RETURN_IF_ERROR(Named(BeginWaits(process), process));
+      RETURN_IF_ERROR(Named(SetFinalRegisters(process), process));
     }
     return Release();
   }

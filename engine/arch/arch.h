@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -40,12 +41,31 @@ GeneralRegisters ForSyscall(GeneralRegisters registers, std::uint64_t syscall_ad
 /// The result of the system call that just ended: -4095 to -1 is an error.
 std::int64_t SyscallResult(const GeneralRegisters& registers);
 
-/// What an image has to say so that the thread goes on as after a stop: a system call that was
-/// interrupted is issued again, one with a restart block (nanosleep with what was left) gives EINTR,
-/// because that block cannot be read. signal(7), arch_do_signal_or_restart() in arch/x86/kernel/signal.c
+/// The system call in or behind which a thread stopped. `result` may be one of the kernel's own: it says
+/// how an interrupted call is to be restarted.
+struct SystemCall {
+  long number = 0;
+  std::array<std::uint64_t, 6> arguments = {};
+  std::int64_t result = 0;
+};
+/// -ERESTART_RESTARTBLOCK, include/linux/errno.h: restart_syscall(2) goes on with what the kernel has noted.
+inline constexpr std::int64_t kRestartBlock = -516;
+/// -ERESTARTNOHAND: the call is issued again unless a signal handler comes first, which makes it EINTR.
+inline constexpr std::int64_t kRestartUnlessHandled = -514;
+/// True for that and its like, -ERESTARTSYS and -ERESTARTNOINTR.
+constexpr bool IsIssuedAgain(std::int64_t result) {
+  return result <= -512 && result >= kRestartUnlessHandled;
+}
+/// Nothing when the thread stopped elsewhere.
+std::optional<SystemCall> CallAt(const GeneralRegisters& registers);
+/// Number and result of `call` into registers that CallAt found it in.
+void SetCall(const SystemCall& call, GeneralRegisters& registers);
+
+/// What a thread without the kernel's notes (an image, a signal frame) goes on with: a call that was
+/// interrupted is issued again. One with a restart block then waits for its whole time once more, which a
+/// program must expect, as it must not expect EINTR; only futex(2), which says EINTR by contract, keeps to
+/// its time and says so. signal(7), arch_do_signal_or_restart() in arch/x86/kernel/signal.c
 GeneralRegisters AsRestarted(GeneralRegisters registers);
-/// True when the thread stopped inside a system call that has such a restart block.
-bool HasRestartBlock(const GeneralRegisters& registers);
 
 std::uint64_t InstructionPointer(const GeneralRegisters& registers);
 void SetInstructionPointer(GeneralRegisters& registers, std::uint64_t address);
@@ -72,5 +92,10 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address, imag
 /// For an address that is known only later than the registers.
 void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core);
 Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model);
+/// The call that AsRestarted found in the registers of an image.
+SystemCall CallOf(const image::CoreEntry& core);
+/// Makes `registers`, as an image has them, those of a thread at the end of that call, which gave
+/// `call.result`.
+void PutAtEnd(const SystemCall& call, GeneralRegisters& registers);
 
 }  // namespace stasis::engine::arch

@@ -12,17 +12,22 @@
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "engine/base/io.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/settings.h"
+#include "engine/tracee/waits.h"
 
 namespace stasis::engine {
 namespace {
@@ -167,6 +172,45 @@ Status RefuseUserDispatch(pid_t tid) {
   return OkStatus();
 }
 
+// A timespec in the memory of `tid`; nothing when there is none.
+std::optional<std::chrono::nanoseconds> ReadTime(pid_t tid, std::uint64_t address) {
+  timespec time = {};
+  if (address == 0 || !ReadMemory(tid, address, std::as_writable_bytes(std::span(&time, 1))).ok()) {
+    return std::nullopt;
+  }
+  constexpr std::int64_t kLongest = std::int64_t{1} << 33;  // in nanoseconds it fits 64 bits
+  if (time.tv_sec < 0 || time.tv_nsec < 0 || time.tv_nsec >= 1'000'000'000) return std::nullopt;
+  return std::chrono::seconds(std::min<std::int64_t>(time.tv_sec, kLongest)) +
+         std::chrono::nanoseconds(time.tv_nsec);
+}
+
+// How the call goes on that the stop interrupted; of one that waits for some time, what is left of that, at
+// most: after a restore it is to wait no shorter than it was to. Where nobody knows, its time begins anew.
+void ReadCall(const FrozenThread& frozen, const arch::GeneralRegisters& registers,
+              image::ThreadCoreEntry& core) {
+  const auto call = arch::CallAt(registers);
+  if (!call) return;
+  if (arch::IsIssuedAgain(call->result)) {
+    core.set_stasis_call_result(static_cast<std::int32_t>(call->result));
+  }
+  if (call->result != arch::kRestartBlock) return;
+  const auto wait = TimedWaitOf(*call);
+  if (!wait) return;
+  const std::uint64_t limit = call->arguments[wait->limit];
+  std::optional<std::chrono::nanoseconds> left =
+      wait->in_milliseconds ? std::chrono::milliseconds(static_cast<int>(limit))
+                            : ReadTime(frozen.tid(), limit);
+  // The kernel's own note is exact; it is the limit itself where both have one address.
+  const auto rest =
+      wait->rest == 0 ? std::nullopt : ReadTime(frozen.tid(), call->arguments[wait->rest]);
+  if (rest) {
+    left = rest;
+  } else if (left && frozen.slept && !wait->of_processor) {
+    left = std::max(*left - *frozen.slept, std::chrono::nanoseconds(1));
+  }
+  if (left) core.set_stasis_wait_left_nsec(static_cast<std::uint64_t>(left->count()));
+}
+
 Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   const pid_t tid = frozen.tid();
   DumpedThread thread;
@@ -175,6 +219,7 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   image::ThreadCoreEntry& core = *thread.core.mutable_thread_core();
   ASSIGN_OR_RETURN(const std::uint64_t mask, frozen.tracee.SignalMask());
   core.set_blk_sigset(mask);
+  ReadCall(frozen, thread.registers.general, core);
   RETURN_IF_ERROR(ReadRseq(thread));
   RETURN_IF_ERROR(ReadPendingSignals(tid, 0, *core.mutable_signals_p()));
   RETURN_IF_ERROR(RefuseUserDispatch(tid));

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstddef>
 
@@ -20,6 +21,7 @@
 #include "engine/proc/task.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/settings.h"
+#include "engine/tracee/waits.h"
 
 namespace stasis::engine {
 namespace {
@@ -157,6 +159,30 @@ Status RestoreOomScore(RestoredProcess& process, Notes& notes) {
   return OkStatus();
 }
 
+// Begins the wait that was under way, for what was left of it, and interrupts it at once: the kernel then
+// has the notes that it had. Of the program nothing is changed, but for what the kernel writes to `rest`.
+Status BeginWait(const ThreadImage& thread, RemoteSyscalls& remote,
+                 std::optional<arch::SystemCall>& begun) {
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  if (!core.has_stasis_wait_left_nsec()) return OkStatus();
+  arch::SystemCall call = arch::CallOf(thread.core);
+  const auto wait = TimedWaitOf(call);
+  if (!wait) return InvalidArgument("core image: a time is left of a call that has none");
+  constexpr std::uint64_t kSecond = 1'000'000'000, kMillisecond = 1'000'000;
+  const std::uint64_t left = core.stasis_wait_left_nsec();
+  std::array<std::uint64_t, 6> arguments = call.arguments;
+  if (wait->in_milliseconds) {
+    const std::uint64_t limit = arguments[wait->limit];
+    arguments[wait->limit] = std::min(limit, left / kMillisecond + (left % kMillisecond != 0));
+  } else {
+    const timespec time = {static_cast<time_t>(left / kSecond), static_cast<long>(left % kSecond)};
+    ASSIGN_OR_RETURN(arguments[wait->limit], remote.PutValue(time));
+  }
+  ASSIGN_OR_RETURN(call.result, remote.CallInterrupted(call.number, arguments));
+  begun = call;
+  return OkStatus();
+}
+
 }  // namespace
 
 Status MakeThreads(RestoredProcess& process, PidReserver& reserver) {
@@ -185,13 +211,33 @@ Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& image
   return RestoreLimits(process, notes);
 }
 
+Status BeginWaits(RestoredProcess& process) {
+  process.remote->ResetArguments();
+  RETURN_IF_ERROR(BeginWait(process.image->leader(), *process.remote, process.wait));
+  for (RestoredProcess::Thread& thread : process.others) {
+    if (!thread.image->core.thread_core().has_stasis_wait_left_nsec()) continue;
+    ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(thread.tracee, process.area));
+    const Status status = BeginWait(*thread.image, remote, thread.wait);
+    remote.Abandon();  // its registers are set when all is done
+    RETURN_IF_ERROR(Annotate(status, "tid " + std::to_string(thread.image->tid)));
+  }
+  return OkStatus();
+}
+
 Status SetFinalRegisters(RestoredProcess& process) {
   process.remote->Abandon();
-  const auto set = [](const ThreadImage& thread, Tracee& tracee) -> Status {
+  const auto set = [](const ThreadImage& thread, std::optional<arch::SystemCall> call,
+                      Tracee& tracee) -> Status {
     ASSIGN_OR_RETURN(const arch::Registers model, arch::Read(tracee.tid()));
-    ASSIGN_OR_RETURN(const arch::Registers wanted, arch::FromImage(thread.core, model));
-    RETURN_IF_ERROR(arch::Write(tracee.tid(), wanted));
+    ASSIGN_OR_RETURN(arch::Registers wanted, arch::FromImage(thread.core, model));
     const image::ThreadCoreEntry& core = thread.core.thread_core();
+    if (arch::IsIssuedAgain(core.stasis_call_result())) {
+      // It may be that a pending signal is to make it EINTR: the kernel decides.
+      call = arch::CallOf(thread.core);
+      call->result = core.stasis_call_result();
+    }
+    if (call) arch::PutAtEnd(*call, wanted.general);
+    RETURN_IF_ERROR(arch::Write(tracee.tid(), wanted));
     const std::uint64_t mask =
         core.has_blk_sigset() ? core.blk_sigset() : thread.core.tc().blk_sigset();
     RETURN_IF_ERROR(tracee.SetSignalMask(mask));
@@ -200,16 +246,18 @@ Status SetFinalRegisters(RestoredProcess& process) {
     if (core.rseq_entry().rseq_cs_pointer() != 0) {
       constexpr std::uint64_t kRseqCsOffset = 8;  // struct rseq, uapi/linux/rseq.h
       const std::uint64_t pointer = core.rseq_entry().rseq_cs_pointer();
-      return WriteMemory(tracee.tid(), core.rseq_entry().rseq_abi_pointer() + kRseqCsOffset,
-                         std::as_bytes(std::span(&pointer, 1)));
+      RETURN_IF_ERROR(
+          WriteMemory(tracee.tid(), core.rseq_entry().rseq_abi_pointer() + kRseqCsOffset,
+                      std::as_bytes(std::span(&pointer, 1))));
     }
-    return OkStatus();
+    // Makes the kernel look at an interrupted call when the thread is let go (see RemoteSyscalls::Finish).
+    return call ? tracee.Interrupt() : OkStatus();
   };
-  RETURN_IF_ERROR(set(process.image->leader(), process.leader));
+  RETURN_IF_ERROR(set(process.image->leader(), process.wait, process.leader));
   // Only now: the calls for it need a stack of the process's own, not one in the area that goes.
   RETURN_IF_ERROR(RemoveArea(process.leader, process.area));
   for (RestoredProcess::Thread& thread : process.others) {
-    RETURN_IF_ERROR(Annotate(set(*thread.image, thread.tracee),
+    RETURN_IF_ERROR(Annotate(set(*thread.image, thread.wait, thread.tracee),
                              "tid " + std::to_string(thread.image->tid)));
   }
   return OkStatus();

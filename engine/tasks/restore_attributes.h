@@ -31,6 +31,9 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
 /// The seccomp filters of a stopped thread as the kernel gives them (struct sock_filter), oldest first.
 Result<std::vector<std::string>> ReadSeccompFilters(pid_t tid);
 
+/// The waits that the dump interrupted, for what was left of them. When all that they may wait for is there.
+Status BeginWaits(RestoredProcess& process);
+
 /// The registers and signal mask of every thread of `process`, our area unmapped: it only has to be let go.
 Status SetFinalRegisters(RestoredProcess& process);
 

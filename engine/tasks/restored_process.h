@@ -24,9 +24,13 @@ struct RestoredProcess {
   /// needed again.
   std::optional<RemoteSyscalls> remote;
 
+  /// The wait that the leader goes on with, once it is begun.
+  std::optional<arch::SystemCall> wait = {};
+
   struct Thread {
     const ThreadImage* image = nullptr;
     Tracee tracee;
+    std::optional<arch::SystemCall> wait = {};
   };
   std::vector<Thread> others;  ///< Threads besides the leader, once they are made.
 };

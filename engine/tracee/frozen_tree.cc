@@ -6,6 +6,8 @@
 // Rule    The parent of a vfork(2) sleeps uninterruptibly until its child executes a program or exits: it
 //         cannot stop, and when its child is stopped it never will. Then the others are let go until it
 //         stands, and frozen again.
+// Rule    Our stop ends some calls with EINTR (signal(7)), like SIGSTOP, though no program expects a
+//         checkpoint: those without a time limit are issued again, in the live thread as in its image.
 // Rule    A thread that is not in a stop cannot be detached (ESRCH): it stays seized, with its interrupt
 //         pending, until it stops or its tracer's thread ends (exit_ptrace() in kernel/ptrace.c).
 #include "engine/tracee/frozen_tree.h"
@@ -16,8 +18,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
-#include <filesystem>
 #include <map>
 #include <set>
 #include <string>
@@ -25,6 +25,7 @@
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/tracee/task_folder.h"
 
 namespace stasis::engine {
 namespace {
@@ -40,42 +41,30 @@ constexpr milliseconds kSleeperTimeout{50};  // ... for one that is found in uni
 constexpr milliseconds kPatience{2000};      // between attempts, while all others run
 constexpr unsigned kOptions = PTRACE_O_TRACESYSGOOD;
 
-std::vector<pid_t> ParsePids(std::string_view text) {
-  std::vector<pid_t> pids;
-  const char* at = text.data();
-  const char* const end = text.data() + text.size();
-  while (at < end) {
-    pid_t pid = 0;
-    const auto [next, error] = std::from_chars(at, end, pid);
-    if (error == std::errc()) pids.push_back(pid);
-    at = error == std::errc() ? next : at + 1;
+Status ReadThread(int proc_fd, const WaitsBeforeFreeze& before, FrozenThread& thread) {
+  const pid_t tid = thread.tracee.tid();
+  // First: only when this is answered has the thread left its processor, and is the switch counted.
+  Result<arch::GeneralRegisters> registers = arch::ReadGeneral(tid);
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(proc_fd, "task/" + std::to_string(tid) + "/status"));
+  ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(text));
+  if (!registers.ok()) return OkStatus();  // 32-bit code, which ReadOutside refuses by name
+  auto call = arch::CallAt(*registers);
+  if (!call) return OkStatus();
+  if (thread.stop_signal == 0 && EndedByStop(*call)) {
+    // A signal with a handler that is pending, or comes before the thread runs, still makes it EINTR.
+    call->result = arch::kRestartUnlessHandled;
+  } else if (call->result == arch::kRestartBlock) {
+    const auto wait = before.Find(tid, *call, thread.status.voluntary_switches);
+    if (!wait) return OkStatus();
+    thread.slept = wait->slept;
+    // The kernel looks at the result alone; we want to know what restart_syscall(2) goes on with.
+    call->number = wait->call.number;
+  } else {
+    return OkStatus();
   }
-  return pids;
-}
-
-std::vector<pid_t> ThreadsOf(pid_t pid) {
-  std::vector<pid_t> tids;
-  std::error_code error;
-  const std::filesystem::path folder = "/proc/" + std::to_string(pid) + "/task";
-  for (auto entry = std::filesystem::directory_iterator(folder, error);
-       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    const std::string name = entry->path().filename();
-    pid_t tid = 0;
-    std::from_chars(name.data(), name.data() + name.size(), tid);
-    tids.push_back(tid);
-  }
-  return tids;
-}
-
-std::vector<pid_t> ChildrenOf(pid_t pid) {
-  std::vector<pid_t> children;
-  for (const pid_t tid : ThreadsOf(pid)) {
-    const auto text = ReadFileAt(
-        AT_FDCWD, "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/children");
-    if (!text.ok()) continue;  // the thread has ended
-    for (const pid_t child : ParsePids(*text)) children.push_back(child);
-  }
-  return children;
+  arch::SetCall(*call, *registers);
+  return arch::WriteGeneral(tid, *registers);
 }
 
 Result<TaskStat> ReadStat(int proc_fd) {
@@ -160,8 +149,7 @@ class FrozenTree::Freezer {
 
   // A zombie and an io_uring worker refuse to be seized with EPERM as a foreign tracee does.
   static Result<bool> WhyNotSeized(pid_t pid, pid_t tid, const Status& status) {
-    const auto text = ReadFileAt(
-        AT_FDCWD, "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/status");
+    const auto text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/status");
     if (!text.ok()) return false;  // it has ended
     ASSIGN_OR_RETURN(const TaskStatus task, ParseTaskStatus(*text));
     if (task.state == 'Z' || task.state == 'X') return false;
@@ -178,8 +166,8 @@ class FrozenTree::Freezer {
 
   // True when the thread is in uninterruptible sleep.
   static bool Sleeps(const Thread& thread) {
-    const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.pid) + "/task/" +
-                                               std::to_string(thread.tracee.tid()) + "/stat");
+    const auto text =
+        ReadFileAt(AT_FDCWD, TaskFolder(thread.pid, thread.tracee.tid()) + "/stat");
     const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
     return stat.ok() && stat->state == 'D';
   }
@@ -250,11 +238,12 @@ FrozenTree::~FrozenTree() { (void)Thaw(); }
 
 Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadline,
                                       const std::stop_token& stop) {
+  const WaitsBeforeFreeze before = WaitsBeforeFreeze::Look(root);
   Freezer freezer(deadline, stop);
   for (int attempt = 1;; ++attempt) {
     const Result<Shape> shape = FreezeOnce(root, freezer);
     const Status& status = shape.status();
-    if (status.ok()) return FrozenTree::Of(*shape, freezer);
+    if (status.ok()) return FrozenTree::Of(*shape, freezer, before);
     if (status.code() != StatusCode::kDeadlineExceeded) return status;
     if (steady_clock::now() >= deadline) return status;
     if (attempt == kAttempts) {
@@ -266,8 +255,8 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
   }
 }
 
-
-Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer) {
+Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
+                                  const WaitsBeforeFreeze& before) {
   FrozenTree tree;
   tree.first_stop_ = freezer.first_stop();
   for (const auto& [pid, parent] : shape) {
@@ -277,17 +266,17 @@ Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer) {
     for (auto& [tid, thread] : freezer.threads()) {
       if (thread.pid != pid) continue;
       process.threads.push_back(
-          {.tracee = std::move(thread.tracee), .status = {}, .stop_signal = thread.stop_signal});
+          {.tracee = std::move(thread.tracee), .stop_signal = thread.stop_signal});
       // The map is in the order of thread ids, which have nothing to do with who is the leader.
       if (tid == pid) std::swap(process.threads.front(), process.threads.back());
     }
     tree.processes_.push_back(std::move(process));
   }
-  RETURN_IF_ERROR(tree.ReadTasks());
+  RETURN_IF_ERROR(tree.ReadTasks(before));
   return tree;
 }
 
-Status FrozenTree::ReadTasks() {
+Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before) {
   for (FrozenProcess& process : processes_) {
     const std::string folder = "/proc/" + std::to_string(process.pid);
     Result<UniqueFd> proc = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
@@ -307,11 +296,7 @@ Status FrozenTree::ReadTasks() {
       return NotFound("pid " + std::to_string(process.pid) + " has ended");
     }
     for (FrozenThread& thread : process.threads) {
-      ASSIGN_OR_RETURN(
-          const std::string thread_text,
-          ReadFileAt(process.proc.get(),
-                     "task/" + std::to_string(thread.tracee.tid()) + "/status"));
-      ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(thread_text));
+      RETURN_IF_ERROR(ReadThread(process.proc.get(), before, thread));
     }
   }
   if (processes_.front().zombie) {

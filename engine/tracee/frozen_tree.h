@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -13,13 +14,16 @@
 #include "engine/base/unique_fd.h"
 #include "engine/proc/task.h"
 #include "engine/tracee/tracee.h"
+#include "engine/tracee/waits.h"
 
 namespace stasis::engine {
 
 struct FrozenThread {
   Tracee tracee;
-  TaskStatus status;    ///< /proc/TID/status, read while it stood still.
-  int stop_signal = 0;  ///< Not 0: it was in group-stop by this signal already.
+  TaskStatus status = {};  ///< /proc/TID/status, read while it stood still.
+  int stop_signal = 0;     ///< Not 0: it was in group-stop by this signal already.
+  /// How long, at least, it had slept in a wait that its stop interrupted; unset where nobody knows.
+  std::optional<std::chrono::nanoseconds> slept = {};
 
   pid_t tid() const { return status.pid; }
   pid_t ns_tid() const { return status.ns_pid.back(); }
@@ -65,8 +69,9 @@ class FrozenTree {
 
  private:
   FrozenTree() = default;
-  static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer);
-  Status ReadTasks();
+  static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer,
+                               const WaitsBeforeFreeze& before);
+  Status ReadTasks(const WaitsBeforeFreeze& before);
 
   std::vector<FrozenProcess> processes_;
   std::chrono::steady_clock::time_point first_stop_;

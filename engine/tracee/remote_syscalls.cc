@@ -194,6 +194,18 @@ Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
   return static_cast<std::uint64_t>(result);
 }
 
+Result<std::int64_t> RemoteSyscalls::CallInterrupted(
+    long number, const std::array<std::uint64_t, 6>& arguments) {
+  const pid_t tid = tracee_.tid();
+  RETURN_IF_ERROR(arch::WriteGeneral(tid, Calling(number, arguments)));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  // Before it enters the call: there it finds that it is to stop, as if by a signal.
+  RETURN_IF_ERROR(tracee_.Interrupt());
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tid));
+  return arch::SyscallResult(after);
+}
+
 Result<std::uint64_t> RemoteSyscalls::Reserve(std::size_t size) {
   const std::uint64_t at = (used_ + 15) & ~std::uint64_t{15};
   if (at + size > RemoteArea::kArgumentBytes) {

@@ -59,6 +59,10 @@ class RemoteSyscalls {
     return Run(what, number, {static_cast<std::uint64_t>(arguments)...});
   }
 
+  /// The raw result of a call that is interrupted before it can wait: the kernel keeps its notes on how to
+  /// go on with it, while further calls run, until the thread returns from a signal handler.
+  Result<std::int64_t> CallInterrupted(long number, const std::array<std::uint64_t, 6>& arguments);
+
   /// Copies `bytes` to the thread's argument room and gives the address there; 16-byte aligned.
   /// All of it is given back by ResetArguments(). ResourceExhausted when the room is full.
   Result<std::uint64_t> Put(std::span<const std::byte> bytes);

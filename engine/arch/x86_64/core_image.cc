@@ -198,4 +198,19 @@ Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model
   return registers;
 }
 
+SystemCall CallOf(const image::CoreEntry& core) {
+  const image::UserX86RegsEntry& e = core.thread_info().gpregs();
+  return {.number = static_cast<long>(e.orig_ax()),
+          .arguments = {e.di(), e.si(), e.dx(), e.r10(), e.r8(), e.r9()},
+          .result = 0};
+}
+
+void PutAtEnd(const SystemCall& call, GeneralRegisters& registers) {
+  constexpr std::uint64_t kSyscallBytes = 2;
+  const auto number = static_cast<std::uint64_t>(call.number);
+  if (registers.rax == number) registers.rip += kSyscallBytes;  // it was to be issued again
+  registers.rax = static_cast<std::uint64_t>(call.result);
+  registers.orig_rax = number;
+}
+
 }  // namespace stasis::engine::arch

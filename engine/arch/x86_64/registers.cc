@@ -2,7 +2,9 @@
 //
 // Source  ptrace(2), signal(7); arch/x86/kernel/ptrace.c, arch/x86/entry/syscalls; tested on 6.18
 #include <elf.h>
+#include <linux/futex.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 
 #include <cerrno>
@@ -16,11 +18,6 @@ extern "C" const char stasis_homeward_begin[], stasis_homeward_end[];
 namespace stasis::engine::arch {
 namespace {
 
-// Kernel-internal results of an interrupted system call, include/linux/errno.h.
-constexpr std::int64_t kErestartsys = -512;
-constexpr std::int64_t kErestartnointr = -513;
-constexpr std::int64_t kErestartnohand = -514;
-constexpr std::int64_t kErestartRestartblock = -516;
 constexpr std::uint64_t kSyscallBytes = 2;
 
 // Larger than any processor's XSAVE area (AMX: about 11 KiB).
@@ -32,6 +29,11 @@ std::string Name(const char* request, pid_t tid) {
 
 bool InSyscall(const GeneralRegisters& registers) {
   return static_cast<std::int64_t>(registers.orig_rax) >= 0;
+}
+
+// FUTEX_WAIT takes the time from now on; FUTEX_WAIT_BITSET, the other one with a restart block, a date.
+bool IsFutexWait(const GeneralRegisters& registers) {
+  return registers.orig_rax == SYS_futex && (registers.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT;
 }
 
 }  // namespace
@@ -100,28 +102,30 @@ std::int64_t SyscallResult(const GeneralRegisters& registers) {
   return static_cast<std::int64_t>(registers.rax);
 }
 
-GeneralRegisters AsRestarted(GeneralRegisters registers) {
-  if (InSyscall(registers)) {
-    switch (static_cast<std::int64_t>(registers.rax)) {
-      case kErestartsys:
-      case kErestartnointr:
-      case kErestartnohand:
-        registers.rax = registers.orig_rax;
-        registers.rip -= kSyscallBytes;
-        break;
-      case kErestartRestartblock:
-        registers.rax = static_cast<std::uint64_t>(-EINTR);
-        break;
-      default:
-        break;
-    }
-  }
-  return registers;
+std::optional<SystemCall> CallAt(const GeneralRegisters& r) {
+  if (!InSyscall(r)) return std::nullopt;
+  return SystemCall{.number = static_cast<long>(r.orig_rax),
+                    .arguments = {r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9},
+                    .result = static_cast<std::int64_t>(r.rax)};
 }
 
-bool HasRestartBlock(const GeneralRegisters& registers) {
-  return InSyscall(registers) &&
-         static_cast<std::int64_t>(registers.rax) == kErestartRestartblock;
+void SetCall(const SystemCall& call, GeneralRegisters& registers) {
+  registers.orig_rax = static_cast<std::uint64_t>(call.number);
+  registers.rax = static_cast<std::uint64_t>(call.result);
+}
+
+GeneralRegisters AsRestarted(GeneralRegisters registers) {
+  const std::optional<SystemCall> call = CallAt(registers);
+  if (!call) return registers;
+  const bool has_restart_block = call->result == kRestartBlock;
+  // Nobody has told which call restart_syscall(2) went on with.
+  if (has_restart_block && (call->number == SYS_restart_syscall || IsFutexWait(registers))) {
+    registers.rax = static_cast<std::uint64_t>(-EINTR);
+  } else if (has_restart_block || IsIssuedAgain(call->result)) {
+    registers.rax = registers.orig_rax;
+    registers.rip -= kSyscallBytes;
+  }
+  return registers;
 }
 
 std::uint64_t InstructionPointer(const GeneralRegisters& registers) { return registers.rip; }
