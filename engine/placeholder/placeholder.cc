@@ -81,7 +81,7 @@ int LastPid(int ns_fd, char** candidates, int count) {
       }
       return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
     }
-    if (errno != EEXIST) break;
+    if (errno != EEXIST && errno != EINVAL) break;  // EINVAL: above the namespace's pid_max
   }
   perror("clone3 with a chosen pid");
   return 1;
