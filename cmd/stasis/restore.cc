@@ -71,7 +71,8 @@ Result<int> Run(const Options& options, const engine::ImageSource& source) {
     request.progress = std::ref(progress);
     const Result<engine::RestoreReport> report = engine::Restore(request, source);
     if (!report.ok()) {
-      ::waitpid(request.placeholder, nullptr, 0);  // it was killed
+      ::kill(request.placeholder, SIGKILL);  // early failures leave it as it was
+      ::waitpid(request.placeholder, nullptr, 0);
       return report.status();
     }
     for (const std::string& note : report->notes) std::fprintf(stderr, "note: %s\n", note.c_str());
