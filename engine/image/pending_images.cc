@@ -1,0 +1,121 @@
+// Source  open(2), O_TMPFILE and BUGS; linkat(2)
+#include "engine/image/pending_images.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+
+#include "engine/base/io.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr unsigned kMode = 0600;  // memory of a process: for its dumper's eyes
+
+bool IsPlainName(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos &&
+         name.find('\0') == std::string_view::npos;
+}
+
+class FileStream : public ImageStream {
+ public:
+  FileStream(int fd, std::string path, std::uint64_t size_bytes)
+      : fd_(fd), path_(std::move(path)), left_(size_bytes) {}
+
+  Status Write(std::span<const std::byte> bytes) override {
+    if (bytes.size() > left_) return Internal(path_ + ": more bytes than announced");
+    left_ -= bytes.size();
+    const Status written = WriteAll(fd_, bytes);
+    if (ErrnoOf(written) == ENOSPC || ErrnoOf(written) == EDQUOT) {
+      return SyscallError(ErrnoOf(written),
+                          "write " + path_ + " (free space or choose another folder)");
+    }
+    return Annotate(written, path_);
+  }
+
+  Status Finish() override {
+    return left_ == 0 ? OkStatus() : FailedPrecondition(path_ + ": fewer bytes than announced");
+  }
+
+ private:
+  const int fd_;
+  const std::string path_;
+  std::uint64_t left_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<PendingImages>> PendingImages::Create(const std::string& folder) {
+  Result<UniqueFd> fd = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
+  if (ErrnoOf(fd.status()) == ENOENT) {
+    return Annotate(fd.status(), "the folder for the images must exist (make it with mkdir)");
+  }
+  RETURN_IF_ERROR(fd.status());
+  std::error_code error;
+  const bool empty = std::filesystem::is_empty(folder, error);
+  if (error) return SyscallError(error.value(), "read " + folder);
+  if (!empty) {
+    return AlreadyExists(folder +
+                         " is not empty, and images of two checkpoints must not mix; choose an "
+                         "empty folder");
+  }
+  if (::faccessat(fd->get(), ".", W_OK | X_OK, AT_EACCESS) != 0) {
+    return SyscallError(errno, "write to " + folder + " (choose another folder)");
+  }
+  return std::unique_ptr<PendingImages>(new PendingImages(folder, *std::move(fd)));
+}
+
+PendingImages::~PendingImages() {
+  if (published_) return;
+  for (const File& file : files_) {
+    if (file.named) ::unlinkat(folder_.get(), file.name.c_str(), 0);
+  }
+}
+
+Result<PendingImages::File> PendingImages::Make(const std::string& name) {
+  File file{.name = name, .fd = {}};
+  file.fd.Reset(::openat(folder_.get(), ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, kMode));
+  if (file.fd) return file;
+  // EISDIR: what a file system without O_TMPFILE says through an older kernel. open(2), BUGS
+  if (errno != EOPNOTSUPP && errno != EISDIR) {
+    return SyscallError(errno, "create a file in " + path_);
+  }
+  ASSIGN_OR_RETURN(file.fd, OpenAt(folder_.get(), name,
+                                   O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, kMode));
+  file.named = true;
+  return file;
+}
+
+Result<std::unique_ptr<ImageStream>> PendingImages::Open(std::string_view name,
+                                                         std::uint64_t size_bytes) {
+  if (!IsPlainName(name)) return InvalidArgument("image file name");
+  ASSIGN_OR_RETURN(File file, Make(std::string(name)));
+  files_.push_back(std::move(file));
+  const File& made = files_.back();
+  return std::make_unique<FileStream>(made.fd.get(), path_ + "/" + made.name, size_bytes);
+}
+
+Status PendingImages::GiveName(File& file) {
+  if (file.named) return OkStatus();
+  // The way that needs no CAP_DAC_READ_SEARCH. linkat(2) never replaces.
+  const std::string link = "/proc/self/fd/" + std::to_string(file.fd.get());
+  if (::linkat(AT_FDCWD, link.c_str(), folder_.get(), file.name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+    return SyscallError(errno, "link " + path_ + "/" + file.name);
+  }
+  file.named = true;
+  return OkStatus();
+}
+
+Status PendingImages::Publish() {
+  for (const File& file : files_) {
+    if (::fsync(file.fd.get()) != 0) return SyscallError(errno, "fsync " + path_ + "/" + file.name);
+  }
+  for (File& file : files_) RETURN_IF_ERROR(GiveName(file));
+  if (::fsync(folder_.get()) != 0) return SyscallError(errno, "fsync " + path_);
+  published_ = true;
+  return OkStatus();
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,50 @@
+// A plain folder of image files, as CRIU's tools read it, whose files appear when all are whole.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/image_io.h"
+
+namespace stasis::engine {
+
+/// Files have no name (O_TMPFILE) until Publish, so that not even a kill -9 leaves half a
+/// checkpoint; on file systems without such files they are there from their beginning, and the
+/// destructor removes them. Holds one descriptor a file.
+class PendingImages : public ImageSink {
+ public:
+  /// Into `folder`, which must exist and be empty: images of two checkpoints must not mix.
+  /// NotFound, AlreadyExists, PermissionDenied: it is not.
+  static Result<std::unique_ptr<PendingImages>> Create(const std::string& folder);
+  ~PendingImages() override;
+
+  Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
+                                            std::uint64_t size_bytes) override;
+
+  /// Makes all files durable and gives them their names, in the order in which they were opened.
+  Status Publish();
+
+ private:
+  struct File {
+    std::string name;
+    UniqueFd fd;
+    bool named = false;
+  };
+
+  PendingImages(std::string path, UniqueFd folder)
+      : path_(std::move(path)), folder_(std::move(folder)) {}
+  Result<File> Make(const std::string& name);
+  Status GiveName(File& file);
+
+  const std::string path_;
+  const UniqueFd folder_;
+  std::vector<File> files_;
+  bool published_ = false;
+};
+
+}  // namespace stasis::engine

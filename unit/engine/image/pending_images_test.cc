@@ -1,0 +1,70 @@
+// Image files in a folder: all or none.
+#include "engine/image/pending_images.h"
+
+#include <filesystem>
+
+#include "unit/engine/files/scratch_directory.h"
+#include "unit/support/matchers.h"
+
+namespace stasis::engine {
+namespace {
+
+using testing::IsOk;
+using testing::StatusIs;
+
+TEST(PendingImagesTest, NothingIsThereUntilAllIsPublished) {
+  const ScratchDirectory folder;
+  {
+    auto images = PendingImages::Create(folder / ".");
+    ASSERT_THAT(images, IsOk());
+    ASSERT_THAT((*images)->Put("core-1.img", "registers"), IsOk());
+    ASSERT_THAT((*images)->Put("inventory.img", "all of it"), IsOk());
+    EXPECT_TRUE(std::filesystem::is_empty(folder / "."));
+    ASSERT_THAT((*images)->Publish(), IsOk());
+  }
+  const auto source = OpenDirectorySource(folder / ".");
+  ASSERT_THAT(source, IsOk());
+  EXPECT_EQ(*(*source)->Get("core-1.img"), "registers");
+  EXPECT_EQ((*source)->Names().size(), 2u);
+}
+
+TEST(PendingImagesTest, NothingIsLeftOfWhatWasNotPublished) {
+  const ScratchDirectory folder;
+  {
+    auto images = PendingImages::Create(folder / ".");
+    ASSERT_THAT(images, IsOk());
+    ASSERT_THAT((*images)->Put("core-1.img", "registers"), IsOk());
+    EXPECT_THAT((*images)->Put("core/2.img", ""), StatusIs(StatusCode::kInvalidArgument));
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(folder / "."));
+}
+
+TEST(PendingImagesTest, AFileOfAnotherThatCameMeanwhileIsNotReplaced) {
+  const ScratchDirectory folder;
+  {
+    auto images = PendingImages::Create(folder / ".");
+    ASSERT_THAT(images, IsOk());
+    ASSERT_THAT((*images)->Put("core-1.img", "registers"), IsOk());
+    ASSERT_THAT((*images)->Put("core-2.img", "registers"), IsOk());
+    auto other = PendingImages::Create(folder / ".");
+    ASSERT_THAT(other, IsOk());
+    ASSERT_THAT((*other)->Put("core-2.img", "others"), IsOk());
+    ASSERT_THAT((*other)->Publish(), IsOk());
+    EXPECT_THAT((*images)->Publish(), StatusIs(StatusCode::kAlreadyExists));
+  }
+  const auto source = OpenDirectorySource(folder / ".");
+  ASSERT_THAT(source, IsOk());
+  EXPECT_EQ(*(*source)->Get("core-2.img"), "others");
+  EXPECT_EQ((*source)->Names().size(), 1u);
+}
+
+TEST(PendingImagesTest, AFolderThatCannotBeTakenIsRefused) {
+  const ScratchDirectory folder;
+  EXPECT_THAT(PendingImages::Create(folder / "missing"),
+              StatusIs(StatusCode::kNotFound, ::testing::HasSubstr("mkdir")));
+  std::filesystem::create_directory(folder / "full");
+  EXPECT_THAT(PendingImages::Create(folder / "."), StatusIs(StatusCode::kAlreadyExists));
+}
+
+}  // namespace
+}  // namespace stasis::engine
