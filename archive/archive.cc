@@ -126,7 +126,8 @@ Status Archive::OpenFolder(UniqueFd fd, const OpenOptions& options) {
 }
 
 Status Archive::OpenTar(UniqueFd fd, const OpenOptions& options) {
-  ASSIGN_OR_RETURN(tar_, Decompressed(std::move(fd), options.scratch_folder, options.max_bytes));
+  ASSIGN_OR_RETURN(tar_, Decompressed(std::move(fd), options.scratch_folder, options.max_bytes,
+                                      options.progress));
   struct stat st = {};
   if (::fstat(tar_.get(), &st) != 0) {
     return SyscallError(errno, "fstat");

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,11 +20,15 @@
 
 namespace stasis::archive {
 
+/// Called now and then by what takes long, with the bytes done so far and in all.
+using ProgressCall = std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
+
 struct OpenOptions {
   std::uint64_t max_bytes = std::uint64_t{1} << 40;  ///< Of the tar, uncompressed.
   std::uint64_t max_members = 100'000;
   /// Where a compressed archive is unpacked to, in a file without a name.
   std::string scratch_folder = "/var/tmp";
+  ProgressCall progress = {};  ///< Of the decompression, in compressed bytes.
 };
 
 /// A small member's largest size: JSON, logs' excerpts.
@@ -82,7 +87,11 @@ struct Verification {
 };
 
 /// Compares every member with the manifest. The structure was checked by Open.
-Result<Verification> Verify(const Archive& archive);
+Result<Verification> Verify(const Archive& archive, const ProgressCall& progress = {});
+
+/// OK when every member is what the manifest says, or where there is none to say it (archives of
+/// other runtimes). DataLoss: the archive was altered; names a member. Reads all of it.
+Status CheckUnaltered(const Archive& archive, const ProgressCall& progress = {});
 
 /// The manifest of an archive of ours; NotFound for others.
 Result<Manifest> ReadManifest(const Archive& archive);

@@ -89,7 +89,7 @@ Result<std::map<std::string, std::string>> ImageAnnotations(const Archive& archi
   return annotations;
 }
 
-Result<CheckpointImage> DescribeImage(const Archive& archive) {
+Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress) {
   if (archive.tar_fd() < 0) {
     return FailedPrecondition(archive.name() +
                               " is an unpacked folder; an image needs the archive as a file");
@@ -103,7 +103,8 @@ Result<CheckpointImage> DescribeImage(const Archive& archive) {
 
   CheckpointImage image;
   image.layer_size = archive.tar_size();
-  ASSIGN_OR_RETURN(const std::string digest, Sha256Of(archive.tar_fd(), 0, image.layer_size));
+  ASSIGN_OR_RETURN(const std::string digest,
+                   Sha256Of(archive.tar_fd(), 0, image.layer_size, progress));
   image.layer_digest = "sha256:" + digest;
   image.config = Dump(ImageConfig(annotations, MachineOf(archive), created, image.layer_digest));
   image.config_digest = "sha256:" + Sha256Of(image.config);

@@ -30,6 +30,6 @@ Result<std::map<std::string, std::string>> ImageAnnotations(const Archive& archi
 
 /// Describes the image of `archive`, reading it once for its digest. FailedPrecondition for an archive that
 /// was unpacked into a folder: its bytes are gone.
-Result<CheckpointImage> DescribeImage(const Archive& archive);
+Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress = {});
 
 }  // namespace stasis::archive

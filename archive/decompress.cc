@@ -2,6 +2,7 @@
 
 #include <archive.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <cerrno>
@@ -39,8 +40,12 @@ bool IsCompressed(int fd) {
 
 }  // namespace
 
-Result<UniqueFd> Decompressed(UniqueFd fd, const std::string& folder, std::uint64_t max_bytes) {
+Result<UniqueFd> Decompressed(
+    UniqueFd fd, const std::string& folder, std::uint64_t max_bytes,
+    const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   if (!IsCompressed(fd.get())) return fd;
+  struct stat compressed = {};
+  if (::fstat(fd.get(), &compressed) != 0) return SyscallError(errno, "fstat");
   UniqueFd plain(::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!plain) {
     return SyscallError(errno, "a scratch file in " + folder);
@@ -63,7 +68,12 @@ Result<UniqueFd> Decompressed(UniqueFd fd, const std::string& folder, std::uint6
       return ResourceExhausted("over " + std::to_string(max_bytes) + " bytes once decompressed");
     }
     RETURN_IF_ERROR(Annotate(
-        WriteAll(plain.get(), std::span(piece.get(), static_cast<std::size_t>(got))), folder));
+        WriteAll(plain.get(), std::span(piece.get(), static_cast<std::size_t>(got))),
+        "the scratch file in " + folder + ", for the archive is compressed"));
+    if (progress) {
+      progress(static_cast<std::uint64_t>(archive_filter_bytes(reader.get(), -1)),
+               static_cast<std::uint64_t>(compressed.st_size));
+    }
   }
 }
 

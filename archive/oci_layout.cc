@@ -119,10 +119,10 @@ Status WriteOciLayout(const Archive& archive, const CheckpointImage& image, cons
   const std::string index = Index(image, annotations, name);
   const std::vector<Part> parts = {
       {"oci-layout", &layout},
-      {"index.json", &index},
       {BlobPath(image.manifest_digest), &image.manifest},
       {BlobPath(image.config_digest), &image.config},
       {BlobPath(image.layer_digest), nullptr},
+      {"index.json", &index},  // last: without it there is no image
   };
   return path.ends_with(".tar") ? WriteTar(path, parts, archive)
                                 : WriteFolder(path, parts, archive);

@@ -22,6 +22,19 @@ Status Taken(const std::string& path) {
                        "whole seconds meet when two checkpoints fall into one second)");
 }
 
+/// `what`, with what the user can do about it.
+Status Unusable(int error, const std::string& what) {
+  switch (error) {
+    case ENOENT:
+      return SyscallError(error, what + " (make it first, or choose another location)");
+    case ENOSPC:
+    case EDQUOT:
+      return SyscallError(error, what + " (free space, or choose another location)");
+    default:
+      return SyscallError(error, what + " (choose another location)");
+  }
+}
+
 }  // namespace
 
 Result<PendingFile> PendingFile::Create(const std::string& path) {
@@ -43,7 +56,7 @@ Result<PendingFile> PendingFile::Create(const std::string& path, Kind kind) {
     return InvalidArgument("\"" + path + "\" names no file");
   }
   Result<UniqueFd> directory = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
-  if (!directory.ok()) return Annotate(directory.status(), "the folder of " + path);
+  if (!directory.ok()) return Unusable(ErrnoOf(directory.status()), "the folder of " + path);
   PendingFile file(path, std::move(*directory), name);
   struct stat st = {};
   if (::fstatat(file.directory_.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
@@ -58,7 +71,7 @@ PendingFile::~PendingFile() { Discard(); }
 Status PendingFile::OpenUnnamed() {
   fd_.Reset(::openat(directory_.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, kMode));
   if (!fd_) {
-    return SyscallError(errno, "create a file in the folder of " + path_);
+    return Unusable(errno, "create a file in the folder of " + path_);
   }
   return OkStatus();
 }
@@ -71,7 +84,7 @@ Status PendingFile::OpenDotNamed() {
   fd_.Reset(::openat(directory_.get(), temporary.c_str(),
                      O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW | O_CLOEXEC, kMode));
   if (!fd_) {
-    return SyscallError(errno, "create " + temporary + " in the folder of " + path_);
+    return Unusable(errno, "create " + temporary + " in the folder of " + path_);
   }
   temporary_ = std::move(temporary);
   return OkStatus();

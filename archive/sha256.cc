@@ -42,7 +42,8 @@ std::string Sha256Of(std::string_view text) {
   return hash.Finish();
 }
 
-Result<std::string> Sha256Of(int fd, std::uint64_t offset, std::uint64_t size) {
+Result<std::string> Sha256Of(int fd, std::uint64_t offset, std::uint64_t size,
+                             const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   Sha256 hash;
   std::vector<std::byte> piece(std::min<std::uint64_t>(size, kPiece));
   for (const std::uint64_t end = offset + size; offset < end;) {
@@ -51,6 +52,7 @@ Result<std::string> Sha256Of(int fd, std::uint64_t offset, std::uint64_t size) {
     RETURN_IF_ERROR(ReadExactAt(fd, part, offset));
     hash.Update(part);
     offset += part.size();
+    if (progress) progress(size - (end - offset), size);
   }
   return hash.Finish();
 }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -31,6 +32,9 @@ class Sha256 {
 std::string Sha256Of(std::string_view text);
 
 /// The digest of `size` bytes of `fd` from `offset`.
-Result<std::string> Sha256Of(int fd, std::uint64_t offset, std::uint64_t size);
+/// `progress` gets the bytes read so far, and `size`.
+Result<std::string> Sha256Of(
+    int fd, std::uint64_t offset, std::uint64_t size,
+    const std::function<void(std::uint64_t, std::uint64_t)>& progress = {});
 
 }  // namespace stasis::archive

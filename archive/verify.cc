@@ -11,7 +11,8 @@ namespace {
 constexpr std::size_t kPiece = std::size_t{256} << 10;
 
 Result<std::string> DigestOf(const engine::ImageSource& members, const std::string& name,
-                             std::uint64_t size) {
+                             std::uint64_t size,
+                             const std::function<void(std::uint64_t)>& read_bytes) {
   Sha256 hash;
   std::vector<std::byte> piece(std::min<std::uint64_t>(size, kPiece));
   for (std::uint64_t offset = 0; offset < size;) {
@@ -20,12 +21,14 @@ Result<std::string> DigestOf(const engine::ImageSource& members, const std::stri
     RETURN_IF_ERROR(members.ReadAt(name, offset, part));
     hash.Update(part);
     offset += part.size();
+    read_bytes(part.size());
   }
   return hash.Finish();
 }
 
 /// What is wrong with `wanted`; empty when nothing is.
-Result<std::string> Compare(const engine::ImageSource& members, const Manifest::Member& wanted) {
+Result<std::string> Compare(const engine::ImageSource& members, const Manifest::Member& wanted,
+                            const std::function<void(std::uint64_t)>& read_bytes) {
   const std::string shown = Printable(wanted.name);
   const Result<std::uint64_t> size = members.Size(wanted.name);
   if (!size.ok()) return shown + ": missing";
@@ -33,7 +36,7 @@ Result<std::string> Compare(const engine::ImageSource& members, const Manifest::
     return shown + ": has " + std::to_string(*size) + " bytes instead of " +
            std::to_string(wanted.size);
   }
-  ASSIGN_OR_RETURN(const std::string digest, DigestOf(members, wanted.name, *size));
+  ASSIGN_OR_RETURN(const std::string digest, DigestOf(members, wanted.name, *size, read_bytes));
   return digest == wanted.sha256 ? "" : shown + ": its content was altered (SHA-256 differs)";
 }
 
@@ -44,7 +47,7 @@ Result<Manifest> ReadManifest(const Archive& archive) {
   return ManifestFromJson(json);
 }
 
-Result<Verification> Verify(const Archive& archive) {
+Result<Verification> Verify(const Archive& archive, const ProgressCall& progress) {
   Verification found;
   found.notes = archive.notes();
   std::set<std::string> unlisted;
@@ -69,8 +72,13 @@ Result<Verification> Verify(const Archive& archive) {
   }
   RETURN_IF_ERROR(manifest.status());
   found.has_manifest = true;
+  std::uint64_t done_bytes = 0;
+  const auto read_bytes = [&](std::uint64_t bytes) {
+    done_bytes += bytes;
+    if (progress) progress(done_bytes, found.bytes);
+  };
   for (const Manifest::Member& wanted : manifest->members) {
-    ASSIGN_OR_RETURN(std::string problem, Compare(archive.members(), wanted));
+    ASSIGN_OR_RETURN(std::string problem, Compare(archive.members(), wanted, read_bytes));
     if (!problem.empty()) found.problems.push_back(std::move(problem));
     unlisted.erase(wanted.name);
   }
@@ -78,6 +86,13 @@ Result<Verification> Verify(const Archive& archive) {
     found.problems.push_back(Printable(name) + ": not in the manifest, so it was added later");
   }
   return found;
+}
+
+Status CheckUnaltered(const Archive& archive, const ProgressCall& progress) {
+  ASSIGN_OR_RETURN(const Verification found, Verify(archive, progress));
+  if (!found.has_manifest || found.problems.empty()) return OkStatus();
+  return DataLoss(archive.name() + " is not as it was written: " + found.problems.front() +
+                  "; copy it anew from where it came (`stasis verify` lists all that differs)");
 }
 
 }  // namespace stasis::archive

@@ -194,6 +194,21 @@ TEST(VerifyTest, FindsWhatWasAlteredRemovedOrAdded) {
                                               HasSubstr("volumes/x: not in the manifest")));
 }
 
+TEST(VerifyTest, TakesAnArchiveWithoutHashesAsItIsAndNamesWhatWasAltered) {
+  EXPECT_THAT(CheckUnaltered(**Archive::Open(kContainerd)), IsOk());
+  const TempFolder folder;
+  WriteArchive(folder / "a.tar", {{"core-1.img", "registers"}});
+  std::uint64_t seen = 0;
+  const auto progress = [&](std::uint64_t done, std::uint64_t) { seen = done; };
+  EXPECT_THAT(CheckUnaltered(**Archive::Open(folder / "a.tar"), progress), IsOk());
+  EXPECT_GT(seen, 0u);
+  std::string tar = Slurp(folder / "a.tar");
+  tar[tar.find("registers")] ^= 1;
+  Spill(folder / "b.tar", tar);
+  EXPECT_THAT(CheckUnaltered(**Archive::Open(folder / "b.tar")),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("core-1.img")));
+}
+
 TEST(VerifyTest, NotesWhatFollowsTheEnd) {
   const TempFolder folder;
   WriteArchive(folder / "a.tar");
