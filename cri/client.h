@@ -5,6 +5,7 @@
 #include <stop_token>
 #include <string>
 
+#include "cri/container_facts.h"
 #include "engine/base/status.h"
 
 namespace stasis::cri {
@@ -20,5 +21,14 @@ struct CheckpointCall {
 
 /// CheckpointContainer. The errors are the service's; Unavailable names the socket.
 Status CheckpointContainer(const CheckpointCall& call);
+
+/// The first of the sockets of stasisd, containerd and CRI-O, at their usual places, behind which
+/// somebody is. Unavailable: nobody is anywhere.
+Result<std::string> UsualEndpoint();
+
+/// DescribeRunning (container_checkpoint.h) through the socket `endpoint`, which has half a minute
+/// to answer. Unavailable names the socket.
+Result<ContainerFacts> DescribeRunningAt(const std::string& endpoint, const std::string& id,
+                                         const std::stop_token& stop);
 
 }  // namespace stasis::cri

@@ -5,6 +5,24 @@
 #include "archive/json_fields.h"
 
 namespace stasis::cri {
+namespace {
+
+/// What stasisd shows in place of a restored container's own image is undone: an archive names the
+/// base image, of which the next restore makes the container.
+Status TakeStasisInfo(const runtime::v1::ContainerStatusResponse& response, ContainerFacts& facts) {
+  const auto info = response.info().find(kStasisInfo);
+  if (info == response.info().end()) return OkStatus();
+  ASSIGN_OR_RETURN(const nlohmann::json json,
+                   archive::ParseObject(info->second, "what stasisd says of the container"));
+  facts.restore_phase = archive::TextField(json, "phase");
+  runtime::v1::ImageSpec& image = *facts.status.mutable_image();
+  image.set_image(archive::TextField(json, "image"));
+  image.set_user_specified_image(archive::TextField(json, "userSpecifiedImage"));
+  facts.status.set_image_ref(archive::TextField(json, "imageRef"));
+  return OkStatus();
+}
+
+}  // namespace
 
 Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& id,
                                          const CallLimits& limits) {
@@ -29,6 +47,7 @@ Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& 
   facts.spec = archive::Field(json, "runtimeSpec");
   facts.sandbox_id = archive::TextField(json, "sandboxID");
   facts.runtime_type = archive::TextField(json, "runtimeType");
+  RETURN_IF_ERROR(TakeStasisInfo(response, facts));
   return facts;
 }
 

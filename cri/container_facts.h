@@ -18,7 +18,13 @@ struct ContainerFacts {
   nlohmann::json spec;  ///< The OCI runtime spec.
   std::string sandbox_id;
   std::string runtime_type;  ///< "io.containerd.runc.v2"; empty where the runtime does not say.
+  /// Where stasisd was asked, and restored the container: how far it is (records.h). Else empty.
+  std::string restore_phase;
 };
+
+/// The entry of a verbose status in which stasisd tells what it shows otherwise: the image that the
+/// runtime runs a restored container with.
+inline constexpr const char* kStasisInfo = "stasis";
 
 /// NotFound: no such container. FailedPrecondition: the runtime does not tell what we must know.
 Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& id,

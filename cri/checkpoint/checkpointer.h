@@ -4,7 +4,6 @@
 #include <chrono>
 #include <string>
 
-#include "archive/archive_writer.h"
 #include "cri/container_facts.h"
 #include "cri/keyed_locks.h"
 #include "cri/proxy/server.h"

@@ -162,7 +162,7 @@ Status AddMembers(const ContainerFacts& facts, const LogExtent& log,
                   const engine::DumpReport& report, const std::vector<std::string>& notes,
                   archive::ArchiveWriter& writer) {
   json spec = facts.spec;
-  const bool restored = DropPlaceholder(spec);
+  const bool restored = DropPlaceholder(spec) || !facts.restore_phase.empty();
   RETURN_IF_ERROR(writer.AddMember(archive::kConfigDumpName, ConfigDump(facts, restored)));
   RETURN_IF_ERROR(writer.AddMember(archive::kSpecDumpName, archive::Dump(spec)));
   RETURN_IF_ERROR(writer.AddMember(archive::kStatusDumpName, StatusDump(facts.status)));

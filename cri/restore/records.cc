@@ -33,7 +33,7 @@ bool IsPlainName(std::string_view id) {
 
 nlohmann::json ToJson(const RestoredContainer& record) {
   return {{"id", record.id},
-          {"phase", kPhases[static_cast<std::size_t>(record.phase)]},
+          {"phase", PhaseText(record.phase)},
           {"failure", record.failure},
           {"sandboxId", record.sandbox_id},
           {"name", record.name},
@@ -99,6 +99,8 @@ Status Sync(int fd, std::string_view what) {
 }
 
 }  // namespace
+
+std::string_view PhaseText(RestorePhase phase) { return kPhases[static_cast<std::size_t>(phase)]; }
 
 Result<std::unique_ptr<Records>> Records::Open(const std::string& directory) {
   if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {

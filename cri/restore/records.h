@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -16,6 +17,9 @@
 namespace stasis::cri {
 
 enum class RestorePhase { kCreated, kRestoring, kRestored, kFailed };
+
+/// "created", "restoring", …
+std::string_view PhaseText(RestorePhase phase);
 
 /// Where a checkpoint's files are, and what keeps them there.
 struct CheckpointPlace {

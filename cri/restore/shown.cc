@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "archive/json_fields.h"
+#include "cri/container_facts.h"
 #include "cri/restore/placeholder.h"
 
 namespace stasis::cri {
@@ -44,6 +45,14 @@ void ShowAsAsked(const RestoredContainer& record, json& info) {
   if (const auto spec = info.find("runtimeSpec"); spec != info.end() && spec->is_object()) {
     DropPlaceholder(*spec, "mounts", "destination");
   }
+}
+
+/// For who makes a checkpoint of a restored container through us (container_facts.cc).
+std::string WhatTheRuntimeHas(const RestoredContainer& record, const ContainerStatus& status) {
+  return archive::Dump({{"phase", PhaseText(record.phase)},
+                        {"image", status.image().image()},
+                        {"userSpecifiedImage", status.image().user_specified_image()},
+                        {"imageRef", status.image_ref()}});
 }
 
 template <typename Message, typename Change>
@@ -89,6 +98,9 @@ void ShowAsAsked(const RestoredContainer& record, ContainerStatus& status) {
 }
 
 void ShowAsAsked(const RestoredContainer& record, runtime::v1::ContainerStatusResponse& response) {
+  if (!response.info().empty()) {
+    (*response.mutable_info())[kStasisInfo] = WhatTheRuntimeHas(record, response.status());
+  }
   ShowAsAsked(record, *response.mutable_status());
   const auto info = response.mutable_info()->find("info");
   if (info == response.mutable_info()->end()) return;

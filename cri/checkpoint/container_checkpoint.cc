@@ -1,0 +1,102 @@
+#include "cri/checkpoint/container_checkpoint.h"
+
+#include <iterator>
+#include <optional>
+#include <utility>
+
+#include "archive/archive_writer.h"
+#include "archive/rootfs_diff.h"
+#include "cri/checkpoint/members.h"
+#include "cri/checkpoint/upper_folder.h"
+#include "cri/restore/records.h"
+#include "engine/dump_watch.h"
+
+namespace stasis::cri {
+namespace {
+
+using std::chrono::steady_clock;
+
+const char* StateText(runtime::v1::ContainerState state) {
+  switch (state) {
+    case runtime::v1::ContainerState::CONTAINER_CREATED:
+      return "was created but not started";
+    case runtime::v1::ContainerState::CONTAINER_EXITED:
+      return "has exited";
+    default:
+      return "does not run";
+  }
+}
+
+/// Passes on what it is given for as long as the dump is wanted: a large root file system is written
+/// while the container stands still.
+class WantedStream : public engine::ImageStream {
+ public:
+  WantedStream(engine::ImageStream& stream, const engine::DumpRequest& request)
+      : stream_(stream), request_(request) {}
+  Status Write(std::span<const std::byte> bytes) override {
+    RETURN_IF_ERROR(engine::StillWanted(request_));
+    return stream_.Write(bytes);
+  }
+  Status Finish() override { return stream_.Finish(); }
+
+ private:
+  engine::ImageStream& stream_;
+  const engine::DumpRequest& request_;
+};
+
+std::chrono::microseconds Since(steady_clock::time_point begin) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - begin);
+}
+
+}  // namespace
+
+Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id,
+                                       const CallLimits& limits) {
+  ASSIGN_OR_RETURN(ContainerFacts facts, DescribeContainer(upstream, id, limits));
+  const std::string& whole_id = facts.status.id();
+  if (facts.status.state() != runtime::v1::ContainerState::CONTAINER_RUNNING || facts.pid <= 0) {
+    return FailedPrecondition("container " + whole_id + " " + StateText(facts.status.state()) +
+                              "; only a running container can be checkpointed");
+  }
+  if (!facts.restore_phase.empty() && facts.restore_phase != PhaseText(RestorePhase::kRestored)) {
+    return FailedPrecondition("container " + whole_id +
+                              " is not restored yet; try again when it is ready");
+  }
+  return facts;
+}
+
+Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
+                                         engine::DumpRequest request) {
+  const auto begin = steady_clock::now();
+  ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location));
+  ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
+  LogExtent log = OpenContainerLog(facts);
+
+  ContainerCheckpoint done;
+  request.root = facts.pid;
+  request.while_frozen = [&]() -> Status {
+    if (!upper) return SetExtent(log);
+    ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));
+    WantedStream wanted(*member, request);
+    ASSIGN_OR_RETURN(
+        archive::RootfsDiffReport diff,
+        archive::WriteRootfsDiff({upper->get(), MountDestinations(facts.spec)}, wanted));
+    std::move(diff.notes.begin(), diff.notes.end(), std::back_inserter(done.notes));
+    return SetExtent(log);
+  };
+  // Durable before the container is ended or left stopped.
+  request.commit = [&](const engine::DumpReport& report) -> Status {
+    done.notes.insert(done.notes.end(), report.notes.begin(), report.notes.end());
+    if (!upper) {
+      done.notes.push_back("the root file system is no overlay: its changes are not in here");
+    }
+    RETURN_IF_ERROR(AddMembers(facts, log, report, done.notes, *writer));
+    return writer->Commit({report.frozen, Since(begin)}, done.notes);
+  };
+  ASSIGN_OR_RETURN(done.report, engine::Dump(request, writer->images()));
+  done.archive_bytes = writer->size_bytes();
+  done.total = Since(begin);
+  return done;
+}
+
+}  // namespace stasis::cri

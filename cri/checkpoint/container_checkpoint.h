@@ -1,0 +1,34 @@
+// The checkpoint of one container, made in this process: what stasisd's CheckpointContainer and
+// `stasis checkpoint --container` have in common.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cri/container_facts.h"
+#include "engine/dump.h"
+
+namespace stasis::cri {
+
+/// What the runtime knows of container `id`, which runs and is whole. NotFound: no such container.
+/// FailedPrecondition: it does not run, or is not restored yet.
+Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id,
+                                       const CallLimits& limits);
+
+struct ContainerCheckpoint {
+  engine::DumpReport report;
+  std::vector<std::string> notes;  ///< The report's, and those on the root file system.
+  std::uint64_t archive_bytes = 0;
+  std::chrono::microseconds total{};
+};
+
+/// Writes the archive `location`, an absolute path, of the container: images, changes to its root
+/// file system, log, and what describes it. `request` says what becomes of the container, and how
+/// long all may take; the rest of it is filled in here. On failure the container runs on and nothing
+/// is on disk. The calling thread becomes the tracer.
+Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
+                                         engine::DumpRequest request);
+
+}  // namespace stasis::cri
