@@ -1,9 +1,14 @@
 #include "cri/restore/restored_log.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <ctime>
 #include <span>
@@ -21,10 +26,24 @@ constexpr std::array<std::string_view, 3> kLogMembers = {"container.log",
 constexpr std::uint64_t kMaxLogBytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t kPieceBytes = std::uint64_t{256} << 10;
 
+// A link on the way would be somebody's trap, for the content of an archive is a stranger's: a pod
+// may have the folder of all pods' logs as a volume. Nor may a FIFO there hold us. Mode as the
+// runtimes make it.
 Result<UniqueFd> OpenLog(const std::string& path) {
-  // Mode as the runtimes make it. A link in its place would be somebody's trap: the folder of a
-  // pod's logs can be a volume of another pod.
-  return OpenAt(AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0640);
+  open_how how = {};
+  how.flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC;
+  how.mode = 0640;
+  how.resolve = RESOLVE_NO_SYMLINKS;
+  UniqueFd log(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof(how))));
+  if (!log && errno == ELOOP) {
+    return FailedPrecondition(path + " leads through a symbolic link, which is not followed");
+  }
+  if (!log) return SyscallError(errno, "open " + path);
+  struct stat status {};
+  if (::fstat(log.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_nlink != 1) {
+    return FailedPrecondition(path + " is not a log: no regular file, or one with a second name");
+  }
+  return log;
 }
 
 std::string Timestamp() {

@@ -1,6 +1,7 @@
 // A container that was created from a checkpoint, until it is removed.
 #include <thread>
 
+#include "cri/client.h"
 #include "cri/restore/placeholder.h"
 #include "cri/restore/records.h"
 #include "unit/cri/shim_fixture.h"
@@ -21,12 +22,13 @@ class RestoredContainerTest : public testing::ShimTest {
     ASSERT_NE(id_, "") << status_.error_message();
   }
 
-  void MarkAsRestoring() {
+  void MarkAsRestoring() { MarkAs(RestorePhase::kRestoring); }
+  void MarkAs(RestorePhase phase) {
     shim_.reset();
     auto records = Records::Open(directory_ / "state/containers");
     ASSERT_THAT(records, testing::IsOk());
     RestoredContainer record = (*records)->Find(id_).value();
-    record.phase = RestorePhase::kRestoring;
+    record.phase = phase;
     ASSERT_THAT((*records)->Put(record), testing::IsOk());
   }
 
@@ -61,6 +63,44 @@ TEST_F(RestoredContainerTest, ARestoreThatFailsEndsTheContainerAndSaysWhy) {
   EXPECT_THAT(started.error_message(), HasSubstr(status.message()));
   EXPECT_THAT(Read("app.log"), HasSubstr("stderr F stasis: not restored: "));
   EXPECT_TRUE(runtime_.views.empty() && runtime_.held.empty());
+}
+
+TEST_F(RestoredContainerTest, ACheckpointMadeThroughUsNamesTheBaseImage) {
+  MarkAs(RestorePhase::kRestored);
+  runtime_.containers[id_].state = v1::CONTAINER_RUNNING;
+  StartShim();
+  const auto facts = DescribeRunningAt("unix://" + directory_ / "shim", id_, {});
+  ASSERT_THAT(facts, testing::IsOk());
+  EXPECT_EQ(facts->status.image().image(), "sha256:base");
+  EXPECT_EQ(facts->status.image_ref(), "base-ref");
+  EXPECT_EQ(facts->restore_phase, "restored");
+}
+
+TEST_F(RestoredContainerTest, AHalfRestoredOneIsNotCheckpointedByOthersEither) {
+  MarkAsRestoring();
+  StartShim();
+  // Until Recover() is done with it.
+  for (int i = 0; i < 1000 && runtime_.containers[id_].stops == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  runtime_.containers[id_].state = v1::CONTAINER_RUNNING;
+  EXPECT_THAT(DescribeRunningAt("unix://" + directory_ / "shim", id_, {}),
+              testing::StatusIs(StatusCode::kFailedPrecondition, HasSubstr("not restored")));
+}
+
+TEST_F(RestoredContainerTest, ItsLogIsNotWrittenThroughALink) {
+  Write("view/container.log", "2026-01-01T00:00:00Z stdout F a line of the archive\n");
+  std::filesystem::create_directory(directory_ / "elsewhere");
+  std::filesystem::create_symlink(directory_ / "elsewhere", directory_ / "logs");
+  std::filesystem::create_symlink(directory_ / "elsewhere/file", directory_ / "link.log");
+  std::uint32_t attempt = 1;
+  for (const char* const log : {"logs/app.log", "link.log"}) {
+    v1::CreateContainerRequest request = RequestFor("sha256:check");
+    request.mutable_config()->mutable_metadata()->set_attempt(attempt++);
+    request.mutable_config()->set_log_path(log);
+    (void)Start(Create(request));
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(directory_ / "elsewhere"));
 }
 
 TEST_F(RestoredContainerTest, AFailedOneIsNotStartedAgain) {
