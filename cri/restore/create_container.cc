@@ -132,6 +132,10 @@ Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
   if (!checkpoint->images().Size(kInventory).ok()) {
     return InvalidArgument("it is no whole checkpoint: checkpoint/inventory.img is missing");
   }
+  // The layer of an image was compared with its digest when it was pulled; of a file nobody has.
+  if (record.checkpoint.snapshot_key.empty()) {
+    RETURN_IF_ERROR(archive::CheckUnaltered(*checkpoint));
+  }
   ASSIGN_OR_RETURN(const std::string text, checkpoint->Get("config.dump"));
   ASSIGN_OR_RETURN(const nlohmann::json config_dump, archive::ParseObject(text, "config.dump"));
   ASSIGN_OR_RETURN(const BaseImage base, FindOrPullBaseImage(upstream_, credentials_, config_dump,
