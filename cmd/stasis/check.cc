@@ -19,7 +19,7 @@ void PrintJson(const std::vector<Probe>& probes, bool usable) {
     if (!probe.works) one["consequence"] = probe.consequence;
     list.push_back(one);
   }
-  std::printf("%s\n", nlohmann::json{{"usable", usable}, {"probes", list}}.dump(2).c_str());
+  std::printf("%s\n", JsonText({{"usable", usable}, {"probes", list}}).c_str());
 }
 
 void PrintText(const std::vector<Probe>& probes) {

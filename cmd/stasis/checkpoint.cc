@@ -1,19 +1,25 @@
-// stasis checkpoint: a running tree of processes becomes an archive or a folder of images.
+// stasis checkpoint: a running tree of processes, or a container, becomes an archive or a folder of
+// images.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "archive/archive_writer.h"
 #include "archive/members.h"
 #include "cmd/stasis/commands.h"
+#include "cmd/stasis/interrupts.h"
+#include "cri/checkpoint/container_checkpoint.h"
+#include "cri/client.h"
 #include "engine/base/io.h"
 #include "engine/dump.h"
-#include "engine/image/image_io.h"
+#include "engine/image/pending_images.h"
 
 namespace stasis::cli {
 namespace {
@@ -22,9 +28,12 @@ using std::chrono::duration_cast;
 using std::chrono::microseconds;
 using std::chrono::steady_clock;
 
+constexpr std::int64_t kLongestTimeoutSeconds = 365L * 24 * 3600;
+
 struct Options {
   pid_t pid = 0;
-  std::string output, images_dir;
+  std::string container, runtime_endpoint, output, images_dir;
+  std::int64_t timeout_seconds = 0;
   bool run = false, stop = false, kill = false, json = false;
 };
 
@@ -53,9 +62,10 @@ Status AddDescription(archive::ArchiveWriter& writer, pid_t pid) {
   return writer.AddMember(archive::kConfigDumpName, archive::ConfigDumpToJson(config));
 }
 
-void Print(const Options& options, const engine::DumpReport& report, microseconds total) {
+void Print(const Options& options, const engine::DumpReport& report,
+           const std::vector<std::string>& notes, microseconds total) {
   if (options.json) {
-    const nlohmann::json json = {
+    nlohmann::json json = {
         {"pid", options.pid},
         {"output", options.output.empty() ? options.images_dir : options.output},
         {"processes", report.processes},
@@ -63,8 +73,9 @@ void Print(const Options& options, const engine::DumpReport& report, microsecond
         {"pages_written", report.pages_written},
         {"frozen_us", report.frozen.count()},
         {"total_us", total.count()},
-        {"notes", report.notes}};
-    std::printf("%s\n", json.dump(2).c_str());
+        {"notes", notes}};
+    if (!options.container.empty()) json["container"] = options.container;
+    std::printf("%s\n", JsonText(json).c_str());
     return;
   }
   std::printf(
@@ -72,23 +83,19 @@ void Print(const Options& options, const engine::DumpReport& report, microsecond
       static_cast<unsigned long long>(report.processes),
       static_cast<unsigned long long>(report.threads), Bytes(report.pages_written * 4096).c_str(),
       static_cast<double>(report.frozen.count()) / 1000, static_cast<double>(total.count()) / 1000);
-  for (const std::string& note : report.notes) std::printf("note: %s\n", note.c_str());
+  for (const std::string& note : notes) std::printf("note: %s\n", OneLine(note).c_str());
 }
 
 Status ToFolder(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::ImageSink> sink,
-                   engine::OpenDirectorySink(options.images_dir));
-  const Result<engine::DumpReport> report = engine::Dump(request, *sink);
-  if (!report.ok()) {
-    // The folder was empty before: what is there is ours, and no checkpoint.
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(options.images_dir, error)) {
-      std::filesystem::remove(entry.path(), error);
-    }
-    return report.status();
-  }
-  Print(options, *report, duration_cast<microseconds>(steady_clock::now() - begin));
+  ASSIGN_OR_RETURN(const auto images, engine::PendingImages::Create(options.images_dir));
+  // Durable before the tree is killed or left stopped.
+  request.commit = [&](const engine::DumpReport& report) -> Status {
+    RETURN_IF_ERROR(images->Put(archive::kStatsDumpName, report.StatsImage()));
+    return images->Publish();
+  };
+  ASSIGN_OR_RETURN(const engine::DumpReport report, engine::Dump(request, *images));
+  Print(options, report, report.notes, duration_cast<microseconds>(steady_clock::now() - begin));
   return OkStatus();
 }
 
@@ -96,7 +103,11 @@ Status ToArchive(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
   ASSIGN_OR_RETURN(const std::unique_ptr<archive::ArchiveWriter> writer,
                    archive::ArchiveWriter::Create(std::filesystem::absolute(options.output)));
-  RETURN_IF_ERROR(AddDescription(*writer, options.pid));
+  const Status described = AddDescription(*writer, options.pid);
+  if (described.code() == StatusCode::kNotFound) {
+    return NotFound("there is no process " + std::to_string(options.pid));
+  }
+  RETURN_IF_ERROR(described);
   const auto total = [&] { return duration_cast<microseconds>(steady_clock::now() - begin); };
   // Durable before the tree is killed or left stopped.
   request.commit = [&](const engine::DumpReport& report) -> Status {
@@ -104,17 +115,60 @@ Status ToArchive(const Options& options, engine::DumpRequest& request) {
     return writer->Commit({.frozen = report.frozen, .total = total()}, report.notes);
   };
   ASSIGN_OR_RETURN(const engine::DumpReport report, engine::Dump(request, writer->images()));
-  Print(options, report, total());
+  Print(options, report, report.notes, total());
   return OkStatus();
 }
 
-Status Checkpoint(const Options& options) {
-  Progress progress("memory");
-  engine::DumpRequest request;
-  request.root = options.pid;
-  request.fate = FateOf(options);
-  request.progress = std::ref(progress);
-  return options.output.empty() ? ToFolder(options, request) : ToArchive(options, request);
+Status CheckpointContainer(Options& options, engine::DumpRequest& request) {
+  if (options.runtime_endpoint.empty()) {
+    ASSIGN_OR_RETURN(options.runtime_endpoint, cri::UsualEndpoint());
+  }
+  ASSIGN_OR_RETURN(
+      const cri::ContainerFacts facts,
+      cri::DescribeRunningAt(options.runtime_endpoint, options.container, request.stop));
+  options.container = facts.status.id();
+  options.pid = request.root = facts.pid;
+  if (options.output.empty()) return ToFolder(options, request);
+  ASSIGN_OR_RETURN(
+      const cri::ContainerCheckpoint done,
+      cri::WriteArchive(facts, std::filesystem::absolute(options.output), std::move(request)));
+  Print(options, done.report, done.notes, done.total);
+  return OkStatus();
+}
+
+// A folder of images is one descriptor a file until all are whole: a soft limit of 1024 is soon used
+// up.
+void RaiseDescriptorLimit() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);  // with the lower one smaller trees can still be saved
+}
+
+int Checkpoint(Options& options) {
+  RaiseDescriptorLimit();
+  Interrupts interrupts;
+  Status status;
+  {
+    Progress progress("memory");
+    engine::DumpRequest request;
+    request.root = options.pid;
+    request.fate = FateOf(options);
+    request.stop = interrupts.token();
+    if (options.timeout_seconds > 0) {
+      request.deadline = steady_clock::now() + std::chrono::seconds(options.timeout_seconds);
+    }
+    request.progress = std::ref(progress);
+    if (!options.container.empty()) {
+      status = CheckpointContainer(options, request);
+    } else {
+      status = options.output.empty() ? ToFolder(options, request) : ToArchive(options, request);
+    }
+  }
+  const int code = Report(status);
+  return status.code() == StatusCode::kCancelled && interrupts.caught() != 0
+             ? kSignalBase + interrupts.caught()
+             : code;
 }
 
 }  // namespace
@@ -123,11 +177,22 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = program.add_subcommand(
       "checkpoint", "Saves a running tree of processes; it runs on unless told otherwise.");
-  command->add_option("--pid", options->pid, "Root of the tree")->required();
+  CLI::Option_group* what = command->add_option_group("what", "What is saved");
+  what->add_option("--pid", options->pid, "Root of a tree of processes")
+      ->check(CLI::Range(pid_t{1}, std::numeric_limits<pid_t>::max()));
+  what->add_option("--container", options->container,
+                   "Id of a running container, or an unambiguous beginning of it")
+      ->check(NotEmpty());
+  what->require_option(1);
   CLI::Option_group* where = command->add_option_group("where", "Where the checkpoint goes");
-  where->add_option("--output", options->output, "A new archive file (tar)");
+  where->add_option("--output", options->output,
+                    "A new archive file (tar); of a container with all that a restore in another "
+                    "pod needs")
+      ->check(NotEmpty());
   where->add_option("--images-dir", options->images_dir,
-                    "An empty folder, for image files as CRIU's tools read them");
+                    "An empty folder, for image files as CRIU's tools read them: the processes "
+                    "alone")
+      ->check(NotEmpty());
   where->require_option(1);
   CLI::Option* running =
       command->add_flag("--leave-running", options->run, "The tree runs on (the default)");
@@ -136,9 +201,23 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
   CLI::Option* killed = command->add_flag("--kill", options->kill, "The tree is ended (SIGKILL)");
   stopped->excludes(running)->excludes(killed);
   killed->excludes(running);
+  command
+      ->add_option("--runtime-endpoint", options->runtime_endpoint,
+                   "The CRI socket that is asked for --container; without it the first that "
+                   "answers of /run/stasis/stasis.sock, /run/containerd/containerd.sock and "
+                   "/run/crio/crio.sock")
+      ->envname("CONTAINER_RUNTIME_ENDPOINT");
+  command
+      ->add_option("--timeout", options->timeout_seconds,
+                   "Seconds after which it is given up; 0: none")
+      ->check(CLI::Range(std::int64_t{0}, kLongestTimeoutSeconds))
+      ->capture_default_str();
   command->add_flag("--json", options->json, "The result as JSON");
-  command->footer("Example: stasis checkpoint --pid 1234 --output /var/tmp/redis.tar");
-  command->callback([options, &exit_code] { exit_code = Report(Checkpoint(*options)); });
+  command->footer(
+      "Whatever goes wrong, the processes run on as they were and nothing half-made is left.\n"
+      "Examples: stasis checkpoint --pid 1234 --output /var/tmp/redis.tar\n"
+      "          stasis checkpoint --container 3f1c0a --output /var/tmp/redis.tar --kill");
+  command->callback([options, &exit_code] { exit_code = Checkpoint(*options); });
 }
 
 }  // namespace stasis::cli

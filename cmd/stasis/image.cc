@@ -25,10 +25,10 @@ void Print(const Options& options, const std::string& name, const std::string& d
                                  {"digest", digest},
                                  {"layerBytes", layer_bytes},
                                  {"uploadedBytes", uploaded_bytes}};
-    std::printf("%s\n", json.dump(2).c_str());
+    std::printf("%s\n", JsonText(json).c_str());
     return;
   }
-  std::printf("%s@%s, %s\n", name.c_str(), digest.c_str(), Bytes(layer_bytes).c_str());
+  std::printf("%s@%s, %s\n", OneLine(name).c_str(), digest.c_str(), Bytes(layer_bytes).c_str());
 }
 
 Status Push(const Options& options, const archive::Archive& source,
@@ -49,8 +49,14 @@ Status MakeImage(const Options& options) {
   if (!options.push.empty()) {  // before the archive is read for its digest
     RETURN_IF_ERROR(archive::ParseImageReference(options.push).status());
   }
-  ASSIGN_OR_RETURN(const auto source, archive::Archive::Open(options.archive));
-  ASSIGN_OR_RETURN(const archive::CheckpointImage image, archive::DescribeImage(*source));
+  ASSIGN_OR_RETURN(const auto source, OpenArchive(options.archive));
+  Result<archive::CheckpointImage> described = [&]() -> Result<archive::CheckpointImage> {
+    Progress progress("hashing");
+    // Who pulls the image checks it against digests of what is read here.
+    RETURN_IF_ERROR(archive::CheckUnaltered(*source, std::ref(progress)));
+    return archive::DescribeImage(*source, std::ref(progress));
+  }();
+  ASSIGN_OR_RETURN(const archive::CheckpointImage image, std::move(described));
   if (!options.push.empty()) return Push(options, *source, image);
   RETURN_IF_ERROR(archive::WriteOciLayout(*source, image, "latest", options.output));
   Print(options, options.output, image.manifest_digest, image.layer_size, 0);

@@ -187,10 +187,10 @@ void PrintFiles(const Inspection& found) {
 }
 
 Status Inspect(const Options& options) {
-  ASSIGN_OR_RETURN(const auto opened, archive::Archive::Open(options.archive));
+  ASSIGN_OR_RETURN(const auto opened, OpenArchive(options.archive));
   ASSIGN_OR_RETURN(const Inspection found, archive::Inspect(*opened));
   if (options.json) {
-    std::printf("%s\n", ToJson(found).dump(2, ' ', false, json::error_handler_t::replace).c_str());
+    std::printf("%s\n", JsonText(ToJson(found)).c_str());
     return OkStatus();
   }
   PrintDescription(found);

@@ -1,9 +1,11 @@
 // stasis: checkpoints and restores trees of processes, and handles their archives.
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "cmd/stasis/commands.h"
 
@@ -11,8 +13,25 @@ namespace stasis::cli {
 
 int Report(const Status& status) {
   if (status.ok()) return kOk;
-  std::fprintf(stderr, "stasis: %s\n", Message(status).c_str());
+  std::fprintf(stderr, "stasis: %s\n", OneLine(Message(status)).c_str());
   return kFailure;
+}
+
+std::string JsonText(const nlohmann::json& json) {
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+std::string OneLine(const std::string& text) {
+  std::string printable;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    printable += byte < 0x20 || byte == 0x7f ? '?' : c;
+  }
+  return printable;
+}
+
+CLI::Validator NotEmpty() {
+  return {[](const std::string& value) { return value.empty() ? "must not be empty" : ""; }, ""};
 }
 
 Progress::Progress(std::string what) : what_(std::move(what)), terminal_(::isatty(2) != 0) {}
@@ -23,9 +42,13 @@ Progress::~Progress() {
 
 void Progress::operator()(std::uint64_t done_bytes, std::uint64_t total_bytes) {
   if (!terminal_ || total_bytes == 0) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_) return;
+  next_ = now + std::chrono::milliseconds(100);
   shown_ = true;
   std::fprintf(stderr, "\r%s: %s of %s (%d%%)", what_.c_str(), Bytes(done_bytes).c_str(),
-               Bytes(total_bytes).c_str(), static_cast<int>(done_bytes * 100 / total_bytes));
+               Bytes(total_bytes).c_str(),
+               static_cast<int>(std::min(done_bytes, total_bytes) * 100 / total_bytes));
 }
 
 std::string Bytes(std::uint64_t bytes) {
@@ -36,6 +59,13 @@ std::string Bytes(std::uint64_t bytes) {
   char text[32];
   std::snprintf(text, sizeof(text), unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
   return text;
+}
+
+Result<std::unique_ptr<archive::Archive>> OpenArchive(const std::string& path) {
+  Progress progress("decompressing");
+  archive::OpenOptions options;
+  options.progress = std::ref(progress);
+  return archive::Archive::Open(path, options);
 }
 
 std::string PlaceholderProgram() {
@@ -52,7 +82,8 @@ int main(int argc, char** argv) {
   program.set_version_flag("--version", STASIS_VERSION);
   program.require_subcommand(1);
   program.footer(
-      "Exit codes: 0 it worked, 1 it did not (the reason is on standard error), 2 usage.");
+      "Exit codes: 0 it worked, 1 it did not (the reason is on standard error), 2 usage, 128 and\n"
+      "a signal's number when that signal ended it. `stasis restore` passes on its program's.");
   int exit_code = kOk;
   AddCheckpoint(program, exit_code);
   AddRestore(program, exit_code);

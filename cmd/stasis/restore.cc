@@ -7,62 +7,70 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <fstream>
 #include <memory>
 
 #include "archive/archive.h"
 #include "cmd/stasis/commands.h"
+#include "cmd/stasis/interrupts.h"
 #include "engine/base/io.h"
 #include "engine/image/image_io.h"
 
 namespace stasis::cli {
 namespace {
 
-constexpr int kKilledBase = 128;  // a shell's exit code for a signal's death
-
 struct Options {
   std::string images_dir, archive, pidfile;
   bool detach = false;
 };
 
-volatile sig_atomic_t restored_pid = 0;
-
-// What should end or notify us is for the program that we stand for.
-void Forward(int signal) {
-  if (restored_pid > 0) ::kill(restored_pid, signal);
-}
-
 Result<int> ExitCodeOf(pid_t pid) {
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2}) {
-    struct sigaction action = {};
-    action.sa_handler = Forward;
-    ::sigaction(signal, &action, nullptr);
-  }
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0) {
     if (errno != EINTR) {
       return SyscallError(errno, "wait for pid " + std::to_string(pid));
     }
   }
-  return WIFSIGNALED(status) ? kKilledBase + WTERMSIG(status) : WEXITSTATUS(status);
+  return WIFSIGNALED(status) ? kSignalBase + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-Status WritePidfile(const std::string& path, pid_t pid) {
-  // Whoever waits for the file must not read half of it.
-  const std::string temporary = path + "." + std::to_string(::getpid());
-  {
-    ASSIGN_OR_RETURN(const UniqueFd file,
-                     OpenAt(AT_FDCWD, temporary, O_WRONLY | O_CREAT | O_EXCL, 0644));
-    RETURN_IF_ERROR(WriteAll(file.get(), std::to_string(pid) + "\n"));
+/// Made before the restore, so that a place where no file can be is found out before anything runs.
+/// Whoever waits for the file must not read half of it: it gets its name when it is whole.
+class Pidfile {
+ public:
+  explicit Pidfile(std::string path)
+      : path_(std::move(path)), temporary_(path_ + "." + std::to_string(::getpid())) {}
+  Pidfile(const Pidfile&) = delete;
+  Pidfile& operator=(const Pidfile&) = delete;
+  ~Pidfile() {
+    if (file_) ::unlink(temporary_.c_str());  // NotFound once it has its name
   }
-  if (::rename(temporary.c_str(), path.c_str()) != 0) {
-    return SyscallError(errno, "rename to " + path);
-  }
-  return OkStatus();
-}
 
-Result<int> Run(const Options& options, const engine::ImageSource& source) {
+  Status Create() {
+    if (path_.empty()) return OkStatus();
+    ASSIGN_OR_RETURN(file_, OpenAt(AT_FDCWD, temporary_, O_WRONLY | O_CREAT | O_EXCL, 0644));
+    return OkStatus();
+  }
+
+  Status Publish(pid_t pid) {
+    if (path_.empty()) return OkStatus();
+    RETURN_IF_ERROR(Annotate(WriteAll(file_.get(), std::to_string(pid) + "\n"), path_));
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+      return SyscallError(errno, "rename to " + path_);
+    }
+    return OkStatus();
+  }
+
+ private:
+  const std::string path_;
+  const std::string temporary_;
+  UniqueFd file_;
+};
+
+Result<int> Run(const Options& options, const engine::ImageSource& source, Interrupts& interrupts) {
+  Pidfile pidfile(options.pidfile);
+  RETURN_IF_ERROR(Annotate(pidfile.Create(), "the file for the pid"));
   engine::RestoreRequest request;
+  request.stop = interrupts.token();
   request.placeholder_program = PlaceholderProgram();
   ASSIGN_OR_RETURN(request.placeholder,
                    engine::SpawnPlaceholder(source, request.placeholder_program));
@@ -75,30 +83,35 @@ Result<int> Run(const Options& options, const engine::ImageSource& source) {
       ::waitpid(request.placeholder, nullptr, 0);
       return report.status();
     }
-    for (const std::string& note : report->notes) std::fprintf(stderr, "note: %s\n", note.c_str());
-  }
-  restored_pid = request.placeholder;
-  if (!options.pidfile.empty()) {
-    if (const Status status = WritePidfile(options.pidfile, request.placeholder); !status.ok()) {
-      // Nobody would find the tree.
-      ::kill(request.placeholder, SIGKILL);
-      ::waitpid(request.placeholder, nullptr, 0);
-      return status;
+    for (const std::string& note : report->notes) {
+      std::fprintf(stderr, "note: %s\n", OneLine(note).c_str());
     }
   }
+  if (const Status status = pidfile.Publish(request.placeholder); !status.ok()) {
+    // Nobody would find the tree.
+    ::kill(request.placeholder, SIGKILL);
+    ::waitpid(request.placeholder, nullptr, 0);
+    return status;
+  }
   if (options.detach) return kOk;
+  // What should end us is for the program that we stand for.
+  interrupts.PassOnTo(request.placeholder);
   return ExitCodeOf(request.placeholder);
 }
 
-Result<int> Restore(const Options& options) {
+Result<int> Restore(const Options& options, Interrupts& interrupts) {
   if (!options.archive.empty()) {
     ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive,
-                     archive::Archive::Open(options.archive));
-    return Run(options, archive->images());
+                     OpenArchive(options.archive));
+    {
+      Progress progress("verifying");
+      RETURN_IF_ERROR(archive::CheckUnaltered(*archive, std::ref(progress)));
+    }
+    return Run(options, archive->images(), interrupts);
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::ImageSource> source,
                    engine::OpenDirectorySource(options.images_dir));
-  return Run(options, *source);
+  return Run(options, *source, interrupts);
 }
 
 }  // namespace
@@ -118,8 +131,12 @@ void AddRestore(CLI::App& program, int& exit_code) {
       "it.\n"
       "Example: stasis restore --archive /var/tmp/redis.tar --detach --pidfile /run/redis.pid");
   command->callback([options, &exit_code] {
-    const Result<int> code = Restore(*options);
+    Interrupts interrupts;
+    const Result<int> code = Restore(*options, interrupts);
     exit_code = code.ok() ? *code : Report(code.status());
+    if (code.status().code() == StatusCode::kCancelled && interrupts.caught() != 0) {
+      exit_code = kSignalBase + interrupts.caught();
+    }
   });
 }
 

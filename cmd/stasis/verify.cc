@@ -15,26 +15,32 @@ struct Options {
 
 Status Verify(const Options& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive,
-                   archive::Archive::Open(options.archive));
-  ASSIGN_OR_RETURN(const archive::Verification result, archive::Verify(*archive));
+                   OpenArchive(options.archive));
+  Result<archive::Verification> verified = [&] {
+    Progress progress("verifying");
+    return archive::Verify(*archive, std::ref(progress));
+  }();
+  ASSIGN_OR_RETURN(const archive::Verification result, std::move(verified));
   if (options.json) {
     const nlohmann::json json = {{"archive", options.archive},    {"ok", result.problems.empty()},
                                  {"hashes", result.has_manifest}, {"members", result.members},
                                  {"bytes", result.bytes},         {"problems", result.problems},
                                  {"notes", result.notes}};
-    std::printf("%s\n", json.dump(2).c_str());
+    std::printf("%s\n", JsonText(json).c_str());
   } else {
     for (const std::string& note : result.notes) std::printf("note: %s\n", note.c_str());
     for (const std::string& problem : result.problems)
       std::printf("problem: %s\n", problem.c_str());
     if (result.problems.empty()) {
-      std::printf("%s: %llu members, %s, %s\n", options.archive.c_str(),
+      std::printf("%s: %llu members, %s, %s\n", OneLine(options.archive).c_str(),
                   static_cast<unsigned long long>(result.members), Bytes(result.bytes).c_str(),
                   result.has_manifest ? "all hashes match" : "sound, without hashes to compare");
     }
   }
   if (result.problems.empty()) return OkStatus();
-  return DataLoss(options.archive + " is not as it was written");
+  const std::size_t others = result.problems.size() - 1;
+  return DataLoss(options.archive + " is not as it was written: " + result.problems.front() +
+                  (others == 0 ? "" : ", and " + std::to_string(others) + " more"));
 }
 
 }  // namespace
