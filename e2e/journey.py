@@ -1,6 +1,8 @@
 """The steps of the main job, as the demo and the tests take them."""
 
+import json
 import subprocess
+import tarfile
 
 from e2e.paths import STASIS
 
@@ -28,6 +30,12 @@ def missing_keys(redis):
     """How many of the keys of `fill` are not there or not what they were."""
     values = redis.pipeline(("GET", f"key:{i}") for i in range(KEYS))
     return sum(value != f"value of {i}" for i, value in enumerate(values))
+
+
+def member(archive, name):
+    """A JSON member of an archive."""
+    with tarfile.open(archive) as tar:
+        return json.load(tar.extractfile(name))
 
 
 def checkpoint(cri, container, archive):
