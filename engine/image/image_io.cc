@@ -36,45 +36,6 @@ Result<std::vector<std::string>> ListDirectory(int dir_fd) {
   return names;
 }
 
-class FileStream : public ImageStream {
- public:
-  FileStream(UniqueFd fd, std::string name, std::uint64_t size_bytes)
-      : fd_(std::move(fd)), name_(std::move(name)), left_(size_bytes) {}
-
-  Status Write(std::span<const std::byte> bytes) override {
-    if (bytes.size() > left_) return Internal(name_ + ": more bytes than announced");
-    left_ -= bytes.size();
-    return Annotate(WriteAll(fd_.get(), bytes), name_);
-  }
-
-  Status Finish() override {
-    if (left_ != 0) return FailedPrecondition(name_ + ": fewer bytes than announced");
-    fd_.Reset();
-    return OkStatus();
-  }
-
- private:
-  UniqueFd fd_;
-  std::string name_;
-  std::uint64_t left_;
-};
-
-class DirectorySink : public ImageSink {
- public:
-  explicit DirectorySink(UniqueFd dir) : dir_(std::move(dir)) {}
-
-  Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
-                                            std::uint64_t size_bytes) override {
-    if (!IsPlainName(name)) return InvalidArgument("image file name");
-    ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(dir_.get(), std::string(name),
-                                         O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
-    return std::make_unique<FileStream>(std::move(fd), std::string(name), size_bytes);
-  }
-
- private:
-  UniqueFd dir_;
-};
-
 class DirectorySource : public ImageSource {
  public:
   DirectorySource(UniqueFd dir, std::vector<std::string> names)
@@ -131,15 +92,6 @@ Result<std::string> ImageSource::Get(std::string_view name, std::uint64_t limit_
   std::string bytes(size, '\0');
   RETURN_IF_ERROR(ReadAt(name, 0, std::as_writable_bytes(std::span(bytes.data(), bytes.size()))));
   return bytes;
-}
-
-Result<std::unique_ptr<ImageSink>> OpenDirectorySink(const std::string& path) {
-  ASSIGN_OR_RETURN(UniqueFd dir, OpenAt(AT_FDCWD, path, O_RDONLY | O_DIRECTORY));
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(dir.get()));
-  if (!names.empty()) {
-    return AlreadyExists(path + " is not empty: images of two checkpoints must not mix");
-  }
-  return std::make_unique<DirectorySink>(std::move(dir));
 }
 
 Result<std::unique_ptr<ImageSource>> OpenDirectorySource(const std::string& path) {

@@ -51,9 +51,7 @@ class ImageSource {
                           std::uint64_t limit_bytes = std::uint64_t{256} << 20) const;
 };
 
-/// A plain directory of image files, as CRIU's tools read and write it.
-/// The directory must exist; for a sink it must be empty (NotEmpty would mix two checkpoints).
-Result<std::unique_ptr<ImageSink>> OpenDirectorySink(const std::string& path);
+/// A plain directory of image files, as CRIU's tools write it; pending_images.h writes one.
 Result<std::unique_ptr<ImageSource>> OpenDirectorySource(const std::string& path);
 
 }  // namespace stasis::engine
