@@ -69,7 +69,7 @@ Result<UniqueFd> Decompressed(
     }
     RETURN_IF_ERROR(Annotate(
         WriteAll(plain.get(), std::span(piece.get(), static_cast<std::size_t>(got))),
-        "the scratch file in " + folder + ", for the archive is compressed"));
+        "the scratch file in " + folder + " (free space there, or decompress the archive first)"));
     if (progress) {
       progress(static_cast<std::uint64_t>(archive_filter_bytes(reader.get(), -1)),
                static_cast<std::uint64_t>(compressed.st_size));
