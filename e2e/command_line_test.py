@@ -1,6 +1,8 @@
 """`stasis` on the host: what it does when it is told to end, when it is given what cannot be, and when
 there is no room. The program goes on each time, and nothing half-made is left."""
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -176,9 +178,9 @@ def test_what_is_said_of_missing_folders(counting, place, kind):
 
 
 @pytest.fixture
-def checkpointed(counting, place):
+def checkpointed(counting, place, request):
     """A program that was ended, and its archive."""
-    program = counting()
+    program = counting(getattr(request, "param", 16))
     archive = place / "a.tar"
     journey.stasis("checkpoint", "--pid", program.pid, "--output", archive, "--kill")
     program.parent.wait(10)
@@ -191,6 +193,32 @@ def test_a_taken_pid_is_named_and_its_owner_left_alone(counting, place):
     said = refused("restore", "--images-dir", place, "--detach")
     assert f"pid {program.pid} is taken" in said
     goes_on(program)
+
+
+@contextlib.contextmanager
+def occupied(pid):
+    """Somebody has that pid: clone3(2) with set_tid."""
+    wanted = ctypes.c_int(pid)
+    arguments = (ctypes.c_uint64 * 11)(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1)
+    made = ctypes.CDLL(None, use_errno=True).syscall(435, arguments, ctypes.sizeof(arguments))
+    if made == 0:
+        os.execv("/bin/sleep", ["sleep", "1000"])
+    assert made == pid, os.strerror(ctypes.get_errno())
+    yield
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it was left alone"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_pid_of_a_child_that_is_taken_ends_the_restore(start, folder, place):
+    program = start("sh", "-c", "sleep 1000 & echo $! >child; wait")
+    child = until(lambda: (folder / "child").exists() and (folder / "child").read_text().strip())
+    journey.stasis("checkpoint", "--pid", program.pid, "--images-dir", place, "--kill")
+    program.parent.wait(10)
+    until(lambda: not Path(f"/proc/{child}").exists(), what="the child's end")
+    with occupied(int(child)):
+        assert f"pid {child}" in refused("restore", "--images-dir", place, "--detach")
+    assert not Path(f"/proc/{program.pid}").exists()
 
 
 def test_a_pidfile_that_cannot_be_is_found_out_before_anything_runs(checkpointed, folder):
@@ -212,6 +240,26 @@ def test_a_restore_passes_signals_and_exit_codes_on(checkpointed, folder):
         how(stasis)
         assert stasis.wait(30) == code
         before = number(folder)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+@pytest.mark.parametrize("checkpointed", [512], indirect=True, ids=["512 MiB"])
+def test_a_restore_that_is_ended_leaves_no_process(checkpointed, folder, how):
+    program, archive = checkpointed
+    before = number(folder)
+    process = Path(f"/proc/{program.pid}")
+    stasis = subprocess.Popen([STASIS, "restore", "--archive", archive, "--detach"],
+                              stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until(process.exists, every=0)
+    stasis.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    stasis.send_signal(how)
+    stasis.send_signal(signal.SIGCONT)
+    _, said = stasis.communicate(timeout=30)
+    assert stasis.returncode == (-how if how == signal.SIGKILL else 128 + how)
+    assert how == signal.SIGKILL or said == "stasis: the restore was cancelled\n"
+    until(lambda: not process.exists(), what="the end of what was half restored")
+    assert number(folder) == before
 
 
 @pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.999], ids=lambda part: f"{part:.1%}")

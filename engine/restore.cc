@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -249,6 +250,7 @@ Result<pid_t> SpawnPlaceholder(const ImageSource& source, const std::string& pla
   clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
   clone.set_tid_size = 1;
   const char* const program = placeholder_program.c_str();
+  const pid_t parent = ::getpid();
   int channel[2];
   if (::pipe2(channel, O_CLOEXEC) != 0) {
     return SyscallError(errno, "pipe");
@@ -257,6 +259,10 @@ Result<pid_t> SpawnPlaceholder(const ImageSource& source, const std::string& pla
   const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
   if (pid == 0) {
     // Only system calls until execve(2): a thread that does not exist here may hold any lock.
+    // Nobody would end it if we were killed before it is seized. prctl(2): the order outlives
+    // execve(2); RestoreConfinement takes it back.
+    ::syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+    if (::syscall(SYS_getppid) != parent) ::_exit(127);
     ::execve(program, arguments, environment);
     const int error = errno;
     (void)!::write(channel[1], &error, sizeof(error));

@@ -79,7 +79,8 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
     request.progress = std::ref(progress);
     const Result<engine::RestoreReport> report = engine::Restore(request, source);
     if (!report.ok()) {
-      ::kill(request.placeholder, SIGKILL);  // early failures leave it as it was
+      // What fails before the placeholder is seized, a pid that is taken, leaves it to us.
+      ::kill(request.placeholder, SIGKILL);
       ::waitpid(request.placeholder, nullptr, 0);
       return report.status();
     }

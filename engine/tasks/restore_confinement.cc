@@ -247,8 +247,7 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
     remote.ResetArguments();
     RETURN_IF_ERROR(Credentials(core.creds(), std::move(live), remote, notes).Restore());
     if (!filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote));
-    if (core.pdeath_sig() == 0) return OkStatus();
-    // A change of ids would have cleared it.
+    // Here, for a change of ids clears it. 0 too: a placeholder that we started dies with us.
     return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
         .status();
   };
