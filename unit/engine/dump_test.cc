@@ -232,7 +232,8 @@ TEST(DumpTest, OnlyAConnectionAsksForTheConsentToCloseIt) {
       if (::bind(listener, name, size) != 0 || ::listen(listener, 1) != 0) ::_exit(1);
       if (!connects) return;
       const int client = ::socket(AF_INET, SOCK_STREAM, 0);
-      if (::getsockname(listener, name, &size) != 0 || ::connect(client, name, size) != 0) ::_exit(1);
+      if (::getsockname(listener, name, &size) != 0) ::_exit(1);
+      if (::connect(client, name, size) != 0) ::_exit(1);
     });
     MemoryImages images;
     EXPECT_EQ(ImagesOf(child.pid(), images).inventory.tcp_close(), connects);
