@@ -158,7 +158,8 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
   RETURN_IF_ERROR(checkpoint.files->WriteImages(table_ids, sink));
   RETURN_IF_ERROR(checkpoint.memory.WritePageMaps(sink));
   RETURN_IF_ERROR(checkpoint.seccomp.WriteImage(sink));
-  RETURN_IF_ERROR(checkpoint.namespaces.WriteImages(checkpoint.uts_names, sink));
+  RETURN_IF_ERROR(checkpoint.namespaces.WriteImages(checkpoint.uts_names,
+                                                    checkpoint.request.outside_mounts, sink));
   RETURN_IF_ERROR(StillWanted(checkpoint.request));
   return WriteInventory(checkpoint, sink);
 }

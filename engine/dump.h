@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -21,9 +22,15 @@ enum class Fate { kLeaveRunning, kLeaveStopped, kKill };
 
 struct DumpReport;
 
+/// Mount points in a container that its runtime gives again at a restore; unset where nobody knows.
+using OutsideMounts = std::optional<std::vector<std::string>>;
+
 struct DumpRequest {
   pid_t root = 0;  ///< Root of the tree, as the caller's pid namespace sees it.
   Fate fate = Fate::kLeaveRunning;
+
+  /// For CRIU, which makes all other mounts anew; unset: none of them. A restore of ours makes none.
+  OutsideMounts outside_mounts;
 
   /// Ends the dump early with Cancelled; the tree runs on.
   std::stop_token stop;

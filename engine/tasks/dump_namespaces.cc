@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <string>
@@ -19,6 +20,7 @@
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/proc/mountinfo.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/dump_ipc.h"
 
 namespace stasis::engine {
 namespace {
@@ -88,7 +90,17 @@ std::uint32_t MountFlags(std::string_view options) {
   return static_cast<std::uint32_t>(flags);
 }
 
-image::MntEntry ToEntry(const Mount& mount) {
+// The key under which a mount is given again at restore; empty for one that is made anew. As runc has
+// it, which knows these keys at its restore: its bind mounts and each hierarchy of cgroup v1 by their
+// places, and what hides a file of /proc by its source.
+std::string ExternalKey(const Mount& mount, const OutsideMounts& outside) {
+  if (mount.mountpoint == "/") return "";
+  if (!outside || mount.fs_type == "cgroup") return mount.mountpoint;
+  if (mount.root == "/null" && !mount.mountpoint.starts_with("/dev/")) return "/dev/null";
+  return std::ranges::find(*outside, mount.mountpoint) != outside->end() ? mount.mountpoint : "";
+}
+
+image::MntEntry ToEntry(const Mount& mount, const OutsideMounts& outside) {
   image::MntEntry entry;
   const std::uint32_t type = FsTypeNumber(mount.fs_type);
   entry.set_fstype(type);
@@ -109,8 +121,9 @@ image::MntEntry ToEntry(const Mount& mount) {
     if (key == "shared") entry.set_shared_id(*group);
     if (key == "master") entry.set_master_id(*group);
   }
-  // What is mounted into a container is given again at restore, under its place as key.
-  if (mount.mountpoint != "/") entry.set_ext_key(mount.mountpoint);
+  if (std::string key = ExternalKey(mount, outside); !key.empty()) {
+    entry.set_ext_key(std::move(key));
+  }
   return entry;
 }
 
@@ -196,6 +209,9 @@ Status NamespaceDumper::Read(const FrozenProcess& root) {
   if (tree_[kMnt] != ours_[kMnt]) {
     ASSIGN_OR_RETURN(mountinfo_, ReadFileAt(root.proc.get(), "mountinfo"));
   }
+  if (tree_[kIpc] != ours_[kIpc]) {
+    ASSIGN_OR_RETURN(ipc_, ReadIpcVariables(root.proc.get()));
+  }
   ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
   ASSIGN_OR_RETURN(const auto ours, ClockOffsets(self.get()));
   ASSIGN_OR_RETURN(const auto theirs, ClockOffsets(root.proc.get()));
@@ -212,13 +228,14 @@ Status NamespaceDumper::Read(const FrozenProcess& root) {
   return OkStatus();
 }
 
-Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) const {
+Status NamespaceDumper::WriteImages(const UtsNames& names, const OutsideMounts& outside,
+                                    ImageSink& sink) const {
   if (tree_[kMnt] != ours_[kMnt]) {
     ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(mountinfo_));
     ImageFileBuilder file("mountpoints");
     // Children come first in CRIU's, the root mount last.
     for (auto mount = mounts.rbegin(); mount != mounts.rend(); ++mount) {
-      RETURN_IF_ERROR(file.Add(ToEntry(*mount)));
+      RETURN_IF_ERROR(file.Add(ToEntry(*mount, outside)));
     }
     RETURN_IF_ERROR(sink.Put(ImageName("mountpoints", tree_numbers_[kMnt]), file.bytes()));
   }
@@ -227,6 +244,9 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
     entry.set_nodename(names.node);
     entry.set_domainname(names.domain);
     RETURN_IF_ERROR(PutOne(sink, ImageName("utsns", tree_numbers_[kUts]), "utsns", entry));
+  }
+  if (ipc_) {
+    RETURN_IF_ERROR(PutOne(sink, ImageName("ipcns-var", tree_numbers_[kIpc]), "ipcns-var", *ipc_));
   }
   if (tree_[kNet] != ours_[kNet]) {
     image::NetnsEntry entry;

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <optional>
 
+#include "engine/dump.h"
 #include "engine/image/image_io.h"
+#include "engine/image/schema/namespaces.pb.h"
 #include "engine/image/schema/tasks.pb.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tracee/frozen_tree.h"
@@ -34,8 +36,9 @@ class NamespaceDumper {
 
   /// Reads what is dumped of the namespaces; the tree stands still.
   Status Read(const FrozenProcess& root);
-  /// mountpoints-N, utsns-N, netns-N for namespaces that are not ours, and timens-0.
-  Status WriteImages(const UtsNames& names, ImageSink& sink) const;
+  /// mountpoints-N, utsns-N, ipcns-var-N, netns-N for namespaces that are not ours, and timens-0.
+  /// `outside` as in DumpRequest.
+  Status WriteImages(const UtsNames& names, const OutsideMounts& outside, ImageSink& sink) const;
 
  private:
   static constexpr std::size_t kKinds = 8;
@@ -47,6 +50,7 @@ class NamespaceDumper {
   Inodes ours_ = {}, tree_ = {};
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::string mountinfo_;
+  std::optional<image::IpcVarEntry> ipc_;
   std::array<std::uint64_t, 4> clocks_ = {};  // monotonic s, ns; boottime s, ns
 };
 

@@ -2,6 +2,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/rseq.h>
@@ -10,6 +11,7 @@
 #include <time.h>
 
 #include <cstring>
+#include <map>
 #include <thread>
 
 #include "engine/image/schema/namespaces.pb.h"
@@ -331,6 +333,52 @@ TEST(DumpTasksTest, ATimerThatFiresDuringTheDumpIsArmedOrItsSignalIsPending) {
     const image::TaskCoreEntry& core = loaded.processes.front().leader().core.tc();
     const bool is_armed = core.timers().real().vsec() != 0 || core.timers().real().vusec() != 0;
     EXPECT_TRUE(is_armed || core.signals_s().signals_size() != 0);
+  }
+}
+
+TEST(DumpTasksTest, AnIpcNamespaceHasItsSettings) {
+  SharedWords words;
+  const Child child = Prepared(words, [] {
+    if (::unshare(CLONE_NEWIPC) != 0) ::_exit(1);
+    const int fd = ::open("/proc/sys/kernel/msgmax", O_WRONLY | O_CLOEXEC);
+    if (::write(fd, "4711", 4) != 4) ::_exit(1);
+  });
+  MemoryImages images;
+  const CheckpointImages loaded = ImagesOf(child.pid(), images);
+  const auto settings = ReadOne<image::IpcVarEntry>(
+      images, ImageName("ipcns-var", loaded.processes.front().ids.ipc_ns_id()), "ipcns-var");
+  ASSERT_THAT(settings, IsOk());
+  EXPECT_EQ(settings->msg_ctlmax(), 4711u);
+  EXPECT_EQ(settings->sem_ctls_size(), 4);
+  EXPECT_GT(settings->shm_ctlmax(), 0u);
+  EXPECT_NE(ReadFileAt(AT_FDCWD, "/proc/sys/kernel/msgmax").value_or(""), "4711\n");
+}
+
+TEST(DumpTasksTest, OnlyMountsFromOutsideAreToBeGivenAgain) {
+  SharedWords words;
+  const Child child = Prepared(words, [] {
+    if (::unshare(CLONE_NEWNS) != 0) ::_exit(1);
+    ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
+    if (::mount("own", "/srv", "tmpfs", 0, nullptr) != 0) ::_exit(1);
+    if (::mount("/srv", "/mnt", nullptr, MS_BIND, nullptr) != 0) ::_exit(1);
+  });
+  for (const bool known : {false, true}) {
+    MemoryImages images;
+    DumpRequest request;
+    request.root = child.pid();
+    if (known) request.outside_mounts = {"/mnt"};
+    ASSERT_THAT(Dump(request, images), IsOk());
+    const auto loaded = LoadCheckpoint(images);
+    ASSERT_THAT(loaded, IsOk());
+    const auto mounts = ReadRecords<image::MntEntry>(
+        images, ImageName("mountpoints", loaded->processes.front().ids.mnt_ns_id()), "mountpoints");
+    ASSERT_THAT(mounts, IsOk());
+    std::map<std::string, std::string> keys;
+    for (const image::MntEntry& mount : *mounts)
+      keys.try_emplace(mount.mountpoint(), mount.ext_key());
+    EXPECT_EQ(keys["/mnt"], "/mnt");
+    EXPECT_EQ(keys["/srv"], known ? "" : "/srv");
+    EXPECT_EQ(keys["/"], "");
   }
 }
 
