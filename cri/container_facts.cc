@@ -59,4 +59,16 @@ std::vector<std::string> MountDestinations(const nlohmann::json& spec) {
   return destinations;
 }
 
+std::vector<std::string> BindDestinations(const nlohmann::json& spec) {
+  std::vector<std::string> destinations;
+  for (const nlohmann::json& mount : archive::ArrayField(spec, "mounts")) {
+    bool binds = archive::TextField(mount, "type") == "bind";
+    for (const nlohmann::json& option : archive::ArrayField(mount, "options")) {
+      binds = binds || option == "bind" || option == "rbind";
+    }
+    if (binds) destinations.push_back(archive::TextField(mount, "destination"));
+  }
+  return destinations;
+}
+
 }  // namespace stasis::cri

@@ -33,4 +33,7 @@ Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& 
 /// Where something else than the root file system is mounted in a container of `spec`.
 std::vector<std::string> MountDestinations(const nlohmann::json& spec);
 
+/// Those of them that come from outside the container: bind mounts.
+std::vector<std::string> BindDestinations(const nlohmann::json& spec);
+
 }  // namespace stasis::cri

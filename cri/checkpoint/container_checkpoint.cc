@@ -7,6 +7,7 @@
 #include "archive/archive_writer.h"
 #include "archive/rootfs_diff.h"
 #include "cri/checkpoint/members.h"
+#include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/checkpoint/upper_folder.h"
 #include "cri/restore/records.h"
 #include "engine/dump_watch.h"
@@ -74,7 +75,10 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
 
   ContainerCheckpoint done;
   request.root = facts.pid;
+  request.outside_mounts = BindDestinations(facts.spec);
   request.while_frozen = [&]() -> Status {
+    RETURN_IF_ERROR(
+        WriteTmpfsMounts(facts.pid, *request.outside_mounts, writer->images(), done.notes));
     if (!upper) return SetExtent(log);
     ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));
     WantedStream wanted(*member, request);
