@@ -42,6 +42,7 @@ class Redis:
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def close(self):
+        self.answers.close()  # it keeps the socket open by itself
         self.connection.close()
 
     def _answer(self):
