@@ -14,3 +14,4 @@ PLACEHOLDER = BIN / "stasis-placeholder"
 CRI = CACHE / "bin" / "cri"
 CRICTL = CACHE / "bin" / "crictl"
 CRITEST = CACHE / "bin" / "critest"
+PEERS = Path(os.environ.get("STASIS_PEERS") or CACHE / "peers")

@@ -11,6 +11,7 @@ packages=(
   redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
 )
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
+[[ ${1:-} == --peers ]] && packages+=(debootstrap)
 # e2e/tools/go.mod asks for 1.24, backports have 1.23: Go fetches a newer toolchain by itself from 1.21 on.
 go_at_least=1.21
 

@@ -1,0 +1,238 @@
+"""Stasis and the other programs that know CRIU's images: each reads and restores what the other wrote.
+
+Run by `./dev peers`; docs/interoperability.md has the results.
+"""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from e2e import journey, programs_test, targets_test
+from e2e.host import Program
+from e2e.peers.programs import DumpedByCriu, RestoredByCriu
+from e2e.peers.runtime import PeerRuntime
+from e2e.peers.tools import CAP_SYS_RESOURCE, has_capability, in_tree
+from e2e.redis import Redis
+from e2e.testbed.cri import RESTRICTED
+from e2e.wait import until
+
+NO_SEMAPHORE = "CRIU's images have no place for EFD_SEMAPHORE"
+RESTARTED = "a call that restarts by a restart block is EINTR in CRIU's images"
+ZOMBIES = "these views look for memory and descriptors of a zombie, which CRIU does not write either"
+
+#: What cannot be, by program and way, and why. Strict: who makes it work takes it from the list.
+DIFFER = {
+    ("eventfd", "RestoredByCriu"): "CRIU restores counters of 32 bits, and no semaphores",
+    ("eventfd", "DumpedByCriu"): NO_SEMAPHORE,
+    ("syscalls", "RestoredByCriu"): RESTARTED,
+    ("syscalls", "DumpedByCriu"): RESTARTED,
+    ("zombies", "Decoded"): ZOMBIES,
+    ("zombies", "Shown"): ZOMBIES,
+}
+
+PROGRAMS = {name: (targets_test.test_target, {"name": name}) for name in targets_test.NAMES}
+PROGRAMS |= {name.removeprefix("test_"): (test, {}) for name, test in vars(programs_test).items()
+             if name.startswith("test_")}
+
+
+@pytest.fixture
+def run(folder):
+    """Runs a program of another test module, which this module dumps and restores in its own way."""
+    started = []
+
+    def run_program(name, kind, passes):
+        test, arguments = PROGRAMS[name]
+
+        def start(*command, **popen):
+            started.append(kind(folder, command, **popen))
+            return started[-1]
+
+        given = {"start": start, "passes": passes, "folder": folder, **arguments}
+        wanted = inspect.signature(test).parameters
+        test(**{key: value for key, value in given.items() if key in wanted})
+
+    yield run_program
+    for program in started:
+        program.end()
+
+
+def cases(*kinds):
+    for name in PROGRAMS:
+        for kind in kinds:
+            marks = []
+            if (name, kind.__name__) in DIFFER:
+                marks.append(pytest.mark.xfail(strict=True, reason=DIFFER[name, kind.__name__]))
+            yield pytest.param(name, kind, marks=marks, id=f"{name}-{kind.__name__}")
+
+
+def needs_sys_resource():
+    if not has_capability(CAP_SYS_RESOURCE):
+        pytest.skip("without CAP_SYS_RESOURCE CRIU cannot read the limits of another user's process")
+
+
+@pytest.mark.parametrize("name, kind", cases(RestoredByCriu, DumpedByCriu))
+def test_goes_on(run, name, kind):
+    if (name, kind) == ("creds", DumpedByCriu):
+        needs_sys_resource()
+    run(name, kind, ["--kill"])
+
+
+# Decodes every image and encodes it again, and asks for the views that crit makes of all of them; as the
+# command line does, but in one process.
+CRIT = """
+import contextlib, crit.__main__, glob, os, sys
+os.chdir(sys.argv[1])
+def crit_(*words):
+    sys.argv = ["crit", *words]
+    crit.__main__.main()
+for image in glob.glob("*.img"):
+    if not image.startswith("pages-"):
+        crit_("decode", "-i", image, "-o", image + ".json")
+        crit_("encode", "-i", image + ".json", "-o", image + ".again")
+for view in ["ps", "fds", "mems", "rss"]:
+    with open(view, "w") as out, contextlib.redirect_stdout(out):
+        crit_("x", ".", view)
+"""
+
+#: What holds fields of our own (engine/image/schema, "stasis_"), which crit skips.
+EXTENDED = {"files.img"}
+
+
+class Decoded(Program):
+    """Dumped by us, left running, and its images read by crit."""
+
+    def checkpoint(self, fate="--kill"):
+        images = super().checkpoint("--leave-running")
+        in_tree(images, "python3", "-c", CRIT, images)
+        for again in images.glob("*.again"):
+            image = again.with_suffix("")
+            same = again.read_bytes() == image.read_bytes()
+            assert same or image.name in EXTENDED, f"{image.name} is another after crit"
+        tree = json.loads((images / "pstree.img.json").read_text())["entries"]
+        assert tree[0]["pid"] == self.pid
+        assert str(self.pid) in (images / "ps").read_text()
+        return images
+
+
+class Shown(Program):
+    """Dumped by us into an archive, left running, and shown by checkpointctl."""
+
+    def checkpoint(self, fate="--kill"):
+        archive = self.folder / "checkpoint-1.tar"
+        journey.stasis("checkpoint", "--pid", self.pid, "--output", archive)
+        shown(self.folder, archive, str(self.pid))
+        return archive
+
+
+def shown(folder, archive, *words):
+    """checkpointctl reads all of an archive, and `words` are in the description."""
+    described = in_tree(folder, "checkpointctl", "inspect", "--all", archive)
+    for word in [*words, "Process tree", "CRIU dump statistics", "Open files"]:
+        assert word in described, described
+    in_tree(folder, "checkpointctl", "show", archive)
+    assert archive.name in in_tree(folder, "checkpointctl", "list", archive.parent)
+    assert "MEMORY SIZE" in in_tree(folder, "checkpointctl", "memparse", archive)
+    listed = in_tree(folder, "tar", "--list", "--file", archive)
+    assert "checkpoint/inventory.img" in listed
+
+
+@pytest.mark.parametrize("name, kind", cases(Decoded, Shown))
+def test_is_read(run, name, kind):
+    run(name, kind, ["--leave-running"])
+
+
+COUNTING = 'i=0; while :; do echo "$i"; i=$((i + 1)); sleep 0.02; done'
+
+
+@pytest.fixture(scope="module")
+def peer(bed):
+    with PeerRuntime(bed) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def pod_of():
+    """Runs pods on either runtime, which are removed after the test."""
+    made = []
+
+    def run_pod(cri, name):
+        pod = cri.run_pod(name)
+        made.append((cri, pod))
+        return pod
+
+    yield run_pod
+    for cri, pod in made:
+        cri.remove_pod(pod.id)
+
+
+def counts(bed, pod):
+    log = bed.logs / pod.config["metadata"]["name"] / "count.log"
+    if not log.exists():
+        return []
+    return [int(line.split(" ", 3)[3]) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def checkpoint_of_counting(bed, cri, run_pod, name, security):
+    """The archive of a container that counts, and what it had counted before."""
+    pod = run_pod(cri, name)
+    container = cri.run(pod, "count", bed.image("busybox"), command=["sh", "-c", COUNTING],
+                        security=security)
+    until(lambda: len(counts(bed, pod)) > 20, what="numbers")
+    archive = bed.folder / f"checkpoint-{name}.tar"  # as checkpointctl looks for them
+    before = counts(bed, pod)[-1]
+    journey.checkpoint(cri, container, archive)
+    shown(bed.folder, archive, "Overview of mounts", "/etc/hosts")
+    return archive, before
+
+
+def goes_on_in(bed, cri, run_pod, archive, before, security):
+    reference = journey.push_image(archive, f"{bed.registry.address}/{archive.stem}:1")
+    pod = run_pod(cri, f"{archive.stem}-again")
+    cri.run(pod, "count", reference, security=security)
+    until(lambda: len(counts(bed, pod)) > 20, what="more numbers")
+    numbers = counts(bed, pod)
+    # Containerd's archive has a log that was copied once the container ran on: the restored one writes some
+    # numbers again. None is missing, and it did not begin anew.
+    assert all(after <= number + 1 for number, after in zip(numbers, numbers[1:])), numbers
+    assert numbers.count(0) <= 1, numbers
+    assert numbers[-1] > before, numbers
+
+
+@pytest.mark.parametrize("security", [None, RESTRICTED], ids=["default", "restricted"])
+@pytest.mark.parametrize("dumper, restorer", [("stasis", "containerd"), ("containerd", "stasis"),
+                                              ("containerd", "containerd")])
+def test_a_container_goes_on(bed, peer, pod_of, dumper, restorer, security):
+    if security and dumper == "containerd":
+        needs_sys_resource()
+    runtimes = {"stasis": bed.cri, "containerd": peer.cri}
+    name = f"{dumper}-{restorer}-{'restricted' if security else 'default'}"
+    archive, before = checkpoint_of_counting(bed, runtimes[dumper], pod_of, name, security)
+    goes_on_in(bed, runtimes[restorer], pod_of, archive, before, security)
+
+
+def connections(pid):
+    """The lines of established and half closed TCP connections of a process's network namespace."""
+    lines = Path(f"/proc/{pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
+    return [line for line in lines if line.split()[3] in ("01", "08")]
+
+
+def test_containerd_restores_redis(bed, peer, pod_of):
+    first = pod_of(bed.cri, "peer-redis-first")
+    container = bed.cri.run(first, "redis", bed.image("redis"))
+    redis = until(lambda: Redis.connect(first.ip), what="redis")
+    journey.fill(redis)
+    run_id = redis.info()["run_id"]
+    redis.close()
+    pid = bed.cri.pid(container)
+    # Runc passes --tcp-close only when /etc/criu/runc.conf says so.
+    until(lambda: not connections(pid), what="the end of the connection")
+    archive = bed.folder / "checkpoint-redis.tar"
+    journey.checkpoint(bed.cri, container, archive)
+    image = journey.push_image(archive, f"{bed.registry.address}/peer-redis:1")
+    second = pod_of(peer.cri, "peer-redis-second")
+    peer.cri.run(second, "redis", image)
+    redis = until(lambda: Redis.connect(second.ip), what="the restored redis")
+    assert redis.info()["run_id"] == run_id
+    assert journey.missing_keys(redis) == 0
