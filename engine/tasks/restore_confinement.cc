@@ -6,7 +6,8 @@
 // Rule    setresuid(2) from root to another user drops all capabilities unless PR_SET_KEEPCAPS is on,
 //         and then still the effective ones; capset(2) puts back those that are to stay.
 // Rule    Filters are inherited: the runtime's own, which the placeholder has, come first in the image too
-//         and are not installed twice.
+//         and are not installed twice. Where the live container has others, those of a process that could
+//         not have installed any itself were its runtime's: the live ones stand for them.
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/seccomp.h>
@@ -44,7 +45,8 @@ Result<TaskStatus> LiveStatus(pid_t tid) {
 }
 
 Status NotOurs(const Status& status, const std::string& what) {
-  if (ErrnoOf(status) != EPERM) return status;
+  // EACCES: seccomp(2) without CAP_SYS_ADMIN and no_new_privs.
+  if (ErrnoOf(status) != EPERM && ErrnoOf(status) != EACCES) return status;
   return FailedPrecondition(what + " is not for this container to take (" + Message(status) +
                             "); give the pod the same user and capabilities as the original had");
 }
@@ -189,8 +191,13 @@ Result<std::vector<const image::SeccompFilter*>> FiltersOf(const ThreadImage& th
   }
 }
 
+// True when no filter can be the process's own: it has neither no_new_privs nor, in reach, CAP_SYS_ADMIN.
+bool CouldInstallNone(const image::CredsEntry& creds) {
+  return creds.no_new_privs() == 0 && (Set(creds.cap_bnd()) >> CAP_SYS_ADMIN & 1) == 0;
+}
+
 Status InstallFilters(const ThreadImage& thread, const CheckpointImages& images,
-                      const std::vector<std::string>& live, RemoteSyscalls& remote) {
+                      const std::vector<std::string>& live, RemoteSyscalls& remote, Notes& notes) {
   ASSIGN_OR_RETURN(const std::vector<const image::SeccompFilter*> wanted,
                    FiltersOf(thread, images));
   // What the runtime installed before the program began is there already.
@@ -208,9 +215,15 @@ Status InstallFilters(const ThreadImage& thread, const CheckpointImages& images,
     } const program = {static_cast<std::uint16_t>(code.size() / kInstructionBytes), code_at};
     ASSIGN_OR_RETURN(const std::uint64_t program_at, remote.PutValue(program));
     constexpr std::uint32_t kKept = SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    RETURN_IF_ERROR(NotOurs(remote.Call("seccomp", SYS_seccomp, SECCOMP_SET_MODE_FILTER,
-                                        wanted[i]->flags() & kKept, program_at).status(),
-                            "a seccomp filter"));
+    const Status installed = remote
+                                 .Call("seccomp", SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+                                       wanted[i]->flags() & kKept, program_at)
+                                 .status();
+    if (ErrnoOf(installed) == EACCES && CouldInstallNone(thread.core.thread_core().creds())) {
+      notes.push_back("the seccomp profile is this pod's, not the one that the original had");
+      return OkStatus();
+    }
+    RETURN_IF_ERROR(NotOurs(installed, "a seccomp filter"));
   }
   return OkStatus();
 }
@@ -243,10 +256,12 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
     const image::ThreadCoreEntry& core = thread.core.thread_core();
     // Without no_new_privs only CAP_SYS_ADMIN installs filters, and that may be among what is dropped.
     const bool filters_first = core.creds().no_new_privs() == 0 && !live.no_new_privs;
-    if (filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote));
+    if (filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote, notes));
     remote.ResetArguments();
     RETURN_IF_ERROR(Credentials(core.creds(), std::move(live), remote, notes).Restore());
-    if (!filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote));
+    if (!filters_first) {
+      RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote, notes));
+    }
     // Here, for a change of ids clears it. 0 too: a placeholder that we started dies with us.
     return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
         .status();
