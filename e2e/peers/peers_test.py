@@ -5,12 +5,14 @@ Run by `./dev peers`; docs/interoperability.md has the results.
 
 import inspect
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from e2e import journey, programs_test, targets_test
 from e2e.host import Program
+from e2e.paths import ROOT
 from e2e.peers.programs import DumpedByCriu, RestoredByCriu
 from e2e.peers.runtime import PeerRuntime
 from e2e.peers.tools import CAP_SYS_RESOURCE, has_capability, in_tree
@@ -143,6 +145,10 @@ def test_is_read(run, name, kind):
     run(name, kind, ["--leave-running"])
 
 
+# Of the image from which the containers in unit/testdata/archives were run; a program's mapped file must be
+# the same at its restore.
+ELSEWHERE_BUSYBOX_BYTES = 1982256
+
 COUNTING = 'i=0; while :; do echo "$i"; i=$((i + 1)); sleep 0.02; done'
 
 
@@ -236,3 +242,25 @@ def test_containerd_restores_redis(bed, peer, pod_of):
     redis = until(lambda: Redis.connect(second.ip), what="the restored redis")
     assert redis.info()["run_id"] == run_id
     assert journey.missing_keys(redis) == 0
+
+
+@pytest.mark.parametrize("archive", sorted((ROOT / "unit/testdata/archives").glob("*-counter.tar")),
+                         ids=lambda archive: archive.stem)
+def test_an_archive_from_elsewhere_goes_on(bed, pod_of, archive):
+    busybox = Path("/bin/busybox").stat().st_size
+    if busybox != ELSEWHERE_BUSYBOX_BYTES:
+        pytest.skip(f"the container's program was another busybox, not this one of {busybox} bytes")
+    base = bed.image("busybox")
+    bed.cri.pull(base)
+    subprocess.run(["ctr", "--address", bed.folder / "containerd.sock", "--namespace", "k8s.io", "images",
+                    "tag", "--force", base, "localhost/busybox:1"], check=True, capture_output=True)
+    image = journey.push_image(archive, f"{bed.registry.address}/{archive.stem}:1")
+    pod = pod_of(bed.cri, archive.stem.split("-")[0])
+    container = bed.cri.run(pod, "count", image)
+    log = bed.logs / pod.config["metadata"]["name"] / "count.log"
+    before = log.read_text(encoding="utf-8").count("\n")
+    until(lambda: log.read_text(encoding="utf-8").count("\n") > before + 10, what="more numbers")
+    last = [line.split(" ", 3)[3] for line in log.read_text(encoding="utf-8").splitlines()][-10:]
+    assert last == [str(int(last[0]) + i) for i in range(10)]
+    assert int(last[-1]) > 15  # what was counted there is in the log's beginning
+    assert bed.cri.exec(container, "cat", "/tmp/state").out == "kept\n"

@@ -8,7 +8,7 @@
 # Only the mount namespace is a new one: pids, network and cgroups are the caller's.
 set -euo pipefail
 
-packages=(criu python3-pycriu checkpointctl containerd runc iproute2 iptables tar)
+packages=(criu python3-pycriu checkpointctl containerd runc containernetworking-plugins iproute2 iptables)
 
 # The mirror of this machine's own packages is one that it reaches.
 mirror() {
@@ -18,16 +18,22 @@ mirror() {
 }
 
 make() {
-  local tree=$1
-  [[ ! -e $tree/.complete ]] || return 0
+  local tree=$1.new # has its name once it is whole
+  [[ ! -e $1 ]] || return 0
   rm -rf --one-file-system "$tree"
   mkdir -p "$tree"
   debootstrap --variant=minbase sid "$tree" "$(mirror)"
   printf '#!/bin/sh\nexit 101\n' >"$tree/usr/sbin/policy-rc.d" # no install starts a service
   chmod +x "$tree/usr/sbin/policy-rc.d"
-  enter "$tree" /var/empty env DEBIAN_FRONTEND=noninteractive \
+  local nothing
+  nothing=$(mktemp -d)
+  # A mirror that lags behind, or keeps one day, is as good.
+  echo 'Acquire::Check-Valid-Until "false";' >"$tree/etc/apt/apt.conf.d/90stasis"
+  enter "$tree" "$nothing" apt-get update -q
+  enter "$tree" "$nothing" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -qy --no-install-recommends "${packages[@]}"
-  touch "$tree/.complete"
+  rmdir "$nothing"
+  mv "$tree" "$1"
 }
 
 enter() {
