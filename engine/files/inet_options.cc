@@ -49,6 +49,10 @@ constexpr auto kOptions = std::to_array<Option>({
     {SOL_SOCKET, SO_ZEROCOPY},
 });
 
+bool IsTcp(const image::InetSkEntry& entry) {
+  return entry.proto() == IPPROTO_TCP || entry.proto() == IPPROTO_MPTCP;
+}
+
 bool IsKnown(const image::StasisSocketOption& option) {
   for (const auto& [level, name] : kOptions) {
     if (option.level() == level && option.name() == name) return true;
@@ -77,12 +81,19 @@ Status DumpIpOptions(int fd, image::InetSkEntry& entry) {
   image::IpOptsEntry& options = *entry.mutable_ip_opts();
   ASSIGN_OR_RETURN(const int freebind, SocketOption(fd, IPPROTO_IP, IP_FREEBIND));
   if (freebind != 0) options.set_freebind(true);
-  ASSIGN_OR_RETURN(const int pktinfo, SocketOption(fd, names.level, names.pktinfo));
-  options.set_pktinfo(pktinfo != 0);
-  ASSIGN_OR_RETURN(const int tos, SocketOption(fd, names.level, names.tos));
-  options.set_tos(static_cast<std::uint32_t>(tos));
-  ASSIGN_OR_RETURN(const int ttl, SocketOption(fd, names.level, names.ttl));
-  options.set_ttl(static_cast<std::uint32_t>(ttl));
+  // What a family of sockets does not tell (MPTCP: EOPNOTSUPP), its programs cannot set either.
+  const auto set = [&](int name, auto setter, auto convert) -> Status {
+    const Result<int> value = SocketOption(fd, names.level, name);
+    if (!value.ok() && ErrnoOf(value.status()) == EOPNOTSUPP) return OkStatus();
+    RETURN_IF_ERROR(value.status());
+    (options.*setter)(convert(*value));
+    return OkStatus();
+  };
+  const auto to_number = [](int value) { return static_cast<std::uint32_t>(value); };
+  RETURN_IF_ERROR(
+      set(names.pktinfo, &image::IpOptsEntry::set_pktinfo, [](int value) { return value != 0; }));
+  RETURN_IF_ERROR(set(names.tos, &image::IpOptsEntry::set_tos, to_number));
+  RETURN_IF_ERROR(set(names.ttl, &image::IpOptsEntry::set_ttl, to_number));
   if (entry.family() == AF_INET6) {
     ASSIGN_OR_RETURN(const int only, SocketOption(fd, IPPROTO_IPV6, IPV6_V6ONLY));
     entry.set_v6only(only != 0);
@@ -111,7 +122,8 @@ Status CheckStates(const OpenFile& file, const image::InetSkEntry& entry) {
     return Unimplemented(NameOf(file) +
                          ": IP_TRANSPARENT needs CAP_NET_ADMIN and cannot be checkpointed yet");
   }
-  if (entry.proto() == IPPROTO_TCP) {
+  if (entry.proto() == IPPROTO_MPTCP) return OkStatus();  // itself such a layer, by its name
+  if (IsTcp(entry)) {
     const auto layer = SocketOption<std::array<char, 16>>(fd, IPPROTO_TCP, TCP_ULP);
     if (layer.ok() && layer->front() != '\0') {
       return Unimplemented(NameOf(file) + ": a protocol above TCP in the kernel (" +
@@ -164,7 +176,7 @@ Status DumpInetOptions(const OpenFile& file, image::InetSkEntry& entry) {
   RETURN_IF_ERROR(CheckStates(file, entry));
   const int fd = file.borrowed.get();
   RETURN_IF_ERROR(Annotate(DumpIpOptions(fd, entry), NameOf(file)));
-  if (entry.proto() == IPPROTO_TCP) {
+  if (IsTcp(entry)) {
     RETURN_IF_ERROR(Annotate(DumpTcpOptions(fd, *entry.mutable_tcp_opts()), NameOf(file)));
   }
   for (const auto& [level, name] : kOptions) {

@@ -1,4 +1,4 @@
-// TCP and UDP sockets over IPv4 and IPv6, behind the link "socket:[12]".
+// TCP, MPTCP and UDP sockets over IPv4 and IPv6, behind the link "socket:[12]".
 //
 // State    family, protocol, both addresses, options; of TCP the state, of a listener the backlog.
 //          All by getsockopt and getsockname on the borrowed descriptor: no netlink, no need to be
@@ -6,7 +6,10 @@
 // Restore  the socket is made, bound and connected by the process under restore, in its namespace
 // Lost     TCP connections: they come back as after a peer's reset, and the report names them. What
 //          waits in a listener's queue, and datagrams that nobody has read. Multicast memberships
-// Not here other protocols, kernel TLS, MPTCP: refused
+// MPTCP    what Go programs listen with (net.ListenConfig, Go 1.24). The kernel tells and takes fewer
+//          options; an accepted connection of a plain TCP peer is a plain TCP socket. Where a node has
+//          no MPTCP the listener becomes one of TCP, as when the program starts there
+// Not here other protocols, kernel TLS: refused
 // Source   tcp(7), udp(7), socket(7), net/ipv4/tcp.c tcp_get_info; tested on 6.18
 #include <net/if.h>
 #include <netinet/in.h>
@@ -33,19 +36,22 @@ bool Owns(const OpenFile& file) {
   return family == AF_INET || family == AF_INET6;
 }
 
+// TCP to the program, whatever is below.
+bool IsTcp(int protocol) { return protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP; }
+bool IsTcp(const image::InetSkEntry& entry) { return IsTcp(static_cast<int>(entry.proto())); }
+
 // ---- dump ----
 
 Status DumpProtocol(const OpenFile& file, image::InetSkEntry& entry) {
   const int fd = file.borrowed.get();
   ASSIGN_OR_RETURN(const int type, SocketOption(fd, SOL_SOCKET, SO_TYPE));
   ASSIGN_OR_RETURN(const int protocol, SocketOption(fd, SOL_SOCKET, SO_PROTOCOL));
-  const bool tcp = type == SOCK_STREAM && protocol == IPPROTO_TCP;
+  const bool tcp = type == SOCK_STREAM && IsTcp(protocol);
   const bool udp = type == SOCK_DGRAM && protocol == IPPROTO_UDP;
   if (!tcp && !udp) {
-    const std::string name = protocol == IPPROTO_MPTCP  ? "MPTCP"
-                             : protocol == IPPROTO_ICMP ? "ICMP"
-                             : type == SOCK_RAW         ? "raw"
-                                                        : "protocol " + std::to_string(protocol);
+    const std::string name = protocol == IPPROTO_ICMP ? "ICMP"
+                             : type == SOCK_RAW       ? "raw"
+                                                      : "protocol " + std::to_string(protocol);
     return Unimplemented(NameOf(file) + ": " + name + " sockets cannot be checkpointed yet");
   }
   entry.set_family(static_cast<std::uint32_t>(SocketFamily(file)));
@@ -132,8 +138,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   entry.set_backlog(0);
   RETURN_IF_ERROR(DumpProtocol(file, entry));
   RETURN_IF_ERROR(Annotate(DumpAddresses(file, entry), NameOf(file)));
-  const bool tcp = entry.proto() == IPPROTO_TCP;
-  RETURN_IF_ERROR(tcp ? DumpTcp(file, entry, context) : DumpUdp(file, entry, context));
+  RETURN_IF_ERROR(IsTcp(entry) ? DumpTcp(file, entry, context) : DumpUdp(file, entry, context));
   ASSIGN_OR_RETURN(*entry.mutable_opts(), DumpSocketOptions(file));
   RETURN_IF_ERROR(DumpInetOptions(file, entry));
   return result;
@@ -217,7 +222,7 @@ Status RestoreUdp(int fd, const image::InetSkEntry& entry, const InetAddress& lo
 
 // Connections cannot come back, and neither can a socket whose connection had ended.
 bool IsConnection(const image::InetSkEntry& entry) {
-  if (entry.proto() != IPPROTO_TCP || entry.state() == TCP_LISTEN) return false;
+  if (!IsTcp(entry) || entry.state() == TCP_LISTEN) return false;
   return entry.state() != TCP_CLOSE || entry.shutdown() == image::SHUTDOWN_BOTH;
 }
 
@@ -231,17 +236,26 @@ Result<UniqueFd> RestoreConnection(const image::InetSkEntry& entry, FileRestoreC
   return fd;
 }
 
+Result<UniqueFd> MakeSocket(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  const int family = static_cast<int>(entry.family()), type = static_cast<int>(entry.type());
+  Result<UniqueFd> fd = context.actor().Socket(family, type, static_cast<int>(entry.proto()));
+  const int error = ErrnoOf(fd.status());
+  // net.mptcp.enabled is 0 in the new namespace, or the kernel was built without it.
+  if (entry.proto() == IPPROTO_MPTCP && (error == ENOPROTOOPT || error == EPROTONOSUPPORT)) {
+    context.Note("an MPTCP socket is one of TCP now, since this node has no MPTCP");
+    return context.actor().Socket(family, type, IPPROTO_TCP);
+  }
+  return fd;
+}
+
 Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContext& context) {
-  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(static_cast<int>(entry.family()),
-                                                       static_cast<int>(entry.type()),
-                                                       static_cast<int>(entry.proto())));
+  ASSIGN_OR_RETURN(UniqueFd fd, MakeSocket(entry, context));
   RETURN_IF_ERROR(RestoreOptionsBeforeBind(fd.get(), entry.opts()));
   RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry));
   ASSIGN_OR_RETURN(InetAddress local, AddressOf(entry, entry.src_addr(), entry.src_port()));
   RETURN_IF_ERROR(RestoreScope(fd.get(), entry, local));
-  const bool tcp = entry.proto() == IPPROTO_TCP;
-  RETURN_IF_ERROR(tcp ? RestoreTcp(fd.get(), entry, local, context)
-                      : RestoreUdp(fd.get(), entry, local, context));
+  RETURN_IF_ERROR(IsTcp(entry) ? RestoreTcp(fd.get(), entry, local, context)
+                               : RestoreUdp(fd.get(), entry, local, context));
   RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry));
   return fd;
 }
@@ -249,7 +263,7 @@ Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContex
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_isk()) return DataLoss("no internet socket in the entry");
   const image::InetSkEntry& entry = file.isk();
-  const bool tcp = entry.type() == SOCK_STREAM && entry.proto() == IPPROTO_TCP;
+  const bool tcp = entry.type() == SOCK_STREAM && IsTcp(entry);
   const bool udp = entry.type() == SOCK_DGRAM && entry.proto() == IPPROTO_UDP;
   if ((!tcp && !udp) || (entry.family() != AF_INET && entry.family() != AF_INET6)) {
     return Unimplemented("a socket of family " + std::to_string(entry.family()) + ", protocol " +

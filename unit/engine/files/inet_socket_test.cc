@@ -57,6 +57,20 @@ struct Moved {
 
 class InetSocketTest : public ::testing::TestWithParam<int> {};
 
+TEST_P(InetSocketTest, AnMptcpListenerStaysOne) {
+  UniqueFd fd(::socket(GetParam(), SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_MPTCP));
+  if (!fd) GTEST_SKIP() << "this kernel has no MPTCP: " << std::strerror(errno);
+  ASSERT_THAT(LocalFileActor().Bind(fd.get(), InetSockaddr(Loopback(GetParam())).bytes()), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, 123), IsOk());
+  ASSERT_EQ(::listen(fd.get(), 7), 0);
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(moved.entry.backlog(), 7u);
+  EXPECT_EQ(SocketOption(moved.restored.get(), SOL_SOCKET, SO_PROTOCOL).value(), IPPROTO_MPTCP);
+  EXPECT_EQ(SocketOption(moved.restored.get(), SOL_SOCKET, SO_ACCEPTCONN).value(), 1);
+  EXPECT_EQ(SocketOption(moved.restored.get(), IPPROTO_TCP, TCP_KEEPIDLE).value(), 123);
+}
+
 TEST_P(InetSocketTest, AListenerListensAgainWithItsOptions) {
   UniqueFd fd = Bound(GetParam(), SOCK_STREAM);
   ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1), IsOk());
@@ -172,11 +186,6 @@ TEST(InetSocketRefusalTest, NamesAnAddressThatIsNotThere) {
 TEST(InetSocketRefusalTest, RefusesOtherProtocols) {
   const UniqueFd raw = Fd(::socket(AF_INET, SOCK_RAW, IPPROTO_TCP));
   EXPECT_THAT(RoundTrip(raw.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("raw")));
-  const UniqueFd mptcp(::socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
-  if (mptcp) {
-    EXPECT_THAT(RoundTrip(mptcp.get()).status,
-                StatusIs(StatusCode::kUnimplemented, HasSubstr("MPTCP")));
-  }
   const UniqueFd netlink = Fd(::socket(AF_NETLINK, SOCK_RAW, 0));
   EXPECT_THAT(RoundTrip(netlink.get()).status,
               StatusIs(StatusCode::kUnimplemented, HasSubstr("address family 16")));
