@@ -5,7 +5,10 @@
 //          all by the process under restore. One whose peer has closed gets a peer that closes
 // Lost     the names of connected stream sockets, and SO_PEERCRED of the former peers. Connections
 //          that wait in a listener's queue
-// Not here peers outside the tree, descriptors in messages, relative and deleted paths: refused
+// Paths    the socket's file decides, not the name given to bind(2), which may be relative or of before
+//          a rename(2): a restored socket is named by the path that its file had
+// Outside  a datagram socket connects again to a named peer outside the tree (/dev/log)
+// Not here stream peers outside the tree, descriptors in messages: refused
 // Source   unix(7), sock_diag(7), net/unix/af_unix.c; tested on 6.18
 #include <fcntl.h>
 #include <netinet/tcp.h>
@@ -19,6 +22,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/socket.h"
@@ -48,58 +52,114 @@ bool IsInTree(std::uint32_t inode, const FileDumpContext& context) {
   });
 }
 
-std::string PeerText(const OpenFile& file) {
+// The name of the peer as bind(2) had it; "" for none.
+std::string PeerName(const OpenFile& file) {
   sockaddr_un address = {};
   socklen_t length = sizeof(address);
   const bool known =
       ::getpeername(file.borrowed.get(), reinterpret_cast<sockaddr*>(&address), &length) == 0;
   constexpr std::size_t kHead = offsetof(sockaddr_un, sun_path);
-  if (!known || length <= kHead) return NameText("");
-  return NameText(
-      std::string(address.sun_path, std::min<std::size_t>(length, sizeof(address)) - kHead));
+  if (!known || length <= kHead) return "";
+  return std::string(address.sun_path, std::min<std::size_t>(length, sizeof(address)) - kHead);
+}
+
+// UnixSkEntry.uflags
+constexpr std::uint32_t kExternal = 1;
+
+// A datagram socket connected to one outside the tree sends to its name, which a restore connects to.
+bool HasExternalPeer(const OpenFile& file, const UnixDiag& diag, const FileDumpContext& context) {
+  if (diag.type != SOCK_DGRAM || diag.peer == 0 || IsInTree(diag.peer, context)) return false;
+  const std::string name = PeerName(file);
+  return !name.empty() && (name.front() == '/' || name.front() == '\0');
 }
 
 // Fails for a peer that a restore cannot bring back.
 Status CheckPeer(const OpenFile& file, const UnixDiag& diag, const FileDumpContext& context) {
   if (diag.peer != 0) {
-    if (IsInTree(diag.peer, context)) return OkStatus();
-    return Unimplemented(NameOf(file) + ": it is connected to " + PeerText(file) +
+    if (IsInTree(diag.peer, context) || HasExternalPeer(file, diag, context)) return OkStatus();
+    return Unimplemented(NameOf(file) + ": it is connected to " + NameText(PeerName(file)) +
                          " outside the tree; close the connection, or checkpoint both together");
   }
   if (diag.type == SOCK_DGRAM || diag.state != TCP_ESTABLISHED) return OkStatus();
   ASSIGN_OR_RETURN(const short poll, PollNow(file.borrowed.get(), 0));
   if ((poll & POLLHUP) != 0) return OkStatus();  // the peer has closed
-  return Unimplemented(NameOf(file) + ": its connection to " + PeerText(file) +
+  return Unimplemented(NameOf(file) + ": its connection to " + NameText(PeerName(file)) +
                        " was not accepted yet; try again");
 }
 
-// The path must be absolute and lead to the socket still: others could not connect otherwise.
-Status DumpBoundPath(const OpenFile& file, const std::string& path, const FileDumpContext& context,
+// The image's entry of a peer outside the tree, as CRIU has it.
+image::FileEntry ExternalPeer(const OpenFile& file, const UnixDiag& diag,
+                              FileDumpContext& context) {
+  image::FileEntry result;
+  result.set_type(image::FD_UNIXSK);
+  result.set_id(context.NewFileId());
+  image::UnixSkEntry& peer = *result.mutable_usk();
+  peer.set_id(result.id());
+  peer.set_ino(diag.peer);
+  peer.set_type(SOCK_DGRAM);
+  peer.set_state(TCP_CLOSE);
+  peer.set_flags(O_RDWR);
+  peer.set_uflags(kExternal);
+  peer.set_backlog(0);
+  peer.set_peer(0);
+  peer.set_name(PeerName(file));
+  image::FownEntry& owner = *peer.mutable_fown();
+  owner.set_uid(0);
+  owner.set_euid(0);
+  owner.set_signum(0);
+  owner.set_pid_type(0);
+  owner.set_pid(0);
+  image::SkOptsEntry& options = *peer.mutable_opts();
+  options.set_so_sndbuf(0);
+  options.set_so_rcvbuf(0);
+  options.set_so_snd_tmo_sec(0);
+  options.set_so_snd_tmo_usec(0);
+  options.set_so_rcv_tmo_sec(0);
+  options.set_so_rcv_tmo_usec(0);
+  return result;
+}
+
+// The path of `bound`, the file of a socket, as the holder of `file` sees it.
+Result<std::string> PathInRoot(const OpenFile& file, int bound) {
+  ASSIGN_OR_RETURN(std::string path,
+                   ReadLinkAt(AT_FDCWD, "/proc/self/fd/" + std::to_string(bound)));
+  ASSIGN_OR_RETURN(const std::string root,
+                   ReadLinkAt(AT_FDCWD, "/proc/" + std::to_string(file.pid) + "/root"));
+  if (root != "/" && path.starts_with(root + "/")) path.erase(0, root.size());
+  return path;
+}
+
+// Others connect to the path that leads to the socket's file, whatever bind(2) was given.
+Status DumpBoundPath(const OpenFile& file, const std::string& name, const FileDumpContext& context,
                      image::UnixSkEntry& entry) {
-  if (!path.starts_with('/')) {
-    return Unimplemented(NameOf(file) + ": the relative socket path " + path +
-                         " cannot be checkpointed yet");
-  }
   const UniqueFd bound(::ioctl(file.borrowed.get(), kFileOfSocket));
   struct stat own = {};
   if (!bound || ::fstat(bound.get(), &own) != 0) {
-    return SyscallError(errno, "the file of socket " + path);
-  }
-  struct stat there = {};
-  const bool reaches =
-      ::fstatat(context.RootOf(file), ("." + path).c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0 &&
-      there.st_dev == own.st_dev && there.st_ino == own.st_ino;
-  if (!reaches) {
-    return Unimplemented(NameOf(file) + ": the socket path " + path +
-                         " is deleted or another's by now; this cannot be checkpointed yet");
+    return SyscallError(errno, "the file of socket " + name);
   }
   image::FilePermsEntry& permissions = *entry.mutable_file_perms();
   permissions.set_mode(own.st_mode);
   permissions.set_uid(own.st_uid);
   permissions.set_gid(own.st_gid);
-  return OkStatus();
-}
 
+  const auto leads_to = [&](const std::string& path, struct stat& there) {
+    return ::fstatat(context.RootOf(file), ("." + path).c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
+  };
+  struct stat there = {};
+  ASSIGN_OR_RETURN(const std::string path, PathInRoot(file, bound.get()));
+  if (leads_to(path, there) && there.st_dev == own.st_dev && there.st_ino == own.st_ino) {
+    if (path != name) entry.set_name(path + '\0');
+    return OkStatus();
+  }
+  // Nobody can connect to it any more: it is enough that it has the name.
+  if (name.starts_with('/') && !leads_to(name, there)) {
+    entry.set_deleted(true);
+    return OkStatus();
+  }
+  return Unimplemented(NameOf(file) + ": the socket path " + name +
+                       " is deleted, and relative or another's by now; this cannot be "
+                       "checkpointed yet");
+}
 Status DumpListener(const OpenFile& file, const UnixDiag& diag, FileDumpContext& context,
                     image::UnixSkEntry& entry) {
   entry.set_backlog(diag.send_queue);
@@ -128,12 +188,15 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   if (context.IsExternalStdio(file)) return result;
 
   RETURN_IF_ERROR(CheckPeer(file, diag, context));
+  if (HasExternalPeer(file, diag, context)) context.AddEntry(ExternalPeer(file, diag, context));
   // An accepted socket has its listener's path, which may be gone without harm.
   const bool connection = diag.type != SOCK_DGRAM && diag.state == TCP_ESTABLISHED;
   if (!connection && !diag.name.empty() && diag.name.front() != '\0') {
     RETURN_IF_ERROR(DumpBoundPath(file, NameText(diag.name), context, entry));
   }
-  if (diag.state == TCP_LISTEN) {
+  if (entry.deleted() && diag.receive_queue > 0) {
+    context.Note(NameOf(file) + ": what waits on it will be gone, since its path is deleted");
+  } else if (diag.state == TCP_LISTEN) {
     RETURN_IF_ERROR(DumpListener(file, diag, context, entry));
   } else if (diag.receive_queue > 0 || diag.type == SOCK_DGRAM) {
     RETURN_IF_ERROR(DumpUnixQueue(file, diag.type, context));
@@ -238,8 +301,9 @@ Status Bind(int fd, const image::UnixSkEntry& entry, FileRestoreContext& context
   ASSIGN_OR_RETURN(const std::vector<std::byte> address, AddressOf(entry));
   const std::string name = NameText(entry.name());
   const bool path = entry.name().front() == '/';
-  if (path) RETURN_IF_ERROR(RemoveStaleSocket(name, context));
+  if (path && !entry.deleted()) RETURN_IF_ERROR(RemoveStaleSocket(name, context));
   RETURN_IF_ERROR(Annotate(context.actor().Bind(fd, address), "bind to " + name));
+  if (path && entry.deleted()) return context.actor().Unlink(name);
   if (!path || !entry.has_file_perms()) return OkStatus();
   return RestorePermissions(fd, entry.file_perms());
 }
@@ -260,11 +324,25 @@ Result<int> BoundSocket(const image::FileEntry& file, FileRestoreContext& contex
 // What waited on a bound datagram socket is sent by a socket of ours: who sent it is lost.
 Status FillDatagrams(const image::FileEntry& file, FileRestoreContext& context) {
   const image::UnixSkEntry& entry = file.usk();
-  if (entry.type() != SOCK_DGRAM || entry.name().empty()) return OkStatus();
+  if (entry.type() != SOCK_DGRAM || entry.name().empty() || entry.deleted()) return OkStatus();
   ASSIGN_OR_RETURN(const UniqueFd sender, context.actor().Socket(AF_UNIX, SOCK_DGRAM, 0));
   ASSIGN_OR_RETURN(const std::vector<std::byte> address, AddressOf(entry));
   RETURN_IF_ERROR(context.actor().Connect(sender.get(), address));
   return RestoreUnixQueue(sender.get(), file.id(), context);
+}
+
+// A datagram socket that sends to one outside the tree. When that is not there, the program sees what
+// it would have seen had the other side gone: syslog(3) connects again by itself.
+Status ConnectOutside(int fd, const image::UnixSkEntry& peer, FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(const std::vector<std::byte> address, AddressOf(peer));
+  const Status status = context.actor().Connect(fd, address);
+  const int error = ErrnoOf(status);
+  if (error == ENOENT || error == ECONNREFUSED || error == EACCES || error == EPROTOTYPE) {
+    context.Note("a unix socket is not connected to " + NameText(peer.name()) +
+                 " any more: " + std::strerror(error));
+    return OkStatus();
+  }
+  return Annotate(status, "connect to " + NameText(peer.name()));
 }
 
 // A datagram socket that sends to a bound one of the tree.
@@ -274,6 +352,7 @@ Status Connect(int fd, const image::UnixSkEntry& entry, FileRestoreContext& cont
   if (peer == nullptr || peer->usk().name().empty() || peer->usk().type() != SOCK_DGRAM) {
     return DataLoss("a unix socket whose peer is not in the images");
   }
+  if ((peer->usk().uflags() & kExternal) != 0) return ConnectOutside(fd, peer->usk(), context);
   RETURN_IF_ERROR(BoundSocket(*peer, context).status());
   ASSIGN_OR_RETURN(const std::vector<std::byte> address, AddressOf(peer->usk()));
   return Annotate(context.actor().Connect(fd, address),

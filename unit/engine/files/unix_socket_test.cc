@@ -178,14 +178,55 @@ TEST(UnixSocketTest, AListenerOnAPathAcceptsAgain) {
   EXPECT_EQ(st.st_mode & 0777u, 0622u);
 }
 
-TEST(UnixSocketTest, RefusesAListenerWhosePathIsGone) {
+TEST(UnixSocketTest, AListenerWhosePathIsGoneHasItsNameOnly) {
   const ScratchDirectory scratch;
   const std::string path = scratch / "socket";
   const UniqueFd listener = Bound(SOCK_STREAM, path);
   ASSERT_EQ(::listen(listener.get(), 5), 0);
   ASSERT_EQ(::unlink(path.c_str()), 0);
+  const RoundTrip trip(listener.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_TRUE(trip.dump.entries[0].usk().deleted());
+  EXPECT_EQ(::access(path.c_str(), F_OK), -1);
+  EXPECT_EQ(SocketOption(trip.restored.get(), SOL_SOCKET, SO_ACCEPTCONN).value(), 1);
+}
+
+TEST(UnixSocketTest, RefusesAListenerWhosePathIsAnothers) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "socket";
+  const UniqueFd listener = Bound(SOCK_STREAM, path);
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  const UniqueFd other = Bound(SOCK_STREAM, path);
   EXPECT_THAT(RoundTrip(listener.get()).status,
               StatusIs(StatusCode::kUnimplemented, HasSubstr(path)));
+}
+
+TEST(UnixSocketTest, ARenamedSocketIsFoundByItsFile) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "socket";
+  UniqueFd listener = Bound(SOCK_STREAM, scratch / "socket.tmp");
+  ASSERT_EQ(::listen(listener.get(), 5), 0);
+  ASSERT_EQ(::rename((scratch / "socket.tmp").c_str(), path.c_str()), 0);
+  const RoundTrip trip(listener.get());
+  ASSERT_THAT(trip.status, IsOk());
+  listener.Reset();
+  const UniqueFd client = Connected(SOCK_STREAM, path);
+  EXPECT_GE(Fd(::accept4(trip.restored.get(), nullptr, nullptr, SOCK_NONBLOCK)).get(), 0);
+}
+
+TEST(UnixSocketTest, DatagramsGoToANamedPeerOutsideTheTreeAgain) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch / "log";
+  UniqueFd server = Bound(SOCK_DGRAM, path);
+  const UniqueFd client = Connected(SOCK_DGRAM, path);
+  RoundTrip trip(client.get());
+  ASSERT_THAT(trip.status, IsOk());
+  ASSERT_EQ(::send(trip.restored.get(), "new", 3, 0), 3);
+  EXPECT_EQ(ReadSome(server.get()), "new");
+  server.Reset();
+  ASSERT_EQ(::unlink(path.c_str()), 0);
+  EXPECT_THAT(trip.restore.Restore(1), IsOk());
+  EXPECT_THAT(trip.restore.notes, Contains(HasSubstr(path)));
 }
 
 TEST(UnixSocketTest, DoesNotRemoveAFileThatTookItsPath) {
