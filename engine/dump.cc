@@ -124,6 +124,9 @@ Status ReadMemory(Checkpoint& checkpoint, ImageSink& sink) {
     std::ranges::sort(stack_pointers);
     return checkpoint.memory.Add(*process.frozen, process.areas, stack_pointers);
   }));
+  for (auto& [id, fd] : checkpoint.files->memory_files()) {
+    RETURN_IF_ERROR(checkpoint.memory.AddObject(id, std::move(fd)));
+  }
   RETURN_IF_ERROR(checkpoint.memory.WritePages(sink));
   checkpoint.report.memory = Since(start);
   return OkStatus();

@@ -24,6 +24,8 @@
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/files/description.h"
+#include "engine/files/file_locks.h"
 #include "engine/proc/fdinfo.h"
 
 namespace stasis::engine {
@@ -154,11 +156,42 @@ Status FileDumper::CollectDescriptor(const FrozenProcess& process, int pidfd, in
 
   const FileKey key = {file.st.st_dev, file.st.st_ino, file.pos, file.flags, file.borrowed.get()};
   const auto [known, is_new] = known_.try_emplace(key, files_.size());
+  RETURN_IF_ERROR(CollectLocks(file, is_new));
   tables_.back().push_back(
       {.file = known->second, .fd = fd, .close_on_exec = (info.flags & O_CLOEXEC) != 0});
   if (is_new) {
     file.id = NewFileId();
     files_.push_back(std::move(file));
+  }
+  return OkStatus();
+}
+
+// A flock(2) or open file description lock is taken again by the first process that has the file, a
+// POSIX lock by the one that holds it: through any descriptor of that inode.
+Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
+  ASSIGN_OR_RETURN(const std::vector<FileLock> locks, ParseLocks(file.fdinfo));
+  for (const FileLock& lock : locks) {
+    image::FileLockEntry entry;
+    switch (lock.kind) {
+      case FileLock::Kind::kOther:
+        return Unimplemented("(" + file.link + ") a lease cannot be checkpointed yet");
+      case FileLock::Kind::kPosix:
+        if (!locks_.insert({file.pid, file.st.st_dev, file.st.st_ino, lock.start, lock.end}).second)
+          continue;
+        entry.set_flag(kLockPosix);
+        break;
+      case FileLock::Kind::kFlock:
+      case FileLock::Kind::kOpenFile:
+        if (!is_new) continue;
+        entry.set_flag(lock.kind == FileLock::Kind::kFlock ? kLockFlock : kLockOpenFile);
+    }
+    entry.set_type(lock.write ? F_WRLCK : F_RDLCK);
+    entry.set_pid(file.ns_pid);
+    entry.set_fd(file.fd);
+    entry.set_start(static_cast<std::int64_t>(lock.start));
+    const bool whole = lock.end == FileLock::kNoEnd;
+    entry.set_len(whole ? 0 : static_cast<std::int64_t>(lock.end - lock.start + 1));
+    AddRecord("filelocks", entry.SerializeAsString(), "");
   }
   return OkStatus();
 }
@@ -193,7 +226,8 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
   ASSIGN_OR_RETURN(file.fdinfo, ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" +
                                                          std::to_string(file.borrowed.get())));
   file.id = NewFileId();
-  Result<image::FileEntry> entry = kRegularFile.dump(file, *this);
+  const FileKind& kind = kMemfd.owns(file) ? kMemfd : kRegularFile;
+  Result<image::FileEntry> entry = kind.dump(file, *this);
   if (!entry.ok()) {
     return Annotate(entry.status(), "pid " + std::to_string(process.ns_pid) + " " + path);
   }
@@ -258,6 +292,13 @@ void FileDumper::AddRecord(std::string_view image_name, std::string record, std:
   }
   builder->second.AddRecord(record);
   builder->second.AddRaw(bytes);
+}
+
+Result<bool> FileDumper::SaveMemoryFile(std::uint64_t id, int fd) {
+  if (memory_files_.contains(id)) return false;
+  // Not the tree's own: looking for data moves the offset.
+  ASSIGN_OR_RETURN(memory_files_[id], Reopen(fd, O_RDONLY));
+  return true;
 }
 
 bool FileDumper::IsExternalStdio(const OpenFile& file) const {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -37,6 +38,8 @@ class FileDumper : public FileDumpContext {
 
   /// True when a TCP socket is connected, or was until a moment ago: it comes back closed.
   bool HasConnections() const;
+  /// The memory files whose content is to be saved, by id; each is open to be read.
+  std::map<std::uint64_t, UniqueFd>& memory_files() { return memory_files_; }
 
   /// Closes what was borrowed, before the tree runs on or ends: no pipe or socket may stay open
   /// because of us.
@@ -52,6 +55,7 @@ class FileDumper : public FileDumpContext {
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;
+  Result<bool> SaveMemoryFile(std::uint64_t id, int fd) override;
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override;
 
@@ -76,6 +80,7 @@ class FileDumper : public FileDumpContext {
   Status OpenRoots();
   Status CollectTable(const FrozenProcess& process);
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
+  Status CollectLocks(const OpenFile& file, bool is_new);
   std::string InRoot(std::string link) const;
   std::string DescriptorsJson() const;
 
@@ -96,6 +101,11 @@ class FileDumper : public FileDumpContext {
   std::map<LinkKey, std::uint32_t> links_;     // by what stat(2) says
   std::map<LinkKey, std::uint32_t> mappings_;  // by what smaps says
 
+  // POSIX locks that were seen: process, device, inode, first and last byte.
+  using LockKey = std::tuple<pid_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
+  std::set<LockKey> locks_;
+
+  std::map<std::uint64_t, UniqueFd> memory_files_;
   std::vector<image::FileEntry> entries_;
   std::map<std::string, ImageFileBuilder, std::less<>> shared_images_;
 };

@@ -163,7 +163,7 @@ class Restoration {
     RETURN_IF_ERROR(RestoreMemory(
         processes_, images_, source_,
         [this](RestoredProcess& process, std::uint32_t id, int flags) {
-          return OpenInProcess(process, images_.Path(id), flags);
+          return files_->OpenMapped(process, id, flags);
         },
         progress));
     report.pages_restored = progress.pages;

@@ -58,6 +58,9 @@ class FileDumpContext {
   /// Appends one record, and bytes that follow it, to an image file that many kinds' files share
   /// ("pipes-data", "sk-queues", "remap-fpath"; without ".img").
   virtual void AddRecord(std::string_view image_name, std::string record, std::string bytes) = 0;
+  /// Saves the content of the memory file (of the kernel's tmpfs) that is open as `fd`, under `id`, its
+  /// inode. False when that one is among what is saved already.
+  virtual Result<bool> SaveMemoryFile(std::uint64_t id, int fd) = 0;
   /// A sentence for the report: what a restore will not bring back.
   virtual void Note(std::string text) = 0;
   /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of: a pipe's
@@ -78,6 +81,11 @@ class FileActor {
   virtual Status Bind(int fd, std::span<const std::byte> address) = 0;
   virtual Status Connect(int fd, std::span<const std::byte> address) = 0;
   virtual Status Unlink(const std::string& path) = 0;
+  /// memfd_create(2) of `size_bytes`, with the content that was saved under `id`; filled through its
+  /// memory, so that the pages are charged to the container.
+  virtual Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags,
+                                      std::uint64_t size_bytes, std::uint64_t id,
+                                      const ImageSource& source) = 0;
 };
 
 /// All that restoring one file may need. Lives until every file of the tree is restored.
@@ -114,6 +122,9 @@ class ProcessActor {
   virtual std::span<const image::FdinfoEntry> descriptors() const = 0;
   /// epoll_ctl(2) EPOLL_CTL_ADD.
   virtual Status EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) = 0;
+  /// inotify_add_watch(2) that gives the number `watch`.
+  virtual Status AddWatch(int inotify_fd, int watch, const std::string& path,
+                          std::uint32_t mask) = 0;
   /// fcntl(2) F_SETOWN_EX with a pid of the tree, and F_SETSIG.
   virtual Status SetOwner(int fd, const image::FownEntry& owner) = 0;
   /// tcsetpgrp(3) on the process's controlling terminal.
@@ -135,8 +146,10 @@ struct FileKind {
   Status (*finish)(const image::FileEntry& entry, int fd, ProcessActor& process) = nullptr;
 };
 
+// The first that owns a file dumps it: a memfd looks like a deleted file.
 #define STASIS_FILE_KINDS(X) \
   X(kTerminal)               \
+  X(kMemfd)                  \
   X(kRegularFile)            \
   X(kPipe)                   \
   X(kFifo)                   \
@@ -144,6 +157,7 @@ struct FileKind {
   X(kTimerfd)                \
   X(kSignalfd)               \
   X(kEpoll)                  \
+  X(kInotify)                \
   X(kInetSocket)             \
   X(kUnixSocket)             \
   X(kNetlinkSocket)

@@ -51,6 +51,10 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
       return &entry.epfd().fown();
     case image::FD_SIGNALFD:
       return &entry.sgfd().fown();
+    case image::FD_INOTIFY:
+      return &entry.ify().fown();
+    case image::FD_MEMFD:
+      return &entry.memfd().fown();
     case image::FD_TIMERFD:
       return &entry.tfd().fown();
     case image::FD_TTY:

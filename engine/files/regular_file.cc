@@ -5,7 +5,7 @@
 // Dump     the path must lead to the open file in its holder's root. A regular file that it does
 //          not lead to any more was deleted or replaced: its content is saved (ghost_file.cc)
 // Restore  openat(2) in the new root, with the rights of the process under restore
-// Not here terminals (terminal.cc). File locks and other devices: refused
+// Not here terminals (terminal.cc), file locks (file_locks.cc). Other devices: refused
 // Source   open(2), openat2(2), proc_pid_fd(5); tested on 6.18
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -16,7 +16,6 @@
 #include "engine/files/file_kind.h"
 #include "engine/files/ghost_file.h"
 #include "engine/files/path.h"
-#include "engine/proc/fdinfo.h"
 
 namespace stasis::engine {
 namespace {
@@ -54,19 +53,12 @@ Status CheckType(const OpenFile& file) {
   if (file.fs_magic == kNsfsMagic) {
     return Unimplemented(name + ": a namespace held open cannot be checkpointed yet");
   }
-  if (file.link.starts_with("/memfd:") && file.st.st_nlink == 0) {
-    return Unimplemented(name + ": memfd_create(2) files cannot be checkpointed yet");
-  }
   if ((file.flags & O_PATH) != 0) return OkStatus();
   const unsigned number = major(file.st.st_rdev);
   if ((S_ISCHR(file.st.st_mode) || S_ISBLK(file.st.st_mode)) && !IsHarmlessDevice(file.st)) {
     return Unimplemented(name + ": device " + std::to_string(number) + ":" +
                          std::to_string(minor(file.st.st_rdev)) +
                          " has a state of its own and cannot be checkpointed");
-  }
-  ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
-  if (info.has_locks) {
-    return Unimplemented(name + ": file locks cannot be checkpointed yet");
   }
   return OkStatus();
 }

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -24,8 +25,15 @@
 #include <tuple>
 #include <utility>
 
+#include "engine/base/io.h"
+#include "engine/files/description.h"
 #include "engine/files/descriptor_table.h"
+#include "engine/files/file_locks.h"
+#include "engine/files/ghost_file.h"
+#include "engine/files/memfd.h"
 #include "engine/image/image_file.h"
+#include "engine/image/schema/memory.pb.h"
+#include "engine/memory/restore_pages.h"
 #include "engine/tracee/fd_channel.h"
 
 namespace stasis::engine {
@@ -35,6 +43,10 @@ using image::FdinfoEntry;
 using image::FdTypes;
 using image::FileEntry;
 using image::FownEntry;
+
+#ifndef INOTIFY_IOC_SETNEXTWD
+#define INOTIFY_IOC_SETNEXTWD _IOW('I', 0, std::int32_t)  // linux/inotify.h
+#endif
 
 // An open file description as the images name it.
 using FileKey = std::pair<FdTypes, std::uint32_t>;
@@ -85,6 +97,21 @@ class RootActor : public FileActor {
     return WithAddress("connect", SYS_connect, fd, address);
   }
 
+  Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags, std::uint64_t size_bytes,
+                              std::uint64_t id, const ImageSource& source) override {
+    ASSIGN_OR_RETURN(const PageSet pages, ReadPageSet(source, ImageName("pagemap-shmem", id)));
+    const AddressRange whole = {0, (size_bytes + kPageBytes - 1) & ~(kPageBytes - 1)};
+    const PageTarget everywhere = {.range = whole};
+    RETURN_IF_ERROR(CheckPlaces(pages, std::span(&everywhere, 1)));
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(name));
+    ASSIGN_OR_RETURN(const std::uint64_t number,
+                     remote().Call("memfd_create", SYS_memfd_create, address, flags | MFD_CLOEXEC));
+    RETURN_IF_ERROR(remote().Call("ftruncate a memfd", SYS_ftruncate, number, size_bytes).status());
+    if (!pages.runs.empty()) RETURN_IF_ERROR(Fill(number, pages, whole.end, source));
+    return TakeAway(static_cast<int>(number));
+  }
+
   Status Unlink(const std::string& path) override {
     remote().ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
@@ -116,6 +143,19 @@ class RootActor : public FileActor {
     if (!fd) return Internal("the root lost its descriptor " + std::to_string(number));
     RETURN_IF_ERROR(remote().Call("close", SYS_close, number).status());
     return fd;
+  }
+
+  // The file `number` of the process, through a mapping for that moment.
+  Status Fill(std::uint64_t number, const PageSet& pages, std::uint64_t size,
+              const ImageSource& source) {
+    ASSIGN_OR_RETURN(const std::uint64_t start,
+                     remote().Call("mmap a memfd", SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
+                                   MAP_SHARED, number, 0));
+    ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(root_.proc.get(), "mem", O_RDWR));
+    const PageTarget target = {.range = {0, size}, .address = start};
+    RETURN_IF_ERROR(WritePages(source, pages, std::span(&target, 1), root_.pid, mem.get(),
+                               [](std::uint64_t) {}));
+    return remote().Call("munmap", SYS_munmap, start, size).status();
   }
 
   Status WithAddress(std::string_view what, long call, int fd, std::span<const std::byte> address) {
@@ -221,7 +261,9 @@ class Context : public FileRestoreContext {
   void KeepOwnSockets() {
     std::set<std::uint32_t> inodes = {0};  // no peer
     for (const FileEntry& entry : entries()) {
-      if (entry.type() == image::FD_UNIXSK) inodes.insert(entry.usk().ino());
+      constexpr std::uint32_t kExternal = 1;  // of uflags: the peer's entry, not a file of the tree
+      if (entry.type() != image::FD_UNIXSK || (entry.usk().uflags() & kExternal) != 0) continue;
+      inodes.insert(entry.usk().ino());
     }
     for (const FileEntry& entry : entries()) {
       if (entry.type() != image::FD_UNIXSK || !inodes.contains(entry.usk().peer())) continue;
@@ -264,6 +306,38 @@ class TableActor : public ProcessActor {
     return remote()
         .Call("epoll_ctl EPOLL_CTL_ADD", SYS_epoll_ctl, epoll_fd, EPOLL_CTL_ADD, fd, address)
         .status();
+  }
+
+  Status AddWatch(int inotify_fd, int watch, const std::string& path, std::uint32_t mask) override {
+    RETURN_IF_ERROR(
+        remote()
+            .Call("INOTIFY_IOC_SETNEXTWD", SYS_ioctl, inotify_fd, INOTIFY_IOC_SETNEXTWD, watch)
+            .status());
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
+    ASSIGN_OR_RETURN(
+        const std::uint64_t number,
+        remote().Call("watch " + path, SYS_inotify_add_watch, inotify_fd, address, mask));
+    if (number == static_cast<std::uint64_t>(watch)) return OkStatus();
+    return FailedPrecondition(path + " is what another watch of the checkpoint watches already");
+  }
+
+  /// A POSIX lock belongs to the process that takes it.
+  Status TakeLock(const image::FileLockEntry& lock) {
+    struct flock range = {};
+    range.l_type = static_cast<short>(lock.type() == F_WRLCK ? F_WRLCK : F_RDLCK);
+    range.l_whence = SEEK_SET;
+    range.l_start = lock.start();
+    range.l_len = lock.len();
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(range));
+    const Status status =
+        remote().Call("fcntl F_SETLK", SYS_fcntl, lock.fd(), F_SETLK, address).status();
+    if (ErrnoOf(status) == EAGAIN || ErrnoOf(status) == EACCES) {
+      return FailedPrecondition(
+          "another process has a lock on it that excludes the one to restore");
+    }
+    return status;
   }
 
   Status SetOwner(int fd, const FownEntry& owner) override {
@@ -332,7 +406,26 @@ class Restorer : public FileRestorer {
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
     }
+    RETURN_IF_ERROR(OpenNameless(context));
     return context.Finish();
+  }
+
+  Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) override {
+    const auto found = nameless_.find(id);
+    if (found == nameless_.end()) return OpenInProcess(process, images_.Path(id), flags);
+    const FileEntry* const memfd = images_.File(image::FD_MEMFD, id);
+    if (memfd != nullptr) {
+      ASSIGN_OR_RETURN(const std::uint32_t seals, SealsOf(*memfd));
+      // Else the mapping could become writable, which the seal that is to come forbids.
+      if ((seals & F_SEAL_WRITE) != 0) flags = O_RDONLY;
+    }
+    ASSIGN_OR_RETURN(const UniqueFd fd, Reopen(found->second.get(), flags));
+    ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(*process.remote, process.pidfd.get()));
+    const int ours = fd.get();
+    ASSIGN_OR_RETURN(const std::vector<int> numbers,
+                     channel.Send(*process.remote, std::span(&ours, 1)));
+    RETURN_IF_ERROR(channel.Close(*process.remote));
+    return numbers.front();
   }
 
   Status Install(RestoredProcess& process) override {
@@ -356,7 +449,10 @@ class Restorer : public FileRestorer {
       const FileEntry& entry = *images_.File(key.first, key.second);
       RETURN_IF_ERROR(Annotate(FinishFile(entry, holder.fd, actor->second), NameOf(holder)));
     }
+    RETURN_IF_ERROR(TakeLocks(actors));
+    RETURN_IF_ERROR(SealAll());
     files_.clear();
+    nameless_.clear();
     return OkStatus();
   }
 
@@ -368,6 +464,87 @@ class Restorer : public FileRestorer {
     pid_t pid;
     int fd;
   };
+
+  // Opens what is mapped and has no path to be opened by in each process: memfds, deleted files.
+  Status OpenNameless(Context& context) {
+    for (const ProcessImage& process : images_.processes) {
+      for (const image::VmaEntry& vma : process.mm.vmas()) {
+        constexpr std::uint32_t kOfFile = 0x40 | 0x80;  // private, shared
+        const auto id = static_cast<std::uint32_t>(vma.shmid());
+        if ((vma.status() & kOfFile) == 0 || nameless_.contains(id)) continue;
+        Result<UniqueFd> fd = OpenIfNameless(id, context);
+        if (!fd.ok()) {
+          return Annotate(fd.status(), "pid " + std::to_string(process.pid()) + ", mapped file");
+        }
+        if (*fd) nameless_[id] = *std::move(fd);
+      }
+    }
+    return OkStatus();
+  }
+
+  Result<UniqueFd> OpenIfNameless(std::uint32_t id, Context& context) {
+    if (const FileEntry* const memfd = images_.File(image::FD_MEMFD, id)) {
+      ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, InodeOf(*memfd));
+      // Nameless shared memory, as CRIU dumps it: a memory area's own (restore_layout.h).
+      if (inode.name() == "/dev/zero") return UniqueFd();
+      return RestoreFile(*memfd, context);
+    }
+    const FileEntry* const file = images_.File(image::FD_REG, id);
+    if (file == nullptr) return UniqueFd();  // for the memory's restore to complain about
+    ASSIGN_OR_RETURN(const std::optional<std::uint32_t> ghost, GhostOf(id, context));
+    if (!ghost) return UniqueFd();
+    return RestoreFile(*file, context);
+  }
+
+  Result<image::MemfdInodeEntry> InodeOf(const FileEntry& memfd) const {
+    ASSIGN_OR_RETURN(const std::vector<image::MemfdInodeEntry> inodes,
+                     ReadRecords<image::MemfdInodeEntry>(source_, ImageName("memfd"), "memfd"));
+    const auto found =
+        std::ranges::find(inodes, memfd.memfd().inode_id(), &image::MemfdInodeEntry::inode_id);
+    if (found == inodes.end()) return DataLoss("a memfd that is not in memfd.img");
+    return *found;
+  }
+  Result<std::uint32_t> SealsOf(const FileEntry& memfd) const {
+    ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, InodeOf(memfd));
+    return inode.seals();
+  }
+
+  Status TakeLocks(std::map<pid_t, TableActor>& actors) {
+    ASSIGN_OR_RETURN(
+        const std::vector<image::FileLockEntry> locks,
+        ReadRecords<image::FileLockEntry>(source_, ImageName("filelocks"), "filelocks"));
+    for (const image::FileLockEntry& lock : locks) {
+      const std::string name = NameOf(Holder{lock.pid(), lock.fd()}) + ", file lock";
+      const auto actor = actors.find(lock.pid());
+      if (actor == actors.end()) return InvalidArgument(name + ": no such process");
+      const auto& descriptors = actor->second.descriptors();
+      const auto descriptor = std::ranges::find(descriptors, lock.fd(), NumberIn);
+      if (descriptor == descriptors.end()) return InvalidArgument(name + ": no such descriptor");
+      if (lock.flag() == kLockPosix) {
+        RETURN_IF_ERROR(Annotate(actor->second.TakeLock(lock), name));
+      } else if (lock.flag() == kLockFlock || lock.flag() == kLockOpenFile) {
+        RETURN_IF_ERROR(
+            Annotate(TakeDescriptionLock(files_[KeyOf(*descriptor)].get(), lock), name));
+      } else {
+        return Unimplemented(name + " of kind " + std::to_string(lock.flag()));
+      }
+    }
+    return OkStatus();
+  }
+
+  Status SealAll() {
+    const auto seal = [this](std::uint32_t id, const UniqueFd& fd) -> Status {
+      const FileEntry* const memfd = images_.File(image::FD_MEMFD, id);
+      if (memfd == nullptr) return OkStatus();
+      ASSIGN_OR_RETURN(const std::uint32_t seals, SealsOf(*memfd));
+      return SealMemfd(fd.get(), seals);
+    };
+    for (const auto& [key, fd] : files_) {
+      if (key.first == image::FD_MEMFD) RETURN_IF_ERROR(seal(key.second, fd));
+    }
+    for (const auto& [id, fd] : nameless_) RETURN_IF_ERROR(seal(id, fd));
+    return OkStatus();
+  }
 
   // The kinds' errors tell the rest.
   static std::string NameOf(const Holder& holder) {
@@ -394,6 +571,7 @@ class Restorer : public FileRestorer {
   const ImageSource& source_;
   std::map<FileKey, Holder> holders_;
   std::map<FileKey, UniqueFd> files_;
+  std::map<std::uint32_t, UniqueFd> nameless_;  // mapped files without a path, by id
   std::vector<std::string> notes_;
 };
 

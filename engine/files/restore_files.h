@@ -20,11 +20,14 @@ class FileRestorer {
   /// first descriptors 0 to 2, which take the place of pipes to a starter outside the tree. Raises our own
   /// soft limit of open files (RLIMIT_NOFILE) to the hard one.
   virtual Status RestoreAll() = 0;
+  /// Opens REG or MEMFD entry `id` of files.img with `flags` to be mapped in `process`; the number is in
+  /// its table. What has no path was opened by RestoreAll().
+  virtual Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) = 0;
   /// Gives `process` its descriptor table: exactly the numbers and flags of its image, nothing else. Its
   /// soft RLIMIT_NOFILE is raised to the hard one. FailedPrecondition: that one is too low.
   virtual Status Install(RestoredProcess& process) = 0;
   /// What needs all tables and threads to be there (epoll targets, owners for signals). Once, after every
-  /// Install; our own descriptors are closed by it.
+  /// Install; our own descriptors are closed by it. Locks and seals come with it.
   virtual Status Finish(std::vector<RestoredProcess>& processes) = 0;
 
   /// What the report has to say of the files.

@@ -77,7 +77,8 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
         vma.path == "/dev/zero (deleted)" || vma.path.starts_with("[anon_shmem:");
     if (vma.shared && anonymous) return kAreaRegular | kAreaAnonShared;
     if (vma.path.starts_with("/SYSV")) return Refuse(vma, ns_pid, "System V shared memory");
-    return Refuse(vma, ns_pid, "a mapping of a memfd");
+    if (!vma.path.starts_with("/memfd:")) return Refuse(vma, ns_pid, "memory of an unknown kind");
+    return kAreaRegular | kAreaMemfd | (vma.shared ? kAreaFileShared : kAreaFilePrivate);
   }
   if (!vma.path.starts_with('/') || vma.inode == 0) {
     return Refuse(vma, ns_pid, "memory of an unknown kind");

@@ -23,6 +23,7 @@ enum AreaStatus : std::uint32_t {
   kAreaAnonShared = 0x100,
   kAreaAnonPrivate = 0x200,
   kAreaVvar = 0x1000,
+  kAreaMemfd = 0x4000,
   kAreaGuard = 0x10000,
 };
 

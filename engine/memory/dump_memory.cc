@@ -53,7 +53,9 @@ Result<std::vector<PageRange>> DataOf(int fd) {
     if (at < 0) {
       return SyscallError(errno, "lseek SEEK_HOLE in shared memory");
     }
-    ranges.push_back({static_cast<std::uint64_t>(data), static_cast<std::uint64_t>(at)});
+    // What ends within a page has the rest of that page too.
+    const std::uint64_t end = (static_cast<std::uint64_t>(at) + kPageBytes - 1) & ~(kPageBytes - 1);
+    ranges.push_back({static_cast<std::uint64_t>(data), end});
   }
   return ranges;
 }
@@ -89,7 +91,10 @@ Status MemoryDumper::Add(const FrozenProcess& process, std::vector<Area>& areas,
   ASSIGN_OR_RETURN(content.memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
   std::uint64_t end = 0;
   for (const Area& area : areas) {
-    if (area.Is(kAreaAnonShared)) RETURN_IF_ERROR(AddSharedObject(process, area));
+    if (area.Is(kAreaAnonShared) && !objects_.contains(area.vma.inode)) {
+      ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(process.proc.get(), area.LinkName(), O_RDONLY));
+      RETURN_IF_ERROR(AddObject(area.vma.inode, std::move(fd)));
+    }
     if (!HasPrivateContent(area)) continue;
     report_.pages_scanned += area.vma.size() / kPageBytes;
     RETURN_IF_ERROR(AddArea(area, map, stack_pointers, content));
@@ -138,26 +143,25 @@ Status MemoryDumper::AddArea(const Area& area, const PageMap& map,
   return OkStatus();
 }
 
-Status MemoryDumper::AddSharedObject(const FrozenProcess& process, const Area& area) {
-  const std::uint64_t inode = area.vma.inode;
-  if (objects_.contains(inode)) return OkStatus();
+Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
+  if (objects_.contains(id)) return OkStatus();
   Content content;
-  content.id = inode;
+  content.id = id;
   content.pages_id = next_pages_id_++;
-  ASSIGN_OR_RETURN(content.memory, OpenAt(process.proc.get(), area.LinkName(), O_RDONLY));
+  content.memory = std::move(fd);
   ASSIGN_OR_RETURN(const std::vector<PageRange> ranges, DataOf(content.memory.get()));
   for (const PageRange& range : ranges) {
     content.runs.push_back({range, kPresent});
     report_.pages_scanned += range.page_count();
   }
   total_bytes_ += content.page_count() * kPageBytes;
-  objects_.emplace(inode, std::move(content));
+  objects_.emplace(id, std::move(content));
   return OkStatus();
 }
 
 Status MemoryDumper::WritePages(ImageSink& sink) {
   for (const Content& content : processes_) RETURN_IF_ERROR(Write(content, sink));
-  for (const auto& [inode, content] : objects_) RETURN_IF_ERROR(Write(content, sink));
+  for (const auto& [id, content] : objects_) RETURN_IF_ERROR(Write(content, sink));
   return OkStatus();
 }
 
@@ -199,7 +203,7 @@ Status MemoryDumper::WritePageMaps(ImageSink& sink) const {
     return sink.Put(ImageName(type, content.id), file.bytes());
   };
   for (const Content& content : processes_) RETURN_IF_ERROR(write("pagemap", content));
-  for (const auto& [inode, content] : objects_) RETURN_IF_ERROR(write("pagemap-shmem", content));
+  for (const auto& [id, content] : objects_) RETURN_IF_ERROR(write("pagemap-shmem", content));
   return OkStatus();
 }
 

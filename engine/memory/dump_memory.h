@@ -27,6 +27,9 @@ class MemoryDumper {
   Status Add(const FrozenProcess& process, std::vector<Area>& areas,
              std::span<const std::uint64_t> stack_pointers);
 
+  /// Adds shared memory object or memory file `id`, open to be read as `fd`, unless it is there.
+  Status AddObject(std::uint64_t id, UniqueFd fd);
+
   /// pages-N.img of every process and every shared memory object.
   Status WritePages(ImageSink& sink);
   /// pagemap-PID.img and pagemap-shmem-ID.img; the tree may run.
@@ -49,14 +52,13 @@ class MemoryDumper {
 
   Status AddArea(const Area& area, const PageMap& map,
                  std::span<const std::uint64_t> stack_pointers, Content& content);
-  Status AddSharedObject(const FrozenProcess& process, const Area& area);
   Status Write(const Content& content, ImageSink& sink);
   Status Progress(std::uint64_t bytes);
 
   const DumpRequest& request_;
   DumpReport& report_;
   std::vector<Content> processes_;
-  std::map<std::uint64_t, Content> objects_;  // by inode
+  std::map<std::uint64_t, Content> objects_;  // by id
   std::uint32_t next_pages_id_ = 1;
   std::uint64_t total_bytes_ = 0, done_bytes_ = 0;
 };

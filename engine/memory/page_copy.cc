@@ -4,8 +4,10 @@
 #include "engine/memory/page_copy.h"
 
 #include <limits.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -16,6 +18,22 @@ namespace {
 // What is read stays in the processor's cache until it is written on.
 constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxPieces = 1024;
+
+// The last page of an object ends with zeros where the object ends within it.
+Status ReadPadded(int fd, std::span<std::byte> bytes, std::uint64_t offset) {
+  while (!bytes.empty()) {
+    const ssize_t got = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (got < 0) {
+      if (errno == EINTR) continue;
+      return SyscallError(errno, "read a memory object");
+    }
+    if (got == 0) break;
+    bytes = bytes.subspan(static_cast<std::size_t>(got));
+    offset += static_cast<std::uint64_t>(got);
+  }
+  std::ranges::fill(bytes, std::byte{0});
+  return OkStatus();
+}
 
 }  // namespace
 
@@ -54,9 +72,10 @@ Status PageCopier::Fill() {
     if (done < end) {
       const std::size_t skip = std::max(done, begin) - begin;
       const auto offset = reinterpret_cast<std::uint64_t>(piece.iov_base) + skip;
-      RETURN_IF_ERROR(Annotate(
-          ReadExactAt(fd_, std::span(buffer_).subspan(begin + skip, piece.iov_len - skip), offset),
-          "read memory at " + std::to_string(offset)));
+      const auto rest = std::span(buffer_).subspan(begin + skip, piece.iov_len - skip);
+      RETURN_IF_ERROR(
+          Annotate(pid_ != 0 ? ReadExactAt(fd_, rest, offset) : ReadPadded(fd_, rest, offset),
+                   "read memory at " + std::to_string(offset)));
     }
     begin = end;
   }

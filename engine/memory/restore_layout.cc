@@ -49,7 +49,6 @@ constexpr std::array kUnsupported = {
     NamedStatus{kSysVIpc, "System V shared memory"},
     NamedStatus{kSocket, "a mapped packet socket"},
     NamedStatus{kAioRing, "an asynchronous I/O ring"},
-    NamedStatus{kMemfd, "a memfd"},
     NamedStatus{kShadowStack, "a shadow stack"},
     NamedStatus{kUprobes, "a uprobes area"},
     NamedStatus{kPlugin, "memory of a CRIU plugin"},

@@ -1,5 +1,8 @@
 #include "engine/proc/fdinfo.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "engine/proc/text.h"
 
 namespace stasis::engine {
@@ -44,6 +47,39 @@ Result<EpollTarget> ParseEpollLine(std::string_view line) {
   return target;
 }
 
+// Pairs of hexadecimal digits, a byte each.
+Result<std::string> ParseBytes(std::string_view digits) {
+  std::string bytes;
+  for (std::size_t i = 0; i + 1 < digits.size(); i += 2) {
+    ASSIGN_OR_RETURN(const int byte, Number<int>(digits.substr(i, 2), 16));
+    bytes.push_back(static_cast<char>(byte));
+  }
+  return bytes;
+}
+
+// All numbers are hexadecimal: "inotify wd:1 ino:1d20 sdev:fd00000 mask:fce ignored_mask:0
+// fhandle-bytes:8 fhandle-type:1 f_handle:201d…"
+Result<InotifyWatch> ParseInotifyLine(std::string_view line) {
+  InotifyWatch watch;
+  const auto read = [](std::string_view value, auto& target) -> Status {
+    ASSIGN_OR_RETURN(target, Number<std::remove_reference_t<decltype(target)>>(value, 16));
+    return OkStatus();
+  };
+  for (const std::string_view word : text::Words(line)) {
+    std::string_view value = word;
+    const std::string_view key = Cut(value, ':');
+    if (key == "wd") RETURN_IF_ERROR(read(value, watch.number));
+    if (key == "ino") RETURN_IF_ERROR(read(value, watch.inode));
+    if (key == "sdev") RETURN_IF_ERROR(read(value, watch.device));
+    if (key == "mask") RETURN_IF_ERROR(read(value, watch.mask));
+    if (key == "ignored_mask") RETURN_IF_ERROR(read(value, watch.ignored_mask));
+    if (key == "fhandle-type") RETURN_IF_ERROR(read(value, watch.handle_type));
+    if (key != "f_handle") continue;
+    ASSIGN_OR_RETURN(watch.handle, ParseBytes(value));
+  }
+  return watch;
+}
+
 }  // namespace
 
 Result<Fdinfo> ParseFdinfo(std::string_view text) {
@@ -54,8 +90,39 @@ Result<Fdinfo> ParseFdinfo(std::string_view text) {
   RETURN_IF_ERROR(ReadField(text, "flags", info.flags, 8));
   RETURN_IF_ERROR(ReadField(text, "mnt_id", info.mnt_id));
   if (Field(text, "ino")) RETURN_IF_ERROR(ReadField(text, "ino", info.inode));
-  info.has_locks = Field(text, "lock").has_value();
   return info;
+}
+
+Result<std::vector<FileLock>> ParseLocks(std::string_view text) {
+  std::vector<FileLock> locks;
+  while (!text.empty()) {
+    std::string_view line = text::CutLine(text);
+    if (!line.starts_with("lock:")) continue;
+    // "lock:\t1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF"
+    const std::vector<std::string_view> words = text::Words(line);
+    if (words.size() != 9) return DataLoss("a strange line \"" + std::string(line) + "\"");
+    FileLock& lock = locks.emplace_back();
+    if (words[2] == "POSIX") lock.kind = FileLock::Kind::kPosix;
+    if (words[2] == "FLOCK") lock.kind = FileLock::Kind::kFlock;
+    if (words[2] == "OFDLCK") lock.kind = FileLock::Kind::kOpenFile;
+    lock.write = words[4] == "WRITE";
+    ASSIGN_OR_RETURN(lock.start, Number<std::uint64_t>(words[7]));
+    lock.end = FileLock::kNoEnd;
+    if (words[8] == "EOF") continue;
+    ASSIGN_OR_RETURN(lock.end, Number<std::uint64_t>(words[8]));
+  }
+  return locks;
+}
+
+Result<std::vector<InotifyWatch>> ParseInotify(std::string_view text) {
+  std::vector<InotifyWatch> watches;
+  while (!text.empty()) {
+    const std::string_view line = text::CutLine(text);
+    if (!line.starts_with("inotify ")) continue;
+    ASSIGN_OR_RETURN(watches.emplace_back(), ParseInotifyLine(line));
+  }
+  std::ranges::sort(watches, {}, &InotifyWatch::number);
+  return watches;
 }
 
 Result<EventfdInfo> ParseEventfd(std::string_view text) {

@@ -19,7 +19,6 @@ struct Fdinfo {
   std::uint32_t flags = 0;  ///< O_*, O_CLOEXEC for FD_CLOEXEC.
   int mnt_id = -1;          ///< In /proc/PID/mountinfo; mounts of the kernel's own are not there.
   std::uint64_t inode = 0;  ///< 0 before Linux 5.14, which does not show it.
-  bool has_locks = false;   ///< "lock:" lines: POSIX, flock, OFD locks or leases held through it.
 };
 Result<Fdinfo> ParseFdinfo(std::string_view text);
 
@@ -29,6 +28,31 @@ struct EventfdInfo {
       semaphore;  ///< EFD_SEMAPHORE; unset before Linux 6.5, which does not show it.
 };
 Result<EventfdInfo> ParseEventfd(std::string_view text);
+
+struct FileLock {
+  enum class Kind { kPosix, kFlock, kOpenFile, kOther };  ///< kOther: leases, delegations.
+  Kind kind = Kind::kOther;
+  bool write = false;
+  std::uint64_t start = 0;
+  std::uint64_t end = 0;  ///< Last byte, inclusive; kNoEnd: to the end of the file.
+
+  static constexpr std::uint64_t kNoEnd = ~std::uint64_t{0};
+};
+/// The "lock:" lines. POSIX locks are those of the process whose text it is, the others those of the
+/// open file description.
+Result<std::vector<FileLock>> ParseLocks(std::string_view text);
+
+struct InotifyWatch {
+  std::uint32_t number = 0;  ///< "wd"
+  std::uint64_t inode = 0;
+  std::uint32_t device = 0;  ///< The kernel's dev_t: major << 20 | minor.
+  std::uint32_t mask = 0;    ///< IN_*
+  std::uint32_t ignored_mask = 0;
+  int handle_type = 0;
+  std::string handle;  ///< struct file_handle's f_handle; empty where the file system has none.
+};
+/// In rising order of their numbers. What is watched and deleted has no line any more.
+Result<std::vector<InotifyWatch>> ParseInotify(std::string_view text);
 
 /// The watched set: bit N - 1 is signal N.
 Result<std::uint64_t> ParseSignalfdMask(std::string_view text);

@@ -22,8 +22,8 @@ using ::testing::HasSubstr;
 constexpr std::size_t kSize = 16 * 4096;
 constexpr long kMseal = 462;  // Linux 6.10
 
-void* Map(int flags = MAP_PRIVATE | MAP_ANONYMOUS, int fd = -1) {
-  return ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, flags, fd, 0);
+void* Map() {
+  return ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 // A second process that shares with the first what `flags` say.
@@ -41,18 +41,6 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"Memfd", "memfd",
-     [](const SharedWords&) {
-       const int fd = ::memfd_create("m", 0);
-       return ::ftruncate(fd, kSize) == 0 && Map(MAP_SHARED, fd) != MAP_FAILED && ::close(fd) == 0;
-     }},
-    {"SystemV", "System V",
-     [](const SharedWords&) {
-       const int id = ::shmget(IPC_PRIVATE, kSize, 0600);
-       const bool attached = id >= 0 && ::shmat(id, nullptr, 0) != reinterpret_cast<void*>(-1);
-       ::shmctl(id, IPC_RMID, nullptr);
-       return attached;
-     }},
     {"Mseal", "mseal", [](const SharedWords&) { return ::syscall(kMseal, Map(), kSize, 0) == 0; }},
     {"ProtectionKey", "protection key",
      [](const SharedWords&) {

@@ -3,6 +3,9 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -12,6 +15,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -97,6 +101,7 @@ class LocalDumpContext : public FileDumpContext {
   std::vector<image::FileEntry> entries;
   LocalImages images;
   std::vector<std::string> notes;
+  std::set<std::uint64_t> memory_files;
   std::string external;  ///< Link of what counts as standard input or output.
 
   std::span<const OpenFile> files() const override { return files_; }
@@ -106,6 +111,9 @@ class LocalDumpContext : public FileDumpContext {
   void AddEntry(image::FileEntry entry) override { entries.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override {
     images.Add(image_name, record, bytes);
+  }
+  Result<bool> SaveMemoryFile(std::uint64_t id, int) override {
+    return memory_files.insert(id).second;
   }
   void Note(std::string text) override { notes.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override { return file.link == external; }
@@ -142,6 +150,15 @@ class LocalFileActor : public FileActor {
     return Check(::connect(fd, reinterpret_cast<const sockaddr*>(address.data()),
                            static_cast<socklen_t>(address.size())),
                  "connect");
+  }
+  /// Without content.
+  Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags, std::uint64_t size_bytes,
+                              std::uint64_t, const ImageSource&) override {
+    UniqueFd fd(::memfd_create(name.c_str(), flags | MFD_CLOEXEC));
+    if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0) {
+      return SyscallError(errno, "memfd_create");
+    }
+    return fd;
   }
   Status Unlink(const std::string& path) override { return Check(::unlink(path.c_str()), path); }
 
@@ -221,6 +238,15 @@ class LocalProcessActor : public ProcessActor {
     if (::epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
       return SyscallError(errno, "epoll_ctl");
     }
+    return OkStatus();
+  }
+  Status AddWatch(int inotify_fd, int watch, const std::string& path, std::uint32_t mask) override {
+    if (::ioctl(inotify_fd, _IOW('I', 0, std::int32_t), watch) != 0) {
+      return SyscallError(errno, "INOTIFY_IOC_SETNEXTWD");
+    }
+    const int number = ::inotify_add_watch(inotify_fd, path.c_str(), mask);
+    if (number < 0) return SyscallError(errno, "watch " + path);
+    EXPECT_EQ(number, watch);
     return OkStatus();
   }
   Status SetOwner(int fd, const image::FownEntry& owner) override {

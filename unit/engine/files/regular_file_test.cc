@@ -118,15 +118,7 @@ TEST(RegularFileTest, AnArchiveCannotCreateOrTruncate) {
   EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kInvalidArgument));
 }
 
-TEST(RegularFileTest, RefusesLocksMemfdsAndTerminals) {
-  const ScratchDirectory scratch;
-  const UniqueFd locked = MakeFile(scratch / "file", "");
-  ASSERT_EQ(::flock(locked.get(), LOCK_SH), 0);
-  EXPECT_THAT(RoundTrip(locked.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("lock")));
-  const UniqueFd memory = Fd(::memfd_create("name", 0));
-  EXPECT_THAT(RoundTrip(memory.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("memfd")));
+TEST(RegularFileTest, RefusesTerminals) {
   const UniqueFd terminal = Fd(::posix_openpt(O_RDWR | O_NOCTTY));
   EXPECT_THAT(RoundTrip(terminal.get()).status,
               StatusIs(StatusCode::kUnimplemented, HasSubstr("terminal")));

@@ -61,8 +61,6 @@ std::vector<Hostile> Areas() {
        [](MemoryImage& image, image::MmEntry&) {
          image.Add(kBase, 1, 3).set_madv(1 << MADV_REMOVE);
        }},
-      {"Memfd", kMissing, "a memfd", status(0x4000)},
-      {"SystemV", kMissing, "System V", status(0x400)},
       {"PacketSocket", kMissing, "socket", status(0x800)},
       {"AioRing", kMissing, "asynchronous I/O ring", status(0x2000)},
       {"ShadowStack", kMissing, "shadow stack", status(0x8000)},

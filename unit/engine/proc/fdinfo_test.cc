@@ -20,10 +20,33 @@ TEST(FdinfoTest, ReadsWhatEveryKindHas) {
   EXPECT_EQ(info->flags, static_cast<std::uint32_t>(O_RDWR) | 0100000u);
   EXPECT_GT(info->mnt_id, 0);
   EXPECT_GT(info->inode, 0u);
-  EXPECT_TRUE(info->has_locks);
-  const Result<Fdinfo> unlocked = ParseFdinfo(ProcText("fdinfo-epoll"));
-  ASSERT_THAT(unlocked, IsOk());
-  EXPECT_FALSE(unlocked->has_locks);
+}
+
+TEST(FdinfoTest, ReadsLocks) {
+  const auto locks = ParseLocks(ProcText("fdinfo-locked-file"));
+  ASSERT_THAT(locks, IsOk());
+  ASSERT_THAT(*locks, SizeIs(2));
+  EXPECT_EQ((*locks)[0].kind, FileLock::Kind::kFlock);
+  EXPECT_TRUE((*locks)[0].write);
+  EXPECT_EQ((*locks)[0].end, FileLock::kNoEnd);
+  EXPECT_EQ((*locks)[1].kind, FileLock::Kind::kPosix);
+  EXPECT_EQ((*locks)[1].start, 5u);
+  EXPECT_EQ((*locks)[1].end, 14u);
+  EXPECT_THAT(ParseLocks(ProcText("fdinfo-epoll")), IsOk());
+  EXPECT_THAT(ParseLocks("lock:\tgarbage\n"), StatusIs(StatusCode::kDataLoss));
+}
+
+TEST(FdinfoTest, ReadsInotifyWatchesInOrder) {
+  const auto watches = ParseInotify(ProcText("fdinfo-inotify"));
+  ASSERT_THAT(watches, IsOk());
+  ASSERT_THAT(*watches, SizeIs(2));
+  EXPECT_EQ((*watches)[0].number, 1u);
+  EXPECT_EQ((*watches)[1].number, 0x16u);
+  EXPECT_EQ((*watches)[1].inode, 0x13u);
+  EXPECT_EQ((*watches)[1].device, 0xfe00000u);
+  EXPECT_EQ((*watches)[1].mask, 0x4000fffu);
+  EXPECT_EQ((*watches)[1].handle_type, 1);
+  EXPECT_EQ((*watches)[1].handle, std::string("\x13\0\0\0\0\0\0\0", 8));
 }
 
 TEST(FdinfoTest, RefusesATextWithoutFlags) {

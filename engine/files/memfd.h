@@ -1,0 +1,20 @@
+// What a memfd is besides its open files: its inode.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "engine/base/status.h"
+#include "engine/files/file_kind.h"
+#include "engine/image/schema/memory.pb.h"
+
+namespace stasis::engine {
+
+/// The one of the records of "memfd" with that id; DataLoss: there is none.
+Result<image::MemfdInodeEntry> FindMemfd(std::span<const FileRestoreContext::Record> records,
+                                         std::uint64_t inode_id);
+
+/// Adds `seals` (F_SEAL_*) to the memfd that is open as `fd`.
+Status SealMemfd(int fd, std::uint32_t seals);
+
+}  // namespace stasis::engine
