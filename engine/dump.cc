@@ -17,6 +17,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/inventory.pb.h"
 #include "engine/memory/dump_memory.h"
+#include "engine/memory/system_v.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_outside.h"
@@ -48,6 +49,7 @@ struct Checkpoint {
   MemoryDumper memory{request, report};
   std::vector<DumpedProcess> processes = {};
   UtsNames uts_names = {};
+  ImageFileBuilder segments{"ipcns-shm"};
 
   // Calls `step` for each living process, and asks in between whether the dump is still wanted.
   Status ForEach(const std::function<Status(DumpedProcess&)>& step) {
@@ -99,6 +101,24 @@ Status ReadFiles(Checkpoint& checkpoint) {
     for (Area& area : process.areas) {
       if (!area.MapsFile()) continue;
       RETURN_IF_ERROR(files.AddMapping(*process.frozen, area));
+    }
+    return OkStatus();
+  });
+}
+
+// System V segments that somebody of the tree is attached to.
+Status ReadSegments(Checkpoint& checkpoint) {
+  std::set<std::uint64_t> known;
+  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+    for (const Area& area : process.areas) {
+      if (!area.Is(kAreaSystemV) || !known.insert(area.vma.inode).second) continue;
+      ASSIGN_OR_RETURN(const image::IpcShmEntry segment,
+                       ReadSegment(process.frozen->pid, static_cast<int>(area.vma.inode)));
+      if (area.vma.size() < segment.size()) {
+        return Unimplemented("a part of System V segment " + std::to_string(area.vma.inode) +
+                             " cannot be checkpointed alone");
+      }
+      RETURN_IF_ERROR(checkpoint.segments.Add(segment));
     }
     return OkStatus();
   });
@@ -161,6 +181,11 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
   RETURN_IF_ERROR(checkpoint.files->WriteImages(table_ids, sink));
   RETURN_IF_ERROR(checkpoint.memory.WritePageMaps(sink));
   RETURN_IF_ERROR(checkpoint.seccomp.WriteImage(sink));
+  if (!checkpoint.segments.empty()) {
+    image::TaskKobjIdsEntry ids;
+    checkpoint.namespaces.NumberTree(ids);
+    RETURN_IF_ERROR(sink.Put(ImageName("ipcns-shm", ids.ipc_ns_id()), checkpoint.segments.bytes()));
+  }
   RETURN_IF_ERROR(checkpoint.namespaces.WriteImages(checkpoint.uts_names,
                                                     checkpoint.request.outside_mounts, sink));
   RETURN_IF_ERROR(StillWanted(checkpoint.request));
@@ -202,6 +227,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   RETURN_IF_ERROR(ReadTasks(checkpoint));
   RETURN_IF_ERROR(ReadAreas(checkpoint));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
+  RETURN_IF_ERROR(ReadSegments(checkpoint));
   // From here on calls run in the tree's threads: what cannot be restored was refused above.
   RETURN_IF_ERROR(AskAll(checkpoint));
   RETURN_IF_ERROR(ReadMemory(checkpoint, sink));

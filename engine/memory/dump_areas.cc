@@ -6,6 +6,7 @@
 #include "engine/memory/dump_areas.h"
 
 #include <absl/strings/str_cat.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -76,7 +77,10 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
     const bool anonymous =
         vma.path == "/dev/zero (deleted)" || vma.path.starts_with("[anon_shmem:");
     if (vma.shared && anonymous) return kAreaRegular | kAreaAnonShared;
-    if (vma.path.starts_with("/SYSV")) return Refuse(vma, ns_pid, "System V shared memory");
+    if (vma.shared && vma.path.starts_with("/SYSV")) {
+      if (vma.offset != 0) return Refuse(vma, ns_pid, "a part of a System V segment");
+      return kAreaRegular | kAreaAnonShared | kAreaSystemV;
+    }
     if (!vma.path.starts_with("/memfd:")) return Refuse(vma, ns_pid, "memory of an unknown kind");
     return kAreaRegular | kAreaMemfd | (vma.shared ? kAreaFileShared : kAreaFilePrivate);
   }
@@ -110,6 +114,8 @@ image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
   entry.set_flags(MapFlags(vma, status));
   entry.set_status(status);
   entry.set_fd(-1);
+  // Attached with SHM_RDONLY, or not.
+  if ((status & kAreaSystemV) != 0) entry.set_fdflags(vma.Has("mw") ? O_RDWR : O_RDONLY);
   std::uint64_t advices = 0;
   for (const Advice& advice : kAdvices) {
     if (vma.Has(advice.flag)) advices |= std::uint64_t{1} << advice.number;

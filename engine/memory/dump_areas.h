@@ -22,6 +22,7 @@ enum AreaStatus : std::uint32_t {
   kAreaFileShared = 0x80,
   kAreaAnonShared = 0x100,
   kAreaAnonPrivate = 0x200,
+  kAreaSystemV = 0x400,
   kAreaVvar = 0x1000,
   kAreaMemfd = 0x4000,
   kAreaGuard = 0x10000,

@@ -110,6 +110,10 @@ Status MakeSharedObject(RestoredProcess& process, const ImageSource& source, Sha
 }
 
 Status AreaMapper::Map(const AreaImage& area) {
+  if (area.kind == AreaImage::Kind::kSystemV) {
+    RETURN_IF_ERROR(segments_.Attach(process_, area));
+    return Advise(area);
+  }
   ASSIGN_OR_RETURN(const int fd, DescriptorOf(area));
   // An object has a descriptor, so its memory is no longer "anonymous" in mmap's sense.
   const int flags = fd < 0 ? area.map_flags : area.map_flags & ~MAP_ANONYMOUS;

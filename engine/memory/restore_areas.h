@@ -13,6 +13,7 @@
 #include "engine/base/unique_fd.h"
 #include "engine/memory/restore_layout.h"
 #include "engine/memory/restore_pages.h"
+#include "engine/memory/system_v.h"
 #include "engine/tasks/restored_process.h"
 #include "engine/tracee/fd_channel.h"
 
@@ -45,8 +46,12 @@ class AreaMapper {
   /// Opens file `id` in the process with `flags`.
   using OpenFile = std::function<Result<int>(std::uint32_t id, int flags)>;
 
-  AreaMapper(RestoredProcess& process, SharedObjects& objects, OpenFile open_file)
-      : process_(process), objects_(objects), open_file_(std::move(open_file)) {}
+  AreaMapper(RestoredProcess& process, SharedObjects& objects, const SegmentRestorer& segments,
+             OpenFile open_file)
+      : process_(process),
+        objects_(objects),
+        segments_(segments),
+        open_file_(std::move(open_file)) {}
 
   /// Maps `area` with its final protection and advice, without the content that is only its own. A
   /// shared object must have been made.
@@ -63,6 +68,7 @@ class AreaMapper {
 
   RestoredProcess& process_;
   SharedObjects& objects_;
+  const SegmentRestorer& segments_;
   OpenFile open_file_;
   std::optional<FdChannel> channel_;
   /// What is open in the process, and an area that it was opened for: the areas of a library follow each

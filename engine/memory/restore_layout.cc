@@ -46,7 +46,6 @@ struct NamedStatus {
   const char* name;
 };
 constexpr std::array kUnsupported = {
-    NamedStatus{kSysVIpc, "System V shared memory"},
     NamedStatus{kSocket, "a mapped packet socket"},
     NamedStatus{kAioRing, "an asynchronous I/O ring"},
     NamedStatus{kShadowStack, "a shadow stack"},
@@ -115,6 +114,10 @@ Status ReadKind(const image::VmaEntry& vma, AreaImage& area) {
       break;
     case kAnonShared:
       area.kind = AreaImage::Kind::kSharedAnonymous;
+      if ((vma.status() & kSysVIpc) == 0) break;
+      area.kind = AreaImage::Kind::kSystemV;
+      // CRIU does not say how it was attached.
+      area.open_flags = vma.has_fdflags() ? static_cast<int>(vma.fdflags() & O_ACCMODE) : O_RDWR;
       break;
     default:
       return InvalidArgument(absl::StrCat("contradicting status ", vma.status()));
@@ -128,15 +131,19 @@ Status ReadFlags(const image::VmaEntry& vma, AreaImage& area) {
   const std::uint32_t flags = vma.flags();
   const std::uint32_t type = flags & MAP_TYPE;
   area.droppable = type == MAP_DROPPABLE;
-  const bool shared =
-      area.kind == AreaImage::Kind::kSharedFile || area.kind == AreaImage::Kind::kSharedAnonymous;
-  const bool anonymous =
-      area.kind == AreaImage::Kind::kAnonymous || area.kind == AreaImage::Kind::kSharedAnonymous;
+  const bool shared = area.kind == AreaImage::Kind::kSharedFile ||
+                      area.kind == AreaImage::Kind::kSharedAnonymous ||
+                      area.kind == AreaImage::Kind::kSystemV;
+  const bool anonymous = area.kind == AreaImage::Kind::kAnonymous ||
+                         area.kind == AreaImage::Kind::kSharedAnonymous ||
+                         area.kind == AreaImage::Kind::kSystemV;
   const bool type_fits =
       shared ? type == MAP_SHARED || type == MAP_SHARED_VALIDATE
              : type == MAP_PRIVATE || (area.droppable && area.kind == AreaImage::Kind::kAnonymous);
   const std::uint32_t known = MAP_TYPE | kKeptFlags | kIgnoredFlags;
-  if (!type_fits || anonymous != ((flags & MAP_ANONYMOUS) != 0)) {
+  // What CRIU writes of a segment has MAP_ANONYMOUS or not, by its version.
+  const bool segment = area.kind == AreaImage::Kind::kSystemV;
+  if (!type_fits || (!segment && anonymous != ((flags & MAP_ANONYMOUS) != 0))) {
     return InvalidArgument(absl::StrCat("mmap flags ", flags, " contradict status ", vma.status()));
   }
   if (flags & ~known) return Unimplemented(absl::StrCat("unknown mmap flags ", flags & ~known));

@@ -43,15 +43,16 @@ std::optional<std::uint64_t> FindGap(std::vector<AddressRange> busy, std::uint64
 
 /// One area to be mapped, as its image says.
 struct AreaImage {
-  enum class Kind { kAnonymous, kPrivateFile, kSharedFile, kSharedAnonymous };
+  enum class Kind { kAnonymous, kPrivateFile, kSharedFile, kSharedAnonymous, kSystemV };
 
   AddressRange range;
   Kind kind = Kind::kAnonymous;
   int prot = 0;
   int map_flags = 0;         ///< For mmap(2), without MAP_FIXED_NOREPLACE and MAP_LOCKED.
-  std::uint64_t object = 0;  ///< Of a file: its id; of shared memory: its number.
+  std::uint64_t object =
+      0;  ///< Of a file, a System V segment: its id; of shared memory: its number.
   std::uint64_t offset = 0;  ///< In the object, bytes.
-  int open_flags = 0;        ///< How to open the file: O_RDONLY or O_RDWR.
+  int open_flags = 0;  ///< How to open the file, or to attach the segment: O_RDONLY or O_RDWR.
   std::uint64_t advice = 0;  ///< Bit 1 << N for each advice N of madvise(2).
   bool locked = false;
   bool droppable = false;  ///< MAP_DROPPABLE: its content is not kept.

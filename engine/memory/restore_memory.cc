@@ -104,12 +104,17 @@ class MemoryRestorer {
       RETURN_IF_ERROR(Named(CollectSharedObjects(plan->layout, objects_), process));
       plans_.push_back(*std::move(plan));
     }
+    const std::uint32_t ns = processes.front().image->ids.ipc_ns_id();  // of all of them
+    ASSIGN_OR_RETURN(
+        const std::vector<image::IpcShmEntry> segments,
+        ReadRecords<image::IpcShmEntry>(source_, ImageName("ipcns-shm", ns), "ipcns-shm"));
+    ASSIGN_OR_RETURN(segments_, SegmentRestorer::Create(segments));
     return ReadSharedPages(source_, objects_);
   }
 
   Status Run() {
     for (MemoryPlan& plan : plans_) RETURN_IF_ERROR(Named(RunOne(plan), *plan.process));
-    return OkStatus();
+    return plans_.empty() ? OkStatus() : segments_.Finish(plans_.front().process->pid);
   }
 
  private:
@@ -138,6 +143,10 @@ class MemoryRestorer {
 
   Status MakeObjects(MemoryPlan& plan) {
     for (const AreaImage& area : plan.layout.areas) {
+      if (area.kind == AreaImage::Kind::kSystemV) {
+        RETURN_IF_ERROR(segments_.Make(*plan.process, area.object, source_,
+                                       [this](std::uint64_t n) { Count(n); }));
+      }
       if (area.kind != AreaImage::Kind::kSharedAnonymous) continue;
       SharedObject& object = objects_.at(area.object);
       if (object.fd) continue;
@@ -149,7 +158,7 @@ class MemoryRestorer {
   }
 
   Status MapAreas(MemoryPlan& plan) {
-    AreaMapper mapper(*plan.process, objects_, [&](std::uint32_t id, int flags) {
+    AreaMapper mapper(*plan.process, objects_, segments_, [&](std::uint32_t id, int flags) {
       return open_file_(*plan.process, id, flags);
     });
     for (const AreaImage& area : plan.layout.areas) RETURN_IF_ERROR(mapper.Map(area));
@@ -172,6 +181,7 @@ class MemoryRestorer {
   MemoryProgress& progress_;
   std::vector<MemoryPlan> plans_;
   SharedObjects objects_;
+  SegmentRestorer segments_;
 };
 
 }  // namespace
