@@ -31,6 +31,7 @@
 #include "engine/files/file_locks.h"
 #include "engine/files/ghost_file.h"
 #include "engine/files/memfd.h"
+#include "engine/files/path.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
 #include "engine/memory/restore_pages.h"
@@ -52,6 +53,8 @@ using image::FownEntry;
 using FileKey = std::pair<FdTypes, std::uint32_t>;
 FileKey KeyOf(const FdinfoEntry& descriptor) { return {descriptor.type(), descriptor.id()}; }
 int NumberIn(const FdinfoEntry& descriptor) { return static_cast<int>(descriptor.fd()); }
+
+constexpr std::string_view kProc = "/proc/";
 
 // Descriptors that we need besides those of the images.
 constexpr std::size_t kOwnDescriptors = 256;
@@ -402,6 +405,7 @@ class Restorer : public FileRestorer {
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
       if (entry == nullptr) return InvalidArgument(NameOf(holder) + " is not in files.img");
+      if (IsOfProcess(*entry)) continue;
       Result<UniqueFd> fd = RestoreFile(*entry, context);
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
@@ -431,6 +435,7 @@ class Restorer : public FileRestorer {
   Status Install(RestoredProcess& process) override {
     std::vector<int> our_fds;
     for (const FdinfoEntry& descriptor : process.image->descriptors) {
+      RETURN_IF_ERROR(OpenOfProcess(process, descriptor));
       const auto found = files_.find(KeyOf(descriptor));
       if (found == files_.end()) return Internal("Install before RestoreAll");
       our_fds.push_back(found->second.get());
@@ -464,6 +469,36 @@ class Restorer : public FileRestorer {
     pid_t pid;
     int fd;
   };
+
+  // A file under /proc/PID of the tree: it shows the process and the memory that were there when it was
+  // opened, so it waits for those of the checkpoint.
+  bool IsOfProcess(const FileEntry& entry) const {
+    std::string_view path = entry.reg().name();
+    if (entry.type() != image::FD_REG || !path.starts_with(kProc)) return false;
+    path.remove_prefix(kProc.size());
+    return std::ranges::any_of(images_.processes, [&](const ProcessImage& process) {
+      return path.starts_with(std::to_string(process.pid()) + "/");
+    });
+  }
+
+  // Opens the file of `descriptor` if it is such a one and `process` the first to have it.
+  Status OpenOfProcess(RestoredProcess& process, const FdinfoEntry& descriptor) {
+    const FileKey key = KeyOf(descriptor);
+    const FileEntry* const entry = images_.File(key.first, key.second);
+    if (files_.contains(key) || entry == nullptr || !IsOfProcess(*entry)) return OkStatus();
+    const image::RegFileEntry& reg = entry->reg();
+    const int flags = OpenFlags(reg.flags()) | O_NOCTTY | O_NONBLOCK;
+    ASSIGN_OR_RETURN(const int number, OpenInProcess(process, reg.name(), flags));
+    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
+    if (!fd) {
+      return SyscallError(errno, "pidfd_getfd of " + reg.name());
+    }
+    RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
+    RETURN_IF_ERROR(CheckRegEntry(fd.get(), reg));
+    RETURN_IF_ERROR(SetRegState(fd.get(), reg));
+    files_[key] = std::move(fd);
+    return OkStatus();
+  }
 
   // Opens what is mapped and has no path to be opened by in each process: memfds, deleted files.
   Status OpenNameless(Context& context) {

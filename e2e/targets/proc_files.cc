@@ -1,0 +1,48 @@
+// Files of /proc/self that two processes have open: each still shows its own process, and the memory that
+// this has now.
+#include "target.h"
+
+namespace {
+
+struct Open {
+  int status = open("/proc/self/status", O_RDONLY);
+  int maps = open("/proc/self/maps", O_RDONLY);
+};
+
+std::string ReadAt(int fd) {
+  std::string text(65536, '\0');
+  const ssize_t got = pread(fd, text.data(), text.size(), 0);
+  CHECK(got > 0);
+  text.resize(static_cast<size_t>(got));
+  return text;
+}
+
+void Verify(const Open& files) {
+  const std::string pid = "\nPid:\t" + std::to_string(getpid()) + "\n";
+  CHECK(ReadAt(files.status).find(pid) != std::string::npos);
+  CHECK(ReadAt(files.maps).find("/proc_files\n") != std::string::npos);
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  const Open files;
+  CHECK(files.status >= 0 && files.maps >= 0);
+  char got[8];
+  CHECK_EQ(read(files.status, got, 5), 5);
+  const pid_t child = fork();
+  if (child == 0) {
+    const Open own;
+    target::Touch(target::In(argv[1], "child"));
+    target::WaitFor(target::In(argv[1], "go"));
+    Verify(own);
+    _exit(0);
+  }
+  target::WaitFor(target::In(argv[1], "child"));
+
+  target::PassCheckpoint(argv[1]);
+
+  Verify(files);
+  CHECK_EQ(lseek(files.status, 0, SEEK_CUR), 5);
+  CHECK_EQ(target::ExitCode(child), 0);
+}
