@@ -22,6 +22,7 @@ namespace {
 
 // Not in every linux/magic.h: <linux/magic.h> of 6.1 has it, musl's copies do not.
 constexpr std::uint64_t kNsfsMagic = 0x6e736673;
+constexpr std::uint64_t kMqueueMagic = 0x19800202;  // ipc/mqueue.c
 
 // Devices without state, the same everywhere, Documentation/admin-guide/devices.txt: /dev/null,
 // zero, full, random, urandom.
@@ -52,6 +53,9 @@ Status CheckType(const OpenFile& file) {
   const std::string name = NameOf(file);
   if (file.fs_magic == kNsfsMagic) {
     return Unimplemented(name + ": a namespace held open cannot be checkpointed yet");
+  }
+  if (file.fs_magic == kMqueueMagic) {
+    return Unimplemented(name + ": POSIX message queues cannot be checkpointed yet");
   }
   if ((file.flags & O_PATH) != 0) return OkStatus();
   const unsigned number = major(file.st.st_rdev);
