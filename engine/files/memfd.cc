@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <optional>
 
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
@@ -27,7 +26,6 @@ namespace {
 
 constexpr std::string_view kPrefix = "/memfd:";
 constexpr std::string_view kDeleted = " (deleted)";
-constexpr std::uint64_t kHugetlbfs = 0x958458f6;
 
 bool Owns(const OpenFile& file) {
   return file.link.starts_with(kPrefix) && file.st.st_nlink == 0 && S_ISREG(file.st.st_mode) &&
@@ -35,7 +33,7 @@ bool Owns(const OpenFile& file) {
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  if (file.fs_magic == kHugetlbfs) {
+  if (file.fs_magic == HUGETLBFS_MAGIC) {
     return Unimplemented(NameOf(file) + ": huge pages (MFD_HUGETLB) cannot be checkpointed yet");
   }
   image::FileEntry entry = NewEntry(file, image::FD_MEMFD);
