@@ -1,4 +1,4 @@
-// netlink(7) sockets: a program's line to the kernel, or to another by NETLINK_USERSOCK.
+// netlink(7) sockets: a program's line to the kernel.
 //
 // State   protocol, own and peer's port, multicast groups, options. All by getsockname, getpeername
 //         and getsockopt on the borrowed descriptor
@@ -6,8 +6,9 @@
 //         CAP_NET_ADMIN needs it again
 // Lost    messages that nobody has read. The own port, where another socket has it by now: the report
 //         says so
-// Not here groups of NETLINK_GENERIC, whose numbers are drawn anew at each boot, and those above 32:
-//         refused
+// Not here protocols but routes, sock_diag, generic and uevents; a peer that is another program;
+//         listening in all namespaces; groups of NETLINK_GENERIC, whose numbers are drawn anew at each
+//         boot, and those above 32: refused
 // Source  netlink(7), net/netlink/af_netlink.c; tested on 6.18
 #include <linux/netlink.h>
 #include <poll.h>
@@ -27,13 +28,32 @@
 namespace stasis::engine {
 namespace {
 
-// Options of one int. NETLINK_LISTEN_ALL_NSID needs CAP_NET_BROADCAST and is not among them.
+// Options of one int, none of which needs a right.
 constexpr auto kOptions = std::to_array<int>({NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR,
                                               NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_EXT_ACK,
                                               NETLINK_GET_STRICT_CHK});
-constexpr std::uint32_t kUnconnected = 0, kConnected = 1;  // NETLINK_UNCONNECTED, NETLINK_CONNECTED
+constexpr std::uint32_t kNeverConnected = 7;  // TCP_CLOSE, as sock_init_data() leaves it
+constexpr std::uint32_t kConnected = 1;       // NETLINK_CONNECTED
 
 bool Owns(const OpenFile& file) { return SocketFamily(file) == AF_NETLINK; }
+
+bool IsKnown(std::uint32_t protocol) {
+  return protocol == NETLINK_ROUTE || protocol == NETLINK_SOCK_DIAG ||
+         protocol == NETLINK_GENERIC || protocol == NETLINK_KOBJECT_UEVENT;
+}
+
+Status CheckSupported(const OpenFile& file, std::uint32_t protocol) {
+  if (!IsKnown(protocol)) {
+    return Unimplemented(NameOf(file) + ": netlink sockets of protocol " +
+                         std::to_string(protocol) + " cannot be checkpointed yet");
+  }
+  if (SocketOption(file.borrowed.get(), SOL_NETLINK, NETLINK_LISTEN_ALL_NSID).value_or(0) == 0) {
+    return OkStatus();
+  }
+  return Unimplemented(NameOf(file) +
+                       ": NETLINK_LISTEN_ALL_NSID needs CAP_NET_BROADCAST and cannot be "
+                       "checkpointed yet");
+}
 
 using GetName = int (*)(int, sockaddr*, socklen_t*);
 
@@ -72,8 +92,8 @@ Status DumpAddresses(const OpenFile& file, image::NetlinkSkEntry& entry) {
   ASSIGN_OR_RETURN(const sockaddr_nl peer, AddressBy(::getpeername, fd, "getpeername"));
   entry.set_dst_portid(peer.nl_pid);
   entry.set_dst_group(peer.nl_groups);
-  const bool connected = peer.nl_pid != 0 || peer.nl_groups != 0;
-  entry.set_state(connected ? kConnected : kUnconnected);
+  if (peer.nl_pid != 0) return Unimplemented("connected to another program by netlink");
+  entry.set_state(peer.nl_groups != 0 ? kConnected : kNeverConnected);
   return OkStatus();
 }
 
@@ -85,6 +105,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   RETURN_IF_ERROR(DumpCommon(file, context, entry));
   entry.set_ino(static_cast<std::uint32_t>(file.st.st_ino));
   ASSIGN_OR_RETURN(const auto protocol, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_PROTOCOL));
+  RETURN_IF_ERROR(CheckSupported(file, protocol));
   entry.set_protocol(protocol);
   ASSIGN_OR_RETURN(const auto type, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_TYPE));
   entry.set_stasis_type(type);
@@ -133,15 +154,17 @@ Status Bind(int fd, const image::NetlinkSkEntry& entry, FileRestoreContext& cont
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_nlsk()) return DataLoss("no netlink socket in the entry");
   const image::NetlinkSkEntry& entry = file.nlsk();
-  if (entry.groups_size() > 1) return Unimplemented("netlink groups above 32");
+  if (entry.groups_size() > 1 || entry.dst_portid() != 0 || !IsKnown(entry.protocol())) {
+    return Unimplemented("a netlink socket of protocol " + std::to_string(entry.protocol()) +
+                         " with groups above 32, or connected to another program");
+  }
   const int type = entry.stasis_type() == SOCK_DGRAM ? SOCK_DGRAM : SOCK_RAW;
   ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(AF_NETLINK, type,
                                                        static_cast<int>(entry.protocol())));
   RETURN_IF_ERROR(Bind(fd.get(), entry, context));
-  if (entry.dst_portid() != 0 || entry.dst_group() != 0) {
+  if (entry.dst_group() != 0) {
     sockaddr_nl peer = {};
     peer.nl_family = AF_NETLINK;
-    peer.nl_pid = entry.dst_portid();
     peer.nl_groups = entry.dst_group();
     RETURN_IF_ERROR(Annotate(context.actor().Connect(fd.get(), Bytes(peer)), "connect netlink"));
   }

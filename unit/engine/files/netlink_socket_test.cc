@@ -63,10 +63,13 @@ TEST(NetlinkSocketTest, APortThatIsTakenBecomesANewOneAndANote) {
   EXPECT_THAT(trip.restore.notes, ::testing::ElementsAre(HasSubstr("new port")));
 }
 
-TEST(NetlinkSocketTest, RefusesGroupsWhoseNumbersMeanNothingElsewhere) {
+TEST(NetlinkSocketTest, RefusesWhatWouldMeanSomethingElseElsewhere) {
   const UniqueFd generic = Socket(NETLINK_GENERIC, 1 << 15);  // nlctrl's "notify" is 16
   EXPECT_THAT(RoundTrip(generic.get()).status,
               StatusIs(StatusCode::kUnimplemented, HasSubstr("NETLINK_GENERIC")));
+  const UniqueFd user = Socket(NETLINK_USERSOCK, 0);
+  EXPECT_THAT(RoundTrip(user.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("protocol 2")));
   const UniqueFd far = Socket(NETLINK_ROUTE, 0);
   const int group = 33;
   ASSERT_EQ(::setsockopt(far.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)), 0);
