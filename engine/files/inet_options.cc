@@ -203,7 +203,7 @@ Status RestoreInetOptionsBeforeBind(int fd, const image::InetSkEntry& entry) {
 Status RestoreInetOptions(int fd, const image::InetSkEntry& entry) {
   RETURN_IF_ERROR(RestoreIpOptions(fd, entry));
   // CRIU writes an empty tcp_opts for UDP too.
-  if (entry.proto() == IPPROTO_TCP && entry.has_tcp_opts()) {
+  if (IsTcp(entry) && entry.has_tcp_opts()) {
     RETURN_IF_ERROR(RestoreTcpOptions(fd, entry.tcp_opts()));
   }
   for (const image::StasisSocketOption& option : entry.stasis_options()) {

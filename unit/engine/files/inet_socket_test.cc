@@ -186,9 +186,9 @@ TEST(InetSocketRefusalTest, NamesAnAddressThatIsNotThere) {
 TEST(InetSocketRefusalTest, RefusesOtherProtocols) {
   const UniqueFd raw = Fd(::socket(AF_INET, SOCK_RAW, IPPROTO_TCP));
   EXPECT_THAT(RoundTrip(raw.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("raw")));
-  const UniqueFd netlink = Fd(::socket(AF_NETLINK, SOCK_RAW, 0));
-  EXPECT_THAT(RoundTrip(netlink.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("address family 16")));
+  const UniqueFd packet = Fd(::socket(AF_PACKET, SOCK_RAW, 0));
+  EXPECT_THAT(RoundTrip(packet.get()).status,
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("address family 17")));
 }
 
 TEST(InetSocketRefusalTest, AnArchiveCannotMarkPackets) {
