@@ -2,8 +2,6 @@
 //
 // Source  openat(2), pidfd_getfd(2), unix(7), close_range(2), dup(2), fcntl(2) F_SETOWN_EX,
 //         getrlimit(2)
-// Rule    A file carries the rights, namespaces and label of the task that opened it. So the root
-//         opens (by remote calls), we take what it got by pidfd_getfd(2) and it closes its own.
 // Rule    The kernel gives a new descriptor the lowest free number, also those that arrive by
 //         SCM_RIGHTS (alloc_fd() in fs/file.c).
 // Rule    RLIMIT_NOFILE bounds numbers, not counts: dup3(2) to one at or above it is EBADF.
@@ -13,7 +11,6 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -32,10 +29,9 @@
 #include "engine/files/ghost_file.h"
 #include "engine/files/memfd.h"
 #include "engine/files/path.h"
+#include "engine/files/restore_context.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
-#include "engine/memory/restore_pages.h"
-#include "engine/tracee/fd_channel.h"
 
 namespace stasis::engine {
 namespace {
@@ -58,231 +54,6 @@ constexpr std::string_view kProc = "/proc/";
 
 // Descriptors that we need besides those of the images.
 constexpr std::size_t kOwnDescriptors = 256;
-
-// --- Acting in the root process ---
-
-class RootActor : public FileActor {
- public:
-  explicit RootActor(RestoredProcess& root) : root_(root) {}
-
-  Result<UniqueFd> Open(const std::string& path, int flags, unsigned mode) override {
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
-    ASSIGN_OR_RETURN(const std::uint64_t number, remote().Call("open " + path, SYS_openat, AT_FDCWD,
-                                                               address, flags | O_CLOEXEC, mode));
-    return TakeAway(static_cast<int>(number));
-  }
-
-  Result<UniqueFd> Socket(int domain, int type, int protocol) override {
-    ASSIGN_OR_RETURN(const std::uint64_t number,
-                     remote().Call("socket", SYS_socket, domain, type | SOCK_CLOEXEC, protocol));
-    return TakeAway(static_cast<int>(number));
-  }
-
-  Result<std::pair<UniqueFd, UniqueFd>> SocketPair(int domain, int type, int protocol) override {
-    remote().ResetArguments();
-    using Pair = std::array<int, 2>;
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Reserve(sizeof(Pair)));
-    RETURN_IF_ERROR(
-        remote()
-            .Call("socketpair", SYS_socketpair, domain, type | SOCK_CLOEXEC, protocol, address)
-            .status());
-    ASSIGN_OR_RETURN(const Pair numbers, remote().ReadValue<Pair>(address));
-    ASSIGN_OR_RETURN(UniqueFd first, TakeAway(numbers[0]));
-    ASSIGN_OR_RETURN(UniqueFd second, TakeAway(numbers[1]));
-    return std::pair(std::move(first), std::move(second));
-  }
-
-  Status Bind(int fd, std::span<const std::byte> address) override {
-    return WithAddress("bind", SYS_bind, fd, address);
-  }
-  Status Connect(int fd, std::span<const std::byte> address) override {
-    return WithAddress("connect", SYS_connect, fd, address);
-  }
-
-  Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags, std::uint64_t size_bytes,
-                              std::uint64_t id, const ImageSource& source) override {
-    ASSIGN_OR_RETURN(const PageSet pages, ReadPageSet(source, ImageName("pagemap-shmem", id)));
-    const AddressRange whole = {0, (size_bytes + kPageBytes - 1) & ~(kPageBytes - 1)};
-    const PageTarget everywhere = {.range = whole};
-    RETURN_IF_ERROR(CheckPlaces(pages, std::span(&everywhere, 1)));
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(name));
-    ASSIGN_OR_RETURN(const std::uint64_t number,
-                     remote().Call("memfd_create", SYS_memfd_create, address, flags | MFD_CLOEXEC));
-    RETURN_IF_ERROR(remote().Call("ftruncate a memfd", SYS_ftruncate, number, size_bytes).status());
-    if (!pages.runs.empty()) RETURN_IF_ERROR(Fill(number, pages, whole.end, source));
-    return TakeAway(static_cast<int>(number));
-  }
-
-  Status Unlink(const std::string& path) override {
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
-    return remote().Call("unlink " + path, SYS_unlinkat, AT_FDCWD, address, 0).status();
-  }
-
-  /// A copy of descriptor `number` of the root; empty when it has none.
-  Result<UniqueFd> Copy(int number) {
-    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, root_.pidfd.get(), number, 0)));
-    if (!fd && errno != EBADF) {
-      return SyscallError(errno, "pidfd_getfd of descriptor " + std::to_string(number));
-    }
-    return fd;
-  }
-
-  /// Takes back what acting needed in the root.
-  Status Finish() {
-    if (!channel_) return OkStatus();
-    const Status status = channel_->Close(remote());
-    channel_.reset();
-    return status;
-  }
-
- private:
-  RemoteSyscalls& remote() { return *root_.remote; }
-
-  Result<UniqueFd> TakeAway(int number) {
-    ASSIGN_OR_RETURN(UniqueFd fd, Copy(number));
-    if (!fd) return Internal("the root lost its descriptor " + std::to_string(number));
-    RETURN_IF_ERROR(remote().Call("close", SYS_close, number).status());
-    return fd;
-  }
-
-  // The file `number` of the process, through a mapping for that moment.
-  Status Fill(std::uint64_t number, const PageSet& pages, std::uint64_t size,
-              const ImageSource& source) {
-    ASSIGN_OR_RETURN(const std::uint64_t start,
-                     remote().Call("mmap a memfd", SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
-                                   MAP_SHARED, number, 0));
-    ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(root_.proc.get(), "mem", O_RDWR));
-    const PageTarget target = {.range = {0, size}, .address = start};
-    RETURN_IF_ERROR(WritePages(source, pages, std::span(&target, 1), root_.pid, mem.get(),
-                               [](std::uint64_t) {}));
-    return remote().Call("munmap", SYS_munmap, start, size).status();
-  }
-
-  Status WithAddress(std::string_view what, long call, int fd, std::span<const std::byte> address) {
-    if (!channel_) {
-      ASSIGN_OR_RETURN(channel_, FdChannel::Open(remote(), root_.pidfd.get()));
-    }
-    ASSIGN_OR_RETURN(const std::vector<int> number, channel_->Send(remote(), std::span(&fd, 1)));
-    ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(address));
-    const Status status = remote().Call(what, call, number[0], at, address.size()).status();
-    RETURN_IF_ERROR(remote().Call("close", SYS_close, number[0]).status());
-    return status;
-  }
-
-  RestoredProcess& root_;
-  std::optional<FdChannel> channel_;  // there once a socket had to go in
-};
-
-// --- What the kinds see ---
-
-class Context : public FileRestoreContext {
- public:
-  Context(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
-          std::vector<std::string>& notes)
-      : actor_(root), images_(images), source_(source), notes_(notes) {}
-
-  /// Before anything is opened: takes the root's first descriptors.
-  Status TakeStdio() {
-    for (std::size_t i = 0; i < stdio_.size(); ++i) {
-      ASSIGN_OR_RETURN(stdio_[i], actor_.Copy(static_cast<int>(i)));
-    }
-    // What the runtime told of the start, then what was there at the checkpoint.
-    for (std::size_t i = 0; i < std::min(images_.stdio.size(), stdio_.size()); ++i) {
-      external_.emplace(images_.stdio[i], i);
-    }
-    for (const FdinfoEntry& descriptor : images_.processes.front().descriptors) {
-      if (descriptor.fd() >= stdio_.size() || descriptor.type() != image::FD_PIPE) continue;
-      const FileEntry* entry = Entry(image::FD_PIPE, descriptor.id());
-      if (entry != nullptr) external_.emplace(PipeLink(entry->pipe()), descriptor.fd());
-    }
-    KeepOwnSockets();
-    return KeepOwnPipes();
-  }
-
-  FileActor& actor() override { return actor_; }
-  const FileEntry* Entry(FdTypes type, std::uint32_t id) const override {
-    return images_.File(type, id);
-  }
-  std::span<const FileEntry> entries() const override { return images_.files; }
-
-  Result<std::span<const Record>> Records(std::string_view image_name) override {
-    auto found = records_.find(image_name);
-    if (found == records_.end()) {
-      ASSIGN_OR_RETURN(std::vector<ImageRecord> read,
-                       ReadImageRecords(source_, ImageName(image_name), image_name));
-      std::vector<Record> records;
-      for (ImageRecord& record : read) {
-        records.push_back({std::move(record.message), std::move(record.bytes)});
-      }
-      found = records_.emplace(image_name, std::move(records)).first;
-    }
-    return std::span<const Record>(found->second);
-  }
-
-  const ImageSource& source() const override { return source_; }
-  int ExternalStdio(std::string_view link) const override {
-    const auto found = external_.find(link);
-    return found == external_.end() ? -1 : stdio_[found->second].get();
-  }
-  std::map<std::string, UniqueFd>& Kept() override { return kept_; }
-  void Note(std::string text) override { notes_.push_back(std::move(text)); }
-
-  Status Finish() { return actor_.Finish(); }
-
- private:
-  static std::string PipeLink(const image::PipeEntry& pipe) {
-    return "pipe:[" + std::to_string(pipe.pipe_id()) + "]";
-  }
-
-  // A pipe of which the tree holds both ends is its own, wherever it is. One whose other end was a
-  // runtime's or caller's needs the new one's in its place.
-  Status KeepOwnPipes() {
-    std::map<std::string, unsigned> ends;
-    for (const FileEntry& entry : entries()) {
-      if (entry.type() != image::FD_PIPE) continue;
-      const std::uint32_t mode = entry.pipe().flags() & O_ACCMODE;
-      ends[PipeLink(entry.pipe())] |= (mode != O_WRONLY ? 1u : 0u) | (mode != O_RDONLY ? 2u : 0u);
-    }
-    for (const auto& [link, held] : ends) {
-      const auto found = external_.find(link);
-      if (found == external_.end()) continue;
-      if (held == 3) {
-        external_.erase(found);
-      } else if (!stdio_[found->second]) {
-        return FailedPrecondition("the checkpoint had " + link + " of its starter as descriptor " +
-                                  std::to_string(found->second) +
-                                  ", but the process to become its root has that one closed");
-      }
-    }
-    return OkStatus();
-  }
-
-  // The same for a unix socket: a starter's is one whose peer is not in the tree.
-  void KeepOwnSockets() {
-    std::set<std::uint32_t> inodes = {0};  // no peer
-    for (const FileEntry& entry : entries()) {
-      constexpr std::uint32_t kExternal = 1;  // of uflags: the peer's entry, not a file of the tree
-      if (entry.type() != image::FD_UNIXSK || (entry.usk().uflags() & kExternal) != 0) continue;
-      inodes.insert(entry.usk().ino());
-    }
-    for (const FileEntry& entry : entries()) {
-      if (entry.type() != image::FD_UNIXSK || !inodes.contains(entry.usk().peer())) continue;
-      external_.erase("socket:[" + std::to_string(entry.usk().ino()) + "]");
-    }
-  }
-
-  RootActor actor_;
-  const CheckpointImages& images_;
-  const ImageSource& source_;
-  std::vector<std::string>& notes_;
-  std::array<UniqueFd, 3> stdio_;
-  std::map<std::string, std::size_t, std::less<>> external_;  // index of stdio_ by link
-  std::map<std::string, std::vector<Record>, std::less<>> records_;
-  std::map<std::string, UniqueFd> kept_;
-};
 
 class TableActor : public ProcessActor {
  public:
@@ -400,7 +171,7 @@ class Restorer : public FileRestorer {
 
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
-    Context context(root_, images_, source_, notes_);
+    RestoreContext context(root_, images_, source_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
@@ -501,7 +272,7 @@ class Restorer : public FileRestorer {
   }
 
   // Opens what is mapped and has no path to be opened by in each process: memfds, deleted files.
-  Status OpenNameless(Context& context) {
+  Status OpenNameless(RestoreContext& context) {
     for (const ProcessImage& process : images_.processes) {
       for (const image::VmaEntry& vma : process.mm.vmas()) {
         constexpr std::uint32_t kOfFile = 0x40 | 0x80;  // private, shared
@@ -517,7 +288,7 @@ class Restorer : public FileRestorer {
     return OkStatus();
   }
 
-  Result<UniqueFd> OpenIfNameless(std::uint32_t id, Context& context) {
+  Result<UniqueFd> OpenIfNameless(std::uint32_t id, RestoreContext& context) {
     if (const FileEntry* const memfd = images_.File(image::FD_MEMFD, id)) {
       ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, InodeOf(*memfd));
       // Nameless shared memory, as CRIU dumps it: a memory area's own (restore_layout.h).

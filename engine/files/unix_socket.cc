@@ -125,7 +125,8 @@ Result<std::string> PathInRoot(const OpenFile& file, int bound) {
                    ReadLinkAt(AT_FDCWD, "/proc/self/fd/" + std::to_string(bound)));
   ASSIGN_OR_RETURN(const std::string root,
                    ReadLinkAt(AT_FDCWD, "/proc/" + std::to_string(file.pid) + "/root"));
-  if (root != "/" && path.starts_with(root + "/")) path.erase(0, root.size());
+  const bool is_own = root.size() > 1;  // else "/"
+  if (is_own && path.starts_with(root + "/")) path.erase(0, root.size());
   return path;
 }
 
