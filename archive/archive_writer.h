@@ -6,7 +6,8 @@
 //     config.dump, spec.dump …   what the caller adds
 //     stasis-manifest.json       SHA-256 and size of all the others
 //
-// The file has its name only once it is whole and durable. See docs/decisions/archive-writer.md.
+// The file has its name only once it is whole and durable:
+// docs/decisions/0004-the-archive-is-written-in-one-pass.md
 #pragma once
 
 #include <chrono>
