@@ -1,7 +1,10 @@
 // Source  ipc_namespaces(7), proc_sys_kernel(5), mq_overview(7), setns(2); tested on 6.18
 // Rule    /proc/sys shows the ipc namespace of the thread that opens it, whoever's /proc it is: a
 //         thread of ours enters the namespace, reads, and ends there.
-// Not here  Queues, semaphores and segments of System V and POSIX: they are not dumped
+// Rule    /proc/sysvipc shows, below a line of titles, the objects of that namespace, sysvipc(7). They
+//         end with it: semaphores and message queues of a container would be gone in another one, and
+//         its processes keep their ids in memory. So they are refused, whoever of the pod made them.
+// Not here Segments that somebody is attached to (memory/system_v.cc)
 #include "engine/tasks/dump_ipc.h"
 
 #include <fcntl.h>
@@ -60,6 +63,38 @@ Result<Entry> ReadSettings() {
   return entry;
 }
 
+Status RefuseAll(const char* name, const char* what) {
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(AT_FDCWD, std::string("/proc/sysvipc/") + name));
+  std::string_view rest = text;
+  text::CutLine(rest);
+  const std::vector<std::string_view> object = text::Words(text::CutLine(rest));
+  if (object.size() < 2) return OkStatus();
+  return Unimplemented("the IPC namespace has System V " + std::string(what) + " (id " +
+                       std::string(object[1]) + "), which cannot be checkpointed yet");
+}
+
+Status RefuseUnattachedSegments() {
+  constexpr std::size_t kId = 1, kAttached = 6;
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, "/proc/sysvipc/shm"));
+  std::string_view rest = text;
+  text::CutLine(rest);
+  while (!rest.empty()) {
+    const std::vector<std::string_view> segment = text::Words(text::CutLine(rest));
+    if (segment.size() <= kAttached || segment[kAttached] != "0") continue;
+    return Unimplemented("the IPC namespace has a System V segment that nobody is attached to (id " +
+                         std::string(segment[kId]) + "), which cannot be checkpointed yet");
+  }
+  return OkStatus();
+}
+
+Result<Entry> ReadAll() {
+  RETURN_IF_ERROR(RefuseAll("sem", "semaphores"));
+  RETURN_IF_ERROR(RefuseAll("msg", "message queues"));
+  RETURN_IF_ERROR(RefuseUnattachedSegments());
+  return ReadSettings();
+}
+
 }  // namespace
 
 Result<Entry> ReadIpcVariables(int task_fd) {
@@ -69,7 +104,7 @@ Result<Entry> ReadIpcVariables(int task_fd) {
     if (::setns(space.get(), CLONE_NEWIPC) != 0) {
       entry = SyscallError(errno, "setns to the ipc namespace of the tree");
     } else {
-      entry = ReadSettings();
+      entry = ReadAll();
     }
   }).join();
   return entry;

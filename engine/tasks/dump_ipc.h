@@ -7,7 +7,8 @@
 namespace stasis::engine {
 
 /// The sysctls of the ipc namespace of a task, whose folder in /proc is `task_fd`.
-/// PermissionDenied: CAP_SYS_ADMIN is needed to enter it.
+/// PermissionDenied: CAP_SYS_ADMIN is needed to enter it. Unimplemented: it has System V objects that a
+/// restore would lose.
 Result<image::IpcVarEntry> ReadIpcVariables(int task_fd);
 
 }  // namespace stasis::engine

@@ -2,10 +2,14 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/ipc.h>
 #include <sys/mount.h>
+#include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/rseq.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -352,6 +356,23 @@ TEST(DumpTasksTest, AnIpcNamespaceHasItsSettings) {
   EXPECT_EQ(settings->sem_ctls_size(), 4);
   EXPECT_GT(settings->shm_ctlmax(), 0u);
   EXPECT_NE(ReadFileAt(AT_FDCWD, "/proc/sys/kernel/msgmax").value_or(""), "4711\n");
+}
+
+TEST(DumpTasksTest, IpcObjectsThatWouldBeLostAreRefused) {
+  const std::pair<int (*)(), const char*> made[] = {
+      {[] { return ::semget(IPC_PRIVATE, 1, 0600); }, "semaphores"},
+      {[] { return ::msgget(IPC_PRIVATE, 0600); }, "message queues"},
+      {[] { return ::shmget(IPC_PRIVATE, 4096, 0600); }, "nobody is attached"},
+  };
+  for (const auto& [make, name] : made) {
+    SharedWords words;
+    const Child child = Prepared(words, [make = make] {
+      if (::unshare(CLONE_NEWIPC) != 0 || make() < 0) ::_exit(1);
+    });
+    MemoryImages images;
+    EXPECT_THAT(DumpTo(child.pid(), images),
+                StatusIs(StatusCode::kUnimplemented, HasSubstr(name)));
+  }
 }
 
 TEST(DumpTasksTest, OnlyMountsFromOutsideAreToBeGivenAgain) {
