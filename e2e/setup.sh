@@ -8,7 +8,7 @@ packages=(
   libcpprest-dev libarchive-dev libseccomp-dev libssl-dev libzstd-dev libcap-dev
   nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev libgtest-dev libgmock-dev
   containerd runc docker-registry containernetworking-plugins iproute2 iptables
-  redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
+  xz-utils bzip2 zstd redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
 )
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
 [[ ${1:-} == --peers ]] && packages+=(debootstrap)
