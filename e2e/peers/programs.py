@@ -8,8 +8,8 @@ from e2e.host import Program
 from e2e.peers.tools import await_reaped, criu
 
 # What CRIU does not take unasked: connections are closed, as Stasis has it.
-DUMP = ["--tcp-close"]
-RESTORE = ["--tcp-close", "--restore-detached", "--restore-sibling"]
+DUMP = ["--tcp-close", "--file-locks"]
+RESTORE = ["--tcp-close", "--file-locks", "--restore-detached", "--restore-sibling"]
 
 
 class Restored:

@@ -6,6 +6,8 @@
 //         its nice value stands for, with the same class 0.
 // Rule    execve(2) keeps the personality; what it changes at once (READ_IMPLIES_EXEC) concerns new
 //         mappings only.
+// Rule    CRIU 4.2 reads the hexadecimal /proc/PID/personality as a decimal number, and restores none: only
+//         what we wrote ourselves is put into force.
 // Rule    Memory-deny-write-execute can be set and never taken back. It is inherited unless asked
 //         otherwise, so the leader's alone is asked for: it is a flag of the memory, not of a thread.
 #include "engine/tasks/settings.h"
@@ -53,6 +55,7 @@ Status ReadSettings(const FrozenThread& thread, image::ThreadCoreEntry& core) {
 }
 
 Status ReadSettings(const FrozenProcess& process, image::TaskCoreEntry& core) {
+  if (core.personality() != 0) core.set_stasis_personality(core.personality());
   const auto text = ReadFileAt(process.proc.get(), "coredump_filter");
   if (text.status().code() == StatusCode::kNotFound) return OkStatus();  // CONFIG_ELF_CORE
   RETURN_IF_ERROR(text.status());
@@ -88,7 +91,10 @@ Status RestoreSettings(const ThreadImage& thread, RemoteSyscalls& remote, Notes&
 Status RestoreSettings(RestoredProcess& process) {
   RemoteSyscalls& remote = *process.remote;
   const image::TaskCoreEntry& core = process.image->leader().core.tc();
-  RETURN_IF_ERROR(remote.Call("personality", SYS_personality, core.personality()).status());
+  if (core.has_stasis_personality()) {
+    RETURN_IF_ERROR(
+        remote.Call("personality", SYS_personality, core.stasis_personality()).status());
+  }
   if (core.has_stasis_core_dump_filter()) {
     ASSIGN_OR_RETURN(const UniqueFd file, OpenAt(process.proc.get(), "coredump_filter", O_WRONLY));
     RETURN_IF_ERROR(WriteAll(file.get(), std::to_string(core.stasis_core_dump_filter())));

@@ -9,7 +9,7 @@ namespace stasis::engine {
 
 /// Timer slack and I/O priority of a stopped thread, into its core image; only what is not the default.
 Status ReadSettings(const FrozenThread& thread, image::ThreadCoreEntry& core);
-/// The core dump filter of a stopped process.
+/// The core dump filter of a stopped process, and its personality, which `core` has already.
 Status ReadSettings(const FrozenProcess& process, image::TaskCoreEntry& core);
 /// What only the process itself can tell: memory-deny-write-execute.
 Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core);
