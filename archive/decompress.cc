@@ -40,9 +40,8 @@ bool IsCompressed(int fd) {
 
 }  // namespace
 
-Result<UniqueFd> Decompressed(
-    UniqueFd fd, const std::string& folder, std::uint64_t max_bytes,
-    const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+Result<UniqueFd> Decompressed(UniqueFd fd, const std::string& folder, std::uint64_t max_bytes,
+                              const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   if (!IsCompressed(fd.get())) return fd;
   struct stat compressed = {};
   if (::fstat(fd.get(), &compressed) != 0) return SyscallError(errno, "fstat");

@@ -41,7 +41,8 @@ struct CheckpointImages {
   std::vector<ProcessImage> processes;  ///< Parents before children; the root is the first.
   std::vector<image::FileEntry> files;  ///< In rising order of type, then id: File() relies on it.
   image::SeccompEntry seccomp;
-  std::vector<std::string> stdio;  ///< descriptors.json: what the root's 0, 1, 2 were; may be empty.
+  std::vector<std::string>
+      stdio;  ///< descriptors.json: what the root's 0, 1, 2 were; may be empty.
 
   /// The entry of files.img with that type and id, or null.
   const image::FileEntry* File(image::FdTypes type, std::uint32_t id) const;

@@ -52,8 +52,9 @@ struct DumpRequest {
 
 struct DumpReport {
   std::chrono::microseconds freezing{};  ///< From the first interrupt until all tasks stand still.
-  std::chrono::microseconds frozen{};    ///< From the first task's stop until the last one runs again.
-  std::chrono::microseconds memory{};    ///< Part of `frozen` in which memory was read and written.
+  std::chrono::microseconds
+      frozen{};  ///< From the first task's stop until the last one runs again.
+  std::chrono::microseconds memory{};  ///< Part of `frozen` in which memory was read and written.
   std::uint64_t processes = 0;
   std::uint64_t threads = 0;
   std::uint64_t pages_scanned = 0;

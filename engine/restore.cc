@@ -101,7 +101,8 @@ class Restoration {
   }
 
   static void AwaitDeath(Tracee& tracee) {
-    constexpr std::chrono::seconds kTimeout{2};  // a killed task that does not end hangs in a device
+    constexpr std::chrono::seconds kTimeout{
+        2};  // a killed task that does not end hangs in a device
     const auto give_up = steady_clock::now() + kTimeout;
     while (tracee.tid() != 0) {
       const Result<Stop> stop = WaitForStop(tracee.tid(), give_up);
@@ -115,7 +116,8 @@ class Restoration {
 
   Status Goon() const {
     if (request_.stop.stop_requested()) return Cancelled("the restore was cancelled");
-    if (steady_clock::now() > request_.deadline) return DeadlineExceeded("the restore took too long");
+    if (steady_clock::now() > request_.deadline)
+      return DeadlineExceeded("the restore took too long");
     return OkStatus();
   }
 
@@ -145,8 +147,9 @@ class Restoration {
   }
 
   Status CheckRootPid() const {
-    ASSIGN_OR_RETURN(const std::string text,
-                     ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(request_.placeholder) + "/status"));
+    ASSIGN_OR_RETURN(
+        const std::string text,
+        ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(request_.placeholder) + "/status"));
     ASSIGN_OR_RETURN(const TaskStatus status, ParseTaskStatus(text));
     const pid_t wanted = images_.processes.front().pid();
     if (!status.ns_pid.empty() && status.ns_pid.back() == wanted) return OkStatus();

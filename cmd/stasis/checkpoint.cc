@@ -65,15 +65,14 @@ Status AddDescription(archive::ArchiveWriter& writer, pid_t pid) {
 void Print(const Options& options, const engine::DumpReport& report,
            const std::vector<std::string>& notes, microseconds total) {
   if (options.json) {
-    nlohmann::json json = {
-        {"pid", options.pid},
-        {"output", options.output.empty() ? options.images_dir : options.output},
-        {"processes", report.processes},
-        {"threads", report.threads},
-        {"pages_written", report.pages_written},
-        {"frozen_us", report.frozen.count()},
-        {"total_us", total.count()},
-        {"notes", notes}};
+    nlohmann::json json = {{"pid", options.pid},
+                           {"output", options.output.empty() ? options.images_dir : options.output},
+                           {"processes", report.processes},
+                           {"threads", report.threads},
+                           {"pages_written", report.pages_written},
+                           {"frozen_us", report.frozen.count()},
+                           {"total_us", total.count()},
+                           {"notes", notes}};
     if (!options.container.empty()) json["container"] = options.container;
     std::printf("%s\n", JsonText(json).c_str());
     return;
@@ -185,13 +184,15 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
       ->check(NotEmpty());
   what->require_option(1);
   CLI::Option_group* where = command->add_option_group("where", "Where the checkpoint goes");
-  where->add_option("--output", options->output,
-                    "A new archive file (tar); of a container with all that a restore in another "
-                    "pod needs")
+  where
+      ->add_option("--output", options->output,
+                   "A new archive file (tar); of a container with all that a restore in another "
+                   "pod needs")
       ->check(NotEmpty());
-  where->add_option("--images-dir", options->images_dir,
-                    "An empty folder, for image files as CRIU's tools read them: the processes "
-                    "alone")
+  where
+      ->add_option("--images-dir", options->images_dir,
+                   "An empty folder, for image files as CRIU's tools read them: the processes "
+                   "alone")
       ->check(NotEmpty());
   where->require_option(1);
   CLI::Option* running =

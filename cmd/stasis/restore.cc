@@ -102,8 +102,7 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
 
 Result<int> Restore(const Options& options, Interrupts& interrupts) {
   if (!options.archive.empty()) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive,
-                     OpenArchive(options.archive));
+    ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive, OpenArchive(options.archive));
     {
       Progress progress("verifying");
       RETURN_IF_ERROR(archive::CheckUnaltered(*archive, std::ref(progress)));

@@ -14,8 +14,7 @@ struct Options {
 };
 
 Status Verify(const Options& options) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive,
-                   OpenArchive(options.archive));
+  ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive, OpenArchive(options.archive));
   Result<archive::Verification> verified = [&] {
     Progress progress("verifying");
     return archive::Verify(*archive, std::ref(progress));

@@ -98,7 +98,7 @@ std::vector<archive::BindMount> BindMounts(const json& spec) {
     const std::string source = archive::TextField(mount, "source");
     const bool own = std::find(std::begin(kOwnMounts), std::end(kOwnMounts), destination) !=
                      std::end(kOwnMounts);
-    struct stat status {};
+    struct stat status{};
     if (own || archive::TextField(mount, "type") != "bind") continue;
     if (::stat(source.c_str(), &status) != 0) continue;  // gone from the host: nothing to say of it
     binds.push_back({source, destination, S_ISDIR(status.st_mode), status.st_mode & 0777U});
@@ -142,14 +142,14 @@ LogExtent OpenContainerLog(const ContainerFacts& facts) {
   // A link here would be somebody's trap: it would put a file of the host into the archive.
   Result<UniqueFd> log =
       OpenAt(AT_FDCWD, facts.status.log_path(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-  struct stat status {};
+  struct stat status{};
   if (!log.ok() || ::fstat(log->get(), &status) != 0 || !S_ISREG(status.st_mode)) return {};
   return {std::move(*log), 0};
 }
 
 Status SetExtent(LogExtent& log) {
   if (!log.file) return OkStatus();
-  struct stat status {};
+  struct stat status{};
   if (::fstat(log.file.get(), &status) != 0) {
     const int error = errno;
     return SyscallError(error, "fstat of the container's log");

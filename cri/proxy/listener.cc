@@ -58,7 +58,7 @@ Result<sockaddr_un> AddressOf(const std::string& path) {
 }
 
 Status RemoveStale(const std::string& path, const sockaddr_un& address) {
-  struct stat status {};
+  struct stat status{};
   if (::lstat(path.c_str(), &status) != 0) {
     const int error = errno;
     return error == ENOENT ? OkStatus() : SyscallError(error, "lstat " + path);

@@ -41,7 +41,7 @@ bool HasMark(const google::protobuf::Map<std::string, std::string>& map) {
 }
 
 bool IsRegularFile(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 

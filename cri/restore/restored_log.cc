@@ -39,7 +39,7 @@ Result<UniqueFd> OpenLog(const std::string& path) {
     return FailedPrecondition(path + " leads through a symbolic link, which is not followed");
   }
   if (!log) return SyscallError(errno, "open " + path);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(log.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_nlink != 1) {
     return FailedPrecondition(path + " is not a log: no regular file, or one with a second name");
   }

@@ -30,8 +30,11 @@ void Ask(int fd, unsigned number) {
     nlmsghdr header;
     ifinfomsg body;
   } request = {};
-  request.header = {.nlmsg_len = sizeof(request), .nlmsg_type = RTM_GETLINK,
-                    .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = number, .nlmsg_pid = 0};
+  request.header = {.nlmsg_len = sizeof(request),
+                    .nlmsg_type = RTM_GETLINK,
+                    .nlmsg_flags = NLM_F_REQUEST,
+                    .nlmsg_seq = number,
+                    .nlmsg_pid = 0};
   request.body.ifi_index = 1;
   CHECK(send(fd, &request, sizeof(request), 0) == static_cast<ssize_t>(sizeof(request)));
   alignas(nlmsghdr) char answer[16384];

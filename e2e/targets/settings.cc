@@ -47,8 +47,8 @@ int main(int, char** argv) {
   CHECK_EQ(prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0), 70'000);
   CHECK_EQ(syscall(SYS_ioprio_get, 1, 0), kBestEffortSeven);
   CHECK_EQ(strtol(target::Read("/proc/self/coredump_filter").c_str(), nullptr, 16), 0x7f);
-  void* const page = mmap(nullptr, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const page =
+      mmap(nullptr, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK_EQ(page == MAP_FAILED, has_mdwe);
   go = true;
   other.join();

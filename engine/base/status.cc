@@ -69,8 +69,8 @@ Status MakeStatus(StatusCode code, std::string_view message) {
 }
 
 Status SyscallError(int error, std::string_view what) {
-  Status status(CodeOf(error), absl::StrCat(ToAbsl(what), ": ",
-                                            std::generic_category().message(error)));
+  Status status(CodeOf(error),
+                absl::StrCat(ToAbsl(what), ": ", std::generic_category().message(error)));
   status.SetPayload(kErrnoPayload, absl::Cord(absl::StrCat(error)));
   return status;
 }

@@ -36,18 +36,32 @@ std::string Message(const Status& status);
 /// "NOT_FOUND: message": how an error is shown to a person.
 std::string ToText(const Status& status);
 
-inline Status InvalidArgument(std::string_view m) { return MakeStatus(StatusCode::kInvalidArgument, m); }
+inline Status InvalidArgument(std::string_view m) {
+  return MakeStatus(StatusCode::kInvalidArgument, m);
+}
 inline Status NotFound(std::string_view m) { return MakeStatus(StatusCode::kNotFound, m); }
-inline Status AlreadyExists(std::string_view m) { return MakeStatus(StatusCode::kAlreadyExists, m); }
-inline Status PermissionDenied(std::string_view m) { return MakeStatus(StatusCode::kPermissionDenied, m); }
-inline Status FailedPrecondition(std::string_view m) { return MakeStatus(StatusCode::kFailedPrecondition, m); }
-inline Status ResourceExhausted(std::string_view m) { return MakeStatus(StatusCode::kResourceExhausted, m); }
-inline Status Unimplemented(std::string_view m) { return MakeStatus(StatusCode::kUnimplemented, m); }
+inline Status AlreadyExists(std::string_view m) {
+  return MakeStatus(StatusCode::kAlreadyExists, m);
+}
+inline Status PermissionDenied(std::string_view m) {
+  return MakeStatus(StatusCode::kPermissionDenied, m);
+}
+inline Status FailedPrecondition(std::string_view m) {
+  return MakeStatus(StatusCode::kFailedPrecondition, m);
+}
+inline Status ResourceExhausted(std::string_view m) {
+  return MakeStatus(StatusCode::kResourceExhausted, m);
+}
+inline Status Unimplemented(std::string_view m) {
+  return MakeStatus(StatusCode::kUnimplemented, m);
+}
 inline Status Unavailable(std::string_view m) { return MakeStatus(StatusCode::kUnavailable, m); }
 inline Status DataLoss(std::string_view m) { return MakeStatus(StatusCode::kDataLoss, m); }
 inline Status Internal(std::string_view m) { return MakeStatus(StatusCode::kInternal, m); }
 inline Status Cancelled(std::string_view m) { return MakeStatus(StatusCode::kCancelled, m); }
-inline Status DeadlineExceeded(std::string_view m) { return MakeStatus(StatusCode::kDeadlineExceeded, m); }
+inline Status DeadlineExceeded(std::string_view m) {
+  return MakeStatus(StatusCode::kDeadlineExceeded, m);
+}
 inline Status Aborted(std::string_view m) { return MakeStatus(StatusCode::kAborted, m); }
 
 }  // namespace stasis
@@ -55,10 +69,9 @@ inline Status Aborted(std::string_view m) { return MakeStatus(StatusCode::kAbort
 #define STASIS_CONCAT_(a, b) a##b
 #define STASIS_CONCAT(a, b) STASIS_CONCAT_(a, b)
 
-#define RETURN_IF_ERROR(expression)                                       \
-  do {                                                                    \
-    if (::stasis::Status stasis_status = (expression); !stasis_status.ok()) \
-      return stasis_status;                                               \
+#define RETURN_IF_ERROR(expression)                                                               \
+  do {                                                                                            \
+    if (::stasis::Status stasis_status = (expression); !stasis_status.ok()) return stasis_status; \
   } while (false)
 
 #define ASSIGN_OR_RETURN(declaration, expression) \

@@ -29,9 +29,9 @@ namespace stasis::engine {
 namespace {
 
 // Options of one int, none of which needs a right.
-constexpr auto kOptions = std::to_array<int>({NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR,
-                                              NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_EXT_ACK,
-                                              NETLINK_GET_STRICT_CHK});
+constexpr auto kOptions =
+    std::to_array<int>({NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS,
+                        NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK});
 constexpr std::uint32_t kNeverConnected = 7;  // TCP_CLOSE, as sock_init_data() leaves it
 constexpr std::uint32_t kConnected = 1;       // NETLINK_CONNECTED
 
@@ -79,7 +79,8 @@ Status CheckGroups(const OpenFile& file, std::uint32_t protocol) {
   for (std::size_t i = 0; i < words.size(); ++i) {
     if (words[i] == 0 || (i == 0 && protocol != NETLINK_GENERIC)) continue;
     return Unimplemented(NameOf(file) + ": netlink groups " +
-                         (i == 0 ? "of NETLINK_GENERIC" : "above 32") + " cannot be checkpointed yet");
+                         (i == 0 ? "of NETLINK_GENERIC" : "above 32") +
+                         " cannot be checkpointed yet");
   }
   return OkStatus();
 }
@@ -159,8 +160,8 @@ Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& conte
                          " with groups above 32, or connected to another program");
   }
   const int type = entry.stasis_type() == SOCK_DGRAM ? SOCK_DGRAM : SOCK_RAW;
-  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(AF_NETLINK, type,
-                                                       static_cast<int>(entry.protocol())));
+  ASSIGN_OR_RETURN(UniqueFd fd,
+                   context.actor().Socket(AF_NETLINK, type, static_cast<int>(entry.protocol())));
   RETURN_IF_ERROR(Bind(fd.get(), entry, context));
   if (entry.dst_group() != 0) {
     sockaddr_nl peer = {};

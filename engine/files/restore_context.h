@@ -153,7 +153,7 @@ class RootActor : public FileActor {
 class RestoreContext : public FileRestoreContext {
  public:
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
-          std::vector<std::string>& notes)
+                 std::vector<std::string>& notes)
       : actor_(root), images_(images), source_(source), notes_(notes) {}
 
   /// Before anything is opened: takes the root's first descriptors.

@@ -141,7 +141,8 @@ class TableActor : public ProcessActor {
         remote().Call("ioctl TIOCSPGRP", SYS_ioctl, fd, TIOCSPGRP, address).status();
     if (ErrnoOf(status) != ENOTTY) return status;
     return FailedPrecondition(
-        "the terminal controlled the program's session, and here it does not: restore it from a shell "
+        "the terminal controlled the program's session, and here it does not: restore it from a "
+        "shell "
         "on that terminal, or in a container with tty: true");
   }
 

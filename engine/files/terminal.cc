@@ -37,9 +37,7 @@ constexpr unsigned kCurrent = 0, kMultiplexer = 2;  // minors of 5: /dev/tty, /d
 constexpr std::uint32_t kCurrentId = 1006;          // CRIU's number for /dev/tty
 
 bool IsPts(dev_t device) { return major(device) >= kFirstPts && major(device) <= kLastPts; }
-bool IsCurrent(dev_t device) {
-  return major(device) == kTtyDevices && minor(device) == kCurrent;
-}
+bool IsCurrent(dev_t device) { return major(device) == kTtyDevices && minor(device) == kCurrent; }
 
 // The number below /dev/pts, which runs on from one major to the next.
 std::uint32_t PtsIndex(dev_t device) {
@@ -57,8 +55,7 @@ bool Owns(const OpenFile& file) {
 bool HasMasterInTree(const OpenFile& file, const FileDumpContext& context) {
   return std::ranges::any_of(context.files(), [&](const OpenFile& other) {
     unsigned index = 0;
-    return S_ISCHR(other.st.st_mode) &&
-           other.st.st_rdev == makedev(kTtyDevices, kMultiplexer) &&
+    return S_ISCHR(other.st.st_mode) && other.st.st_rdev == makedev(kTtyDevices, kMultiplexer) &&
            ::ioctl(other.borrowed.get(), TIOCGPTN, &index) == 0 &&
            index == PtsIndex(file.st.st_rdev);
   });
@@ -132,17 +129,19 @@ Status CheckSupported(const OpenFile& file, const FileDumpContext& context) {
   if (IsCurrent(file.st.st_rdev)) return OkStatus();
   if (!IsPts(file.st.st_rdev)) {
     const bool master = file.st.st_rdev == makedev(kTtyDevices, kMultiplexer);
-    return Unimplemented(NameOf(file) + (master ? ": a pseudo-terminal made inside"
-                                                : ": the console of a machine") +
-                         " cannot be checkpointed yet");
+    return Unimplemented(
+        NameOf(file) + (master ? ": a pseudo-terminal made inside" : ": the console of a machine") +
+        " cannot be checkpointed yet");
   }
   if (HasMasterInTree(file, context)) {
-    return Unimplemented(NameOf(file) + ": a pseudo-terminal made inside cannot be checkpointed yet");
+    return Unimplemented(NameOf(file) +
+                         ": a pseudo-terminal made inside cannot be checkpointed yet");
   }
   if (!context.IsExternalStdio(file)) {
-    return Unimplemented(NameOf(file) +
-                         ": a terminal whose other end is outside the tree, and which is none of the "
-                         "root's first three descriptors, cannot be checkpointed");
+    return Unimplemented(
+        NameOf(file) +
+        ": a terminal whose other end is outside the tree, and which is none of the "
+        "root's first three descriptors, cannot be checkpointed");
   }
   return OkStatus();
 }
@@ -165,8 +164,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   image::TtyFileEntry& tty = *entry.mutable_tty();
   RETURN_IF_ERROR(DumpCommon(file, context, tty));
   tty.set_regf_id(path.id());
-  const std::uint32_t id =
-      IsCurrent(file.st.st_rdev) ? kCurrentId : PtsIndex(file.st.st_rdev) << 1;
+  const std::uint32_t id = IsCurrent(file.st.st_rdev) ? kCurrentId : PtsIndex(file.st.st_rdev) << 1;
   tty.set_tty_info_id(id);
   context.AddEntry(std::move(path));
   if (IsCurrent(file.st.st_rdev) || !IsFirstOfItsTerminal(file, context)) return entry;

@@ -86,8 +86,9 @@ Status ImageSink::Put(std::string_view name, std::string_view bytes) {
 Result<std::string> ImageSource::Get(std::string_view name, std::uint64_t limit_bytes) const {
   ASSIGN_OR_RETURN(const std::uint64_t size, Size(name));
   if (size > limit_bytes) {
-    return ResourceExhausted(std::string(name) + " has " + std::to_string(size) + " bytes, over the " +
-                             std::to_string(limit_bytes) + " that such a file may have");
+    return ResourceExhausted(std::string(name) + " has " + std::to_string(size) +
+                             " bytes, over the " + std::to_string(limit_bytes) +
+                             " that such a file may have");
   }
   std::string bytes(size, '\0');
   RETURN_IF_ERROR(ReadAt(name, 0, std::as_writable_bytes(std::span(bytes.data(), bytes.size()))));

@@ -82,8 +82,8 @@ Result<PendingImages::File> PendingImages::Make(const std::string& name) {
   if (errno != EOPNOTSUPP && errno != EISDIR) {
     return SyscallError(errno, "create a file in " + path_);
   }
-  ASSIGN_OR_RETURN(file.fd, OpenAt(folder_.get(), name,
-                                   O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, kMode));
+  ASSIGN_OR_RETURN(file.fd,
+                   OpenAt(folder_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, kMode));
   file.named = true;
   return file;
 }

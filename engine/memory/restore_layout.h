@@ -48,7 +48,7 @@ struct AreaImage {
   AddressRange range;
   Kind kind = Kind::kAnonymous;
   int prot = 0;
-  int map_flags = 0;         ///< For mmap(2), without MAP_FIXED_NOREPLACE and MAP_LOCKED.
+  int map_flags = 0;  ///< For mmap(2), without MAP_FIXED_NOREPLACE and MAP_LOCKED.
   std::uint64_t object =
       0;  ///< Of a file, a System V segment: its id; of shared memory: its number.
   std::uint64_t offset = 0;  ///< In the object, bytes.

@@ -31,8 +31,8 @@ struct TaskStatus {
   std::uint64_t cap_inheritable = 0, cap_permitted = 0, cap_effective = 0, cap_bounding = 0,
                 cap_ambient = 0;
   bool no_new_privs = false;
-  int seccomp = 0;          ///< 0 none, 1 strict, 2 filter
-  int seccomp_filters = 0;  ///< How many; 0 where the kernel does not say.
+  int seccomp = 0;                       ///< 0 none, 1 strict, 2 filter
+  int seccomp_filters = 0;               ///< How many; 0 where the kernel does not say.
   std::uint64_t voluntary_switches = 0;  ///< voluntary_ctxt_switches
 };
 Result<TaskStatus> ParseTaskStatus(std::string_view text);

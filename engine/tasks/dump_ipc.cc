@@ -82,8 +82,9 @@ Status RefuseUnattachedSegments() {
   while (!rest.empty()) {
     const std::vector<std::string_view> segment = text::Words(text::CutLine(rest));
     if (segment.size() <= kAttached || segment[kAttached] != "0") continue;
-    return Unimplemented("the IPC namespace has a System V segment that nobody is attached to (id " +
-                         std::string(segment[kId]) + "), which cannot be checkpointed yet");
+    return Unimplemented(
+        "the IPC namespace has a System V segment that nobody is attached to (id " +
+        std::string(segment[kId]) + "), which cannot be checkpointed yet");
   }
   return OkStatus();
 }

@@ -104,9 +104,10 @@ Status CheckLinks(const FrozenProcess& process, const struct stat& tree_root) {
 // of other sessions would have to be acquired.
 Status CheckTerminal(const FrozenProcess& process, const FrozenProcess& root) {
   if (process.stat.tty_nr == 0 || process.stat.session == root.stat.session) return OkStatus();
-  return Unimplemented(Name(process) +
-                       ": its session is not the root's and has a controlling terminal, which cannot "
-                       "be checkpointed yet");
+  return Unimplemented(
+      Name(process) +
+      ": its session is not the root's and has a controlling terminal, which cannot "
+      "be checkpointed yet");
 }
 
 // `id` as images have it: 0 for a leader outside of the tree that the root too has.

@@ -23,7 +23,8 @@ std::vector<pid_t> CandidatesBeside(std::span<const pid_t> wanted) {
   std::vector<pid_t> candidates;
   const pid_t highest = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
   // Small pid namespaces (per-namespace pid_max, Linux 6.14) have little room above: go up, then low.
-  for (pid_t pid = std::max(highest + 64, kFirstCandidate); candidates.size() < kCandidates / 2; ++pid) {
+  for (pid_t pid = std::max(highest + 64, kFirstCandidate); candidates.size() < kCandidates / 2;
+       ++pid) {
     candidates.push_back(pid);
   }
   for (pid_t pid = kFirstCandidate; candidates.size() < kCandidates; ++pid) {
@@ -62,8 +63,8 @@ Result<PidReserver> PidReserver::Start(pid_t member, const std::string& program,
   ::posix_spawn_file_actions_adddup2(&actions, out_write.get(), 1);
   ::posix_spawn_file_actions_adddup2(&actions, ns.get(), kNamespaceFd);
   PidReserver reserver;
-  const int error =
-      ::posix_spawn(&reserver.helper_, program.c_str(), &actions, nullptr, argv.data(), environment);
+  const int error = ::posix_spawn(&reserver.helper_, program.c_str(), &actions, nullptr,
+                                  argv.data(), environment);
   ::posix_spawn_file_actions_destroy(&actions);
   if (error != 0) {
     reserver.helper_ = 0;
@@ -104,8 +105,9 @@ Result<int> PidReserver::Ask(const std::string& line) {
 Status PidReserver::CheckFree(pid_t pid) {
   ASSIGN_OR_RETURN(const int error, Ask("?" + std::to_string(pid) + "\n"));
   if (error == 0) return OkStatus();
-  return AlreadyExists("pid " + std::to_string(pid) +
-                       " is taken by another process; end that, or restore in a pid namespace of its own");
+  return AlreadyExists(
+      "pid " + std::to_string(pid) +
+      " is taken by another process; end that, or restore in a pid namespace of its own");
 }
 
 Status PidReserver::MakeNext(pid_t pid) {

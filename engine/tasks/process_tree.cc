@@ -49,7 +49,8 @@ Result<TaskStatus> ReadStatus(pid_t tid) {
 // Until the stop that an interrupt, or being born traced, brings; what else comes first goes on.
 Status WaitUntilStopped(Tracee& tracee) {
   while (true) {
-    ASSIGN_OR_RETURN(const Stop stop, WaitForStop(tracee.tid(), steady_clock::now() + kStopTimeout));
+    ASSIGN_OR_RETURN(const Stop stop,
+                     WaitForStop(tracee.tid(), steady_clock::now() + kStopTimeout));
     switch (stop.kind) {
       case Stop::Kind::kTrap:
       case Stop::Kind::kGroup:
@@ -120,8 +121,7 @@ Status MakeReady(RestoredProcess& process, const RemoteArea& area) {
   if (!process.pidfd) {
     return SyscallError(errno, "pidfd_open " + std::to_string(process.pid));
   }
-  ASSIGN_OR_RETURN(process.proc,
-                   OpenAt(AT_FDCWD, ProcPath(process.pid), O_RDONLY | O_DIRECTORY));
+  ASSIGN_OR_RETURN(process.proc, OpenAt(AT_FDCWD, ProcPath(process.pid), O_RDONLY | O_DIRECTORY));
   process.area = area;
   ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(process.leader, area));
   process.remote.emplace(std::move(remote));
@@ -133,7 +133,8 @@ class Builder {
  public:
   Builder(const CheckpointImages& images, PidReserver& reserver)
       : images_(images), reserver_(reserver), made_(images.processes.size()) {
-    for (std::size_t i = 0; i < images.processes.size(); ++i) by_pid_[images.processes[i].pid()] = i;
+    for (std::size_t i = 0; i < images.processes.size(); ++i)
+      by_pid_[images.processes[i].pid()] = i;
   }
 
   // Nothing half-made is let go: detached, it would run our calls' registers.
@@ -148,16 +149,21 @@ class Builder {
   Result<std::vector<RestoredProcess>> Build(RestoredProcess root) {
     // Children of stand-ins that end must come to the root, as orphans of a container come to pid 1.
     // (In a pid namespace of its own the root is the reaper anyway.)
-    RETURN_IF_ERROR(root.remote->Call("prctl PR_SET_CHILD_SUBREAPER", SYS_prctl,
-                                      PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0).status());
+    RETURN_IF_ERROR(
+        root.remote
+            ->Call("prctl PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            .status());
     ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(root.pid));
     root_session_ = status.ns_sid.back();
     made_[0].emplace(std::move(root));
     RETURN_IF_ERROR(Grow(0, OwnSession(root_session_)));
     RETURN_IF_ERROR(JoinGroups());
     RETURN_IF_ERROR(EndStandIns());
-    RETURN_IF_ERROR(made_[0]->remote->Call("prctl PR_SET_CHILD_SUBREAPER", SYS_prctl,
-                                           PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0).status());
+    RETURN_IF_ERROR(
+        made_[0]
+            ->remote
+            ->Call("prctl PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+            .status());
     std::vector<RestoredProcess> processes;
     for (std::optional<RestoredProcess>& process : made_) processes.push_back(*std::move(process));
     done_ = true;
@@ -176,8 +182,12 @@ class Builder {
     return wanted == images_.processes[0].pid() || wanted == 0 ? (wanted == session ? session : 0)
                                                                : wanted;
   }
-  pid_t SessionOf(std::size_t i) const { return static_cast<pid_t>(images_.processes[i].tree.sid()); }
-  pid_t GroupOf(std::size_t i) const { return static_cast<pid_t>(images_.processes[i].tree.pgid()); }
+  pid_t SessionOf(std::size_t i) const {
+    return static_cast<pid_t>(images_.processes[i].tree.sid());
+  }
+  pid_t GroupOf(std::size_t i) const {
+    return static_cast<pid_t>(images_.processes[i].tree.pgid());
+  }
 
   // Process `i` stands, in session `born`. Forks what must be born before and after it founds its own.
   Status Grow(std::size_t i, pid_t born) {
@@ -198,8 +208,8 @@ class Builder {
     }
     for (const std::size_t child : before) RETURN_IF_ERROR(Fork(i, child, born));
     if (session == pid && born != pid) {
-      RETURN_IF_ERROR(Annotate(
-          made_[i]->remote->Call("setsid", SYS_setsid).status(), PidText(images_.processes[i])));
+      RETURN_IF_ERROR(Annotate(made_[i]->remote->Call("setsid", SYS_setsid).status(),
+                               PidText(images_.processes[i])));
     } else if (session != born) {
       return Unimplemented(PidText(images_.processes[i]) + " is in session " +
                            std::to_string(session) + ", which its parent was never in");
@@ -253,8 +263,8 @@ class Builder {
     }
     RETURN_IF_ERROR(AddStandIn(parent, leader, SYS_setsid));
     for (const std::size_t child : children) {
-      RETURN_IF_ERROR(ForkFrom(stand_ins_[leader].process, images_.processes[child].pid(),
-                               made_[child]));
+      RETURN_IF_ERROR(
+          ForkFrom(stand_ins_[leader].process, images_.processes[child].pid(), made_[child]));
       RETURN_IF_ERROR(Place(child, *made_[parent]->image, leader));
     }
     return OkStatus();
@@ -284,11 +294,11 @@ class Builder {
 
   Status EndStandIns() {
     for (auto& [pid, stand_in] : stand_ins_) {
-      (void)stand_in.process.remote->Call("exit_group", SYS_exit_group, 0);  // it does not come back
+      (void)stand_in.process.remote->Call("exit_group", SYS_exit_group,
+                                          0);  // it does not come back
       stand_in.process.remote->Abandon();
-      RETURN_IF_ERROR(made_[stand_in.parent]
-                          ->remote->Call("wait4", SYS_wait4, pid, 0, __WALL, 0)
-                          .status());
+      RETURN_IF_ERROR(
+          made_[stand_in.parent]->remote->Call("wait4", SYS_wait4, pid, 0, __WALL, 0).status());
     }
     stand_ins_.clear();
     return OkStatus();
@@ -317,16 +327,15 @@ Status EndBySignal(RestoredProcess& process, int signal) {
   while (true) {
     ASSIGN_OR_RETURN(const Stop stop, WaitForStop(process.pid, steady_clock::now() + kStopTimeout));
     if (stop.kind == Stop::Kind::kExited) return OkStatus();
-    RETURN_IF_ERROR(
-        process.leader.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
+    RETURN_IF_ERROR(process.leader.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
   }
 }
 
 }  // namespace
 
 unsigned RestoreOptions() {
-  return PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_SUSPEND_SECCOMP | PTRACE_O_TRACECLONE |
-         PTRACE_O_TRACEFORK | PTRACE_O_TRACEEXEC;
+  return PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_SUSPEND_SECCOMP |
+         PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEEXEC;
 }
 
 Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& image,
@@ -427,7 +436,8 @@ Status EndZombies(std::vector<RestoredProcess>& processes) {
       RETURN_IF_ERROR(Annotate(EndBySignal(process, WTERMSIG(status)), PidText(*process.image)));
       process.leader.Forget();
     } else {
-      (void)remote.Call("exit_group", SYS_exit_group, WEXITSTATUS(status));  // it does not come back
+      (void)remote.Call("exit_group", SYS_exit_group,
+                        WEXITSTATUS(status));  // it does not come back
     }
     remote.Abandon();
   }

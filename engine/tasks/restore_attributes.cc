@@ -67,8 +67,9 @@ Status RestoreProcessFlags(RestoredProcess& process) {
         remote.Call("PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0).status());
   }
   if (task.child_subreaper()) {
-    RETURN_IF_ERROR(remote.Call("PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 1, 0,
-                                0, 0).status());
+    RETURN_IF_ERROR(
+        remote.Call("PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            .status());
   }
   for (int bit = 0; bit < 32; ++bit) {
     if ((task.membarrier_registration_mask() >> bit & 1) == 0) continue;
@@ -121,11 +122,14 @@ Status RestoreThread(const ThreadImage& thread, RemoteSyscalls& remote, Notes& n
   const std::string& name = core.has_comm() ? core.comm() : thread.core.tc().comm();
   ASSIGN_OR_RETURN(const std::uint64_t comm, remote.Put(name));
   RETURN_IF_ERROR(remote.Call("PR_SET_NAME", SYS_prctl, PR_SET_NAME, comm).status());
-  RETURN_IF_ERROR(remote.Call("set_tid_address", SYS_set_tid_address,
-                              thread.core.thread_info().clear_tid_addr()).status());
+  RETURN_IF_ERROR(
+      remote
+          .Call("set_tid_address", SYS_set_tid_address, thread.core.thread_info().clear_tid_addr())
+          .status());
   if (core.futex_rla_len() == kRobustListBytes) {
-    RETURN_IF_ERROR(remote.Call("set_robust_list", SYS_set_robust_list, core.futex_rla(),
-                                core.futex_rla_len()).status());
+    RETURN_IF_ERROR(
+        remote.Call("set_robust_list", SYS_set_robust_list, core.futex_rla(), core.futex_rla_len())
+            .status());
   }
   if (core.has_sas()) {
     stack_t stack = {};
@@ -138,8 +142,10 @@ Status RestoreThread(const ThreadImage& thread, RemoteSyscalls& remote, Notes& n
   }
   if (core.has_rseq_entry() && core.rseq_entry().rseq_abi_pointer() != 0) {
     const image::RseqEntry& rseq = core.rseq_entry();
-    RETURN_IF_ERROR(remote.Call("rseq", SYS_rseq, rseq.rseq_abi_pointer(), rseq.rseq_abi_size(), 0,
-                                rseq.signature()).status());
+    RETURN_IF_ERROR(remote
+                        .Call("rseq", SYS_rseq, rseq.rseq_abi_pointer(), rseq.rseq_abi_size(), 0,
+                              rseq.signature())
+                        .status());
   }
   RETURN_IF_ERROR(RestoreScheduling(thread, remote, notes));
   return RestoreSettings(thread, remote, notes);
@@ -154,7 +160,8 @@ Status RestoreOomScore(RestoredProcess& process, Notes& notes) {
   // Raising the score gives no right; lowering it would.
   ASSIGN_OR_RETURN(const UniqueFd file, OpenAt(process.proc.get(), "oom_score_adj", O_WRONLY));
   if (!WriteAll(file.get(), std::to_string(task.oom_score_adj())).ok()) {
-    notes.push_back("pid " + std::to_string(process.image->pid()) + ": oom_score_adj stays " + text);
+    notes.push_back("pid " + std::to_string(process.image->pid()) + ": oom_score_adj stays " +
+                    text);
   }
   return OkStatus();
 }
@@ -246,9 +253,9 @@ Status SetFinalRegisters(RestoredProcess& process) {
     if (core.rseq_entry().rseq_cs_pointer() != 0) {
       constexpr std::uint64_t kRseqCsOffset = 8;  // struct rseq, uapi/linux/rseq.h
       const std::uint64_t pointer = core.rseq_entry().rseq_cs_pointer();
-      RETURN_IF_ERROR(
-          WriteMemory(tracee.tid(), core.rseq_entry().rseq_abi_pointer() + kRseqCsOffset,
-                      std::as_bytes(std::span(&pointer, 1))));
+      RETURN_IF_ERROR(WriteMemory(tracee.tid(),
+                                  core.rseq_entry().rseq_abi_pointer() + kRseqCsOffset,
+                                  std::as_bytes(std::span(&pointer, 1))));
     }
     // Makes the kernel look at an interrupted call when the thread is let go (see RemoteSyscalls::Finish).
     return call ? tracee.Interrupt() : OkStatus();

@@ -25,8 +25,8 @@
 namespace stasis::engine {
 namespace {
 
-constexpr std::size_t kInstructionBytes = 8;     // struct sock_filter
-constexpr std::size_t kMaxInstructions = 4096;   // BPF_MAXINSNS
+constexpr std::size_t kInstructionBytes = 8;    // struct sock_filter
+constexpr std::size_t kMaxInstructions = 4096;  // BPF_MAXINSNS
 constexpr int kMaxFilters = 512;
 constexpr int kLastCapability = 63;
 
@@ -53,22 +53,27 @@ Status NotOurs(const Status& status, const std::string& what) {
 
 class Credentials {
  public:
-  Credentials(const image::CredsEntry& wanted, TaskStatus live, RemoteSyscalls& remote, Notes& notes)
+  Credentials(const image::CredsEntry& wanted, TaskStatus live, RemoteSyscalls& remote,
+              Notes& notes)
       : wanted_(wanted), live_(std::move(live)), remote_(remote), notes_(notes) {}
 
   Status Restore() {
     RETURN_IF_ERROR(ShrinkBoundingSet());
     RETURN_IF_ERROR(TakeIds());
     // Secure bits need CAP_SETPCAP, which may be among what goes with the last step.
-    RETURN_IF_ERROR(SetCapabilities(live_.cap_permitted, live_.cap_permitted, live_.cap_inheritable));
+    RETURN_IF_ERROR(
+        SetCapabilities(live_.cap_permitted, live_.cap_permitted, live_.cap_inheritable));
     if (wanted_.secbits() != 0) {
-      RETURN_IF_ERROR(NotOurs(remote_.Call("PR_SET_SECUREBITS", SYS_prctl, PR_SET_SECUREBITS,
-                                           wanted_.secbits(), 0, 0, 0).status(),
-                              "secure bits " + std::to_string(wanted_.secbits())));
+      RETURN_IF_ERROR(NotOurs(
+          remote_
+              .Call("PR_SET_SECUREBITS", SYS_prctl, PR_SET_SECUREBITS, wanted_.secbits(), 0, 0, 0)
+              .status(),
+          "secure bits " + std::to_string(wanted_.secbits())));
     }
     RETURN_IF_ERROR(TakeCapabilities());
     if (wanted_.no_new_privs() != 0 && !live_.no_new_privs) {
-      return remote_.Call("PR_SET_NO_NEW_PRIVS", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).status();
+      return remote_.Call("PR_SET_NO_NEW_PRIVS", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+          .status();
     }
     return OkStatus();
   }
@@ -102,9 +107,10 @@ class Credentials {
     const bool same_gid = live_.gid[0] == wanted_.gid() && live_.gid[1] == wanted_.egid() &&
                           live_.gid[2] == wanted_.sgid();
     if (!same_gid) {
-      RETURN_IF_ERROR(NotOurs(remote_.Call("setresgid", SYS_setresgid, wanted_.gid(), wanted_.egid(),
-                                           wanted_.sgid()).status(),
-                              "group " + std::to_string(wanted_.egid())));
+      RETURN_IF_ERROR(NotOurs(
+          remote_.Call("setresgid", SYS_setresgid, wanted_.gid(), wanted_.egid(), wanted_.sgid())
+              .status(),
+          "group " + std::to_string(wanted_.egid())));
     }
     if (wanted_.fsgid() != wanted_.egid()) {
       RETURN_IF_ERROR(remote_.Call("setfsgid", SYS_setfsgid, wanted_.fsgid()).status());
@@ -114,9 +120,10 @@ class Credentials {
     if (!same_uid) {
       RETURN_IF_ERROR(
           remote_.Call("PR_SET_KEEPCAPS", SYS_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0).status());
-      RETURN_IF_ERROR(NotOurs(remote_.Call("setresuid", SYS_setresuid, wanted_.uid(), wanted_.euid(),
-                                           wanted_.suid()).status(),
-                              "user " + std::to_string(wanted_.euid())));
+      RETURN_IF_ERROR(NotOurs(
+          remote_.Call("setresuid", SYS_setresuid, wanted_.uid(), wanted_.euid(), wanted_.suid())
+              .status(),
+          "user " + std::to_string(wanted_.euid())));
       RETURN_IF_ERROR(
           remote_.Call("PR_SET_KEEPCAPS", SYS_prctl, PR_SET_KEEPCAPS, 0, 0, 0, 0).status());
     }
@@ -131,9 +138,8 @@ class Credentials {
     const __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
     const auto low = [](std::uint64_t set) { return static_cast<__u32>(set); };
     const auto high = [](std::uint64_t set) { return static_cast<__u32>(set >> 32); };
-    const __user_cap_data_struct data[2] = {
-        {low(effective), low(permitted), low(inheritable)},
-        {high(effective), high(permitted), high(inheritable)}};
+    const __user_cap_data_struct data[2] = {{low(effective), low(permitted), low(inheritable)},
+                                            {high(effective), high(permitted), high(inheritable)}};
     ASSIGN_OR_RETURN(const std::uint64_t header_at, remote_.PutValue(header));
     ASSIGN_OR_RETURN(const std::uint64_t data_at, remote_.PutValue(data));
     return remote_.Call("capset", SYS_capset, header_at, data_at).status();
@@ -151,8 +157,10 @@ class Credentials {
     const std::uint64_t ambient = Set(wanted_.cap_amb()) & permitted & inheritable;
     for (int capability = 0; capability <= kLastCapability; ++capability) {
       if ((ambient >> capability & 1) == 0) continue;
-      RETURN_IF_ERROR(remote_.Call("PR_CAP_AMBIENT_RAISE", SYS_prctl, PR_CAP_AMBIENT,
-                                   PR_CAP_AMBIENT_RAISE, capability, 0, 0).status());
+      RETURN_IF_ERROR(remote_
+                          .Call("PR_CAP_AMBIENT_RAISE", SYS_prctl, PR_CAP_AMBIENT,
+                                PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+                          .status());
     }
     return OkStatus();
   }
@@ -178,8 +186,7 @@ Result<std::vector<const image::SeccompFilter*>> FiltersOf(const ThreadImage& th
         filters.size() >= kMaxFilters) {
       return InvalidArgument("seccomp.img: the chain of filters is broken");
     }
-    const image::SeccompFilter& filter =
-        images.seccomp.seccomp_filters(static_cast<int>(index));
+    const image::SeccompFilter& filter = images.seccomp.seccomp_filters(static_cast<int>(index));
     if (filter.filter().size() % kInstructionBytes != 0 || filter.filter().empty() ||
         filter.filter().size() > kMaxInstructions * kInstructionBytes) {
       return InvalidArgument("seccomp.img: a filter of " + std::to_string(filter.filter().size()) +

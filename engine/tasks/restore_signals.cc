@@ -43,8 +43,10 @@ static_assert(sizeof(KernelSigevent) == 64);
 Status SetAction(RemoteSyscalls& remote, int signal, const KernelSigaction& action) {
   remote.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(action));
-  return remote.Call("rt_sigaction " + std::to_string(signal), SYS_rt_sigaction, signal, at, 0,
-                     sizeof(std::uint64_t)).status();
+  return remote
+      .Call("rt_sigaction " + std::to_string(signal), SYS_rt_sigaction, signal, at, 0,
+            sizeof(std::uint64_t))
+      .status();
 }
 
 Status RestoreActions(RestoredProcess& process) {
@@ -80,10 +82,10 @@ Status QueueSignals(RemoteSyscalls& remote, const image::SignalQueueEntry& queue
     remote.ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t info,
                      remote.Put(std::as_bytes(std::span(entry.siginfo()))));
-    RETURN_IF_ERROR(tid == 0 ? remote.Call("rt_sigqueueinfo", SYS_rt_sigqueueinfo, pid, signal, info)
-                                   .status()
-                             : remote.Call("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, pid, tid,
-                                           signal, info).status());
+    RETURN_IF_ERROR(
+        tid == 0 ? remote.Call("rt_sigqueueinfo", SYS_rt_sigqueueinfo, pid, signal, info).status()
+                 : remote.Call("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, pid, tid, signal, info)
+                       .status());
   }
   return OkStatus();
 }
@@ -126,8 +128,9 @@ Status CreateTimer(RemoteSyscalls& remote, const image::PosixTimerEntry& entry, 
     if (made == entry.it_id()) return OkStatus();
     RETURN_IF_ERROR(remote.Call("timer_delete", SYS_timer_delete, made).status());
   }
-  return FailedPrecondition("POSIX timer id " + std::to_string(entry.it_id()) +
-                            " cannot be had on this kernel (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.16)");
+  return FailedPrecondition(
+      "POSIX timer id " + std::to_string(entry.it_id()) +
+      " cannot be had on this kernel (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.16)");
 }
 
 Status RestoreTimers(RestoredProcess& process) {
@@ -142,8 +145,9 @@ Status RestoreTimers(RestoredProcess& process) {
   RETURN_IF_ERROR(RestoreInterval(remote, ITIMER_VIRTUAL, timers.virt()));
   RETURN_IF_ERROR(RestoreInterval(remote, ITIMER_PROF, timers.prof()));
   if (timers.posix_size() == 0) return OkStatus();
-  const bool by_id = remote.Call("PR_TIMER_CREATE_RESTORE_IDS", SYS_prctl, kTimerCreateRestoreIds, 1,
-                                 0, 0, 0).ok();
+  const bool by_id =
+      remote.Call("PR_TIMER_CREATE_RESTORE_IDS", SYS_prctl, kTimerCreateRestoreIds, 1, 0, 0, 0)
+          .ok();
   for (const image::PosixTimerEntry& entry : timers.posix()) {
     RETURN_IF_ERROR(CreateTimer(remote, entry, by_id));
     itimerspec value = {};
@@ -165,10 +169,9 @@ Status RestoreSignals(RestoredProcess& process) {
   RETURN_IF_ERROR(RestoreActions(process));
   RETURN_IF_ERROR(
       QueueSignals(*process.remote, process.image->leader().core.tc().signals_s(), pid, 0));
-  const Status own =
-      ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
-        return QueueSignals(remote, thread.core.thread_core().signals_p(), pid, thread.tid);
-      });
+  const Status own = ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
+    return QueueSignals(remote, thread.core.thread_core().signals_p(), pid, thread.tid);
+  });
   RETURN_IF_ERROR(own);
   return RestoreTimers(process);
 }

@@ -31,16 +31,17 @@
 namespace stasis::engine {
 namespace {
 
-constexpr std::uint64_t kDefaultSlackNs = 50'000;        // init_task, include/linux/init_task.h
-constexpr std::uint32_t kDefaultCoreDumpFilter = 0x33;   // core(5)
-constexpr int kIoPriorityOfOne = 1;                      // IOPRIO_WHO_PROCESS
+constexpr std::uint64_t kDefaultSlackNs = 50'000;       // init_task, include/linux/init_task.h
+constexpr std::uint32_t kDefaultCoreDumpFilter = 0x33;  // core(5)
+constexpr int kIoPriorityOfOne = 1;                     // IOPRIO_WHO_PROCESS
 constexpr int kIoClassShift = 13;
 
 }  // namespace
 
 Status ReadSettings(const FrozenThread& thread, image::ThreadCoreEntry& core) {
   // Not below /proc/PID/task: this file is there for each thread as a process only.
-  const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.tid()) + "/timerslack_ns");
+  const auto text =
+      ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.tid()) + "/timerslack_ns");
   RETURN_IF_ERROR(text.status());
   ASSIGN_OR_RETURN(const auto slack, text::Number<std::uint64_t>(text::Trim(*text)));
   if (slack != kDefaultSlackNs && slack != 0) core.set_stasis_timer_slack_ns(slack);
@@ -76,15 +77,19 @@ Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core) {
 Status RestoreSettings(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
   const image::ThreadCoreEntry& core = thread.core.thread_core();
   if (core.has_stasis_timer_slack_ns()) {
-    RETURN_IF_ERROR(remote.Call("PR_SET_TIMERSLACK", SYS_prctl, PR_SET_TIMERSLACK,
-                                core.stasis_timer_slack_ns(), 0, 0, 0).status());
+    RETURN_IF_ERROR(remote
+                        .Call("PR_SET_TIMERSLACK", SYS_prctl, PR_SET_TIMERSLACK,
+                              core.stasis_timer_slack_ns(), 0, 0, 0)
+                        .status());
   }
   if (!core.has_stasis_io_priority()) return OkStatus();
-  const Status status = remote.Call("ioprio_set", SYS_ioprio_set, kIoPriorityOfOne, 0,
-                                    core.stasis_io_priority()).status();
+  const Status status =
+      remote.Call("ioprio_set", SYS_ioprio_set, kIoPriorityOfOne, 0, core.stasis_io_priority())
+          .status();
   if (ErrnoOf(status) != EPERM) return status;
   notes.push_back("tid " + std::to_string(thread.tid) + ": I/O priority " +
-                  std::to_string(core.stasis_io_priority()) + " is not granted here (CAP_SYS_NICE)");
+                  std::to_string(core.stasis_io_priority()) +
+                  " is not granted here (CAP_SYS_NICE)");
   return OkStatus();
 }
 
@@ -100,7 +105,8 @@ Status RestoreSettings(RestoredProcess& process) {
     RETURN_IF_ERROR(WriteAll(file.get(), std::to_string(core.stasis_core_dump_filter())));
   }
   if (!core.has_stasis_deny_write_execute()) return OkStatus();
-  return remote.Call("PR_SET_MDWE", SYS_prctl, PR_SET_MDWE, core.stasis_deny_write_execute(), 0, 0, 0)
+  return remote
+      .Call("PR_SET_MDWE", SYS_prctl, PR_SET_MDWE, core.stasis_deny_write_execute(), 0, 0, 0)
       .status();
 }
 

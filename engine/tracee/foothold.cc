@@ -36,8 +36,8 @@ Result<bool> IsUntouched(pid_t tid, std::uint64_t start, std::size_t size) {
   std::vector<std::uint64_t> words((size + kPage - 1) / kPage);
   RETURN_IF_ERROR(ReadExactAt(map.get(), std::as_writable_bytes(std::span(words)),
                               start / kPage * sizeof(std::uint64_t)));
-  return std::ranges::all_of(
-      words, [](std::uint64_t word) { return (word & kPresentOrSwapped) == 0; });
+  return std::ranges::all_of(words,
+                             [](std::uint64_t word) { return (word & kPresentOrSwapped) == 0; });
 }
 
 }  // namespace
@@ -70,13 +70,11 @@ Result<Foothold> Foothold::Take(const Tracee& tracee) {
   Foothold foothold(std::move(memory));
   ASSIGN_OR_RETURN(foothold.frame_, ChooseFrame(tracee, roomy ? stack->start : 0, frame_size));
   foothold.frame_bytes_.resize(frame_size);
-  RETURN_IF_ERROR(
-      ReadMemoryForced(foothold.memory_.get(), foothold.frame_, foothold.frame_bytes_));
+  RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.frame_, foothold.frame_bytes_));
   foothold.code_ = vdso->end - kCodeBytes;
   foothold.code_bytes_.resize(arch::HomewardCode().size());
   RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.code_, foothold.code_bytes_));
-  RETURN_IF_ERROR(
-      WriteMemoryForced(foothold.memory_.get(), foothold.code_, arch::HomewardCode()));
+  RETURN_IF_ERROR(WriteMemoryForced(foothold.memory_.get(), foothold.code_, arch::HomewardCode()));
   return foothold;
 }
 

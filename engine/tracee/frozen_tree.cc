@@ -154,7 +154,8 @@ class FrozenTree::Freezer {
     ASSIGN_OR_RETURN(const TaskStatus task, ParseTaskStatus(*text));
     if (task.state == 'Z' || task.state == 'X') return false;
     if (task.name.starts_with("iou-")) {
-      return Unimplemented("pid " + std::to_string(pid) + " uses io_uring (thread " + task.name + ")");
+      return Unimplemented("pid " + std::to_string(pid) + " uses io_uring (thread " + task.name +
+                           ")");
     }
     if (task.tracer_pid != 0) {
       return FailedPrecondition("pid " + std::to_string(pid) + " is traced by pid " +
@@ -166,8 +167,7 @@ class FrozenTree::Freezer {
 
   // True when the thread is in uninterruptible sleep.
   static bool Sleeps(const Thread& thread) {
-    const auto text =
-        ReadFileAt(AT_FDCWD, TaskFolder(thread.pid, thread.tracee.tid()) + "/stat");
+    const auto text = ReadFileAt(AT_FDCWD, TaskFolder(thread.pid, thread.tracee.tid()) + "/stat");
     const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
     return stat.ok() && stat->state == 'D';
   }
@@ -247,9 +247,9 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
     if (status.code() != StatusCode::kDeadlineExceeded) return status;
     if (steady_clock::now() >= deadline) return status;
     if (attempt == kAttempts) {
-      return Unavailable("the tree of pid " + std::to_string(root) +
-                         " cannot be frozen: " + Message(status) +
-                         " (uninterruptible sleep; try again when the device or file system answers)");
+      return Unavailable(
+          "the tree of pid " + std::to_string(root) + " cannot be frozen: " + Message(status) +
+          " (uninterruptible sleep; try again when the device or file system answers)");
     }
     RETURN_IF_ERROR(freezer.AwaitSleepers());
   }

@@ -63,9 +63,9 @@ Status TransferAll(Transfer transfer, const char* name, pid_t pid, std::uint64_t
     const iovec remote = {reinterpret_cast<void*>(address + done), size - done};
     const ssize_t got = transfer(pid, &local, 1, &remote, 1, 0);
     if (got <= 0) {
-      return SyscallError(got < 0 ? errno : EFAULT,
-                          std::string(name) + " pid " + std::to_string(pid) + " at " +
-                              std::to_string(address + done));
+      return SyscallError(got < 0 ? errno : EFAULT, std::string(name) + " pid " +
+                                                        std::to_string(pid) + " at " +
+                                                        std::to_string(address + done));
     }
     done += static_cast<std::size_t>(got);
   }
@@ -161,7 +161,8 @@ Status ReadMemoryForced(int mem_fd, std::uint64_t address, std::span<std::byte> 
   while (!bytes.empty()) {
     const ssize_t got = ::pread(mem_fd, bytes.data(), bytes.size(), static_cast<off_t>(address));
     if (got <= 0) {
-      return SyscallError(got < 0 ? errno : EFAULT, "read /proc/PID/mem at " + std::to_string(address));
+      return SyscallError(got < 0 ? errno : EFAULT,
+                          "read /proc/PID/mem at " + std::to_string(address));
     }
     bytes = bytes.subspan(static_cast<std::size_t>(got));
     address += static_cast<std::uint64_t>(got);

@@ -41,17 +41,18 @@ struct EndlessWait {
 };
 // Asynchronous I/O contexts cannot be dumped, but a dump that is refused disturbs them as well.
 constexpr EndlessWait kEndlessWaits[] = {
-    {SYS_epoll_wait, 3, EndlessWait::kNegative},  {SYS_epoll_pwait, 3, EndlessWait::kNegative},
-    {SYS_epoll_pwait2, 3, EndlessWait::kNull},    {SYS_rt_sigtimedwait, 2, EndlessWait::kNull},
-    {SYS_semtimedop, 3, EndlessWait::kNull},      {SYS_semop, 0, EndlessWait::kAlways},
-    {SYS_io_getevents, 4, EndlessWait::kNull},    {SYS_io_pgetevents, 4, EndlessWait::kNull},
+    {SYS_epoll_wait, 3, EndlessWait::kNegative}, {SYS_epoll_pwait, 3, EndlessWait::kNegative},
+    {SYS_epoll_pwait2, 3, EndlessWait::kNull},   {SYS_rt_sigtimedwait, 2, EndlessWait::kNull},
+    {SYS_semtimedop, 3, EndlessWait::kNull},     {SYS_semop, 0, EndlessWait::kAlways},
+    {SYS_io_getevents, 4, EndlessWait::kNull},   {SYS_io_pgetevents, 4, EndlessWait::kNull},
 };
 
 // The call that restart_syscall(2) goes on with. `where`: the function that sleeps, but for those of the
 // scheduler, to which those of nanosleep(2) belong, proc_pid_wchan(5).
 std::optional<long> Restarted(std::string_view where, std::uint64_t first_argument) {
   const auto names = [where](std::string_view part) { return where.find(part) != where.npos; };
-  constexpr std::uint64_t kLowestAddress = 4096;  // which nanosleep(2) has; other clocks are small numbers
+  constexpr std::uint64_t kLowestAddress =
+      4096;  // which nanosleep(2) has; other clocks are small numbers
   if (names("poll")) return SYS_poll;
   if (names("futex")) return SYS_futex;
   if (names("cpu_nanosleep")) return SYS_clock_nanosleep;
@@ -153,10 +154,8 @@ std::optional<TimedWait> TimedWaitOf(const arch::SystemCall& call) {
       return TimedWait{.call = call, .limit = 0, .rest = 1};
     case SYS_clock_nanosleep:
       if ((arguments[1] & TIMER_ABSTIME) != 0) return std::nullopt;
-      return TimedWait{.call = call,
-                       .limit = 2,
-                       .rest = 3,
-                       .of_processor = IsProcessorClock(arguments[0])};
+      return TimedWait{
+          .call = call, .limit = 2, .rest = 3, .of_processor = IsProcessorClock(arguments[0])};
     case SYS_futex:
       if ((arguments[1] & FUTEX_CMD_MASK) != FUTEX_WAIT || arguments[3] == 0) return std::nullopt;
       return TimedWait{.call = call, .limit = 3};

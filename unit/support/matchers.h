@@ -28,8 +28,7 @@ MATCHER_P(StatusIs, code, "has the code " + absl::StatusCodeToString(code)) {
 
 MATCHER_P2(StatusIs, code, text_matcher, "has the code " + absl::StatusCodeToString(code)) {
   *result_listener << ToText(StatusOf(arg));
-  return StatusOf(arg).code() == code &&
-         ::testing::Matches(text_matcher)(Message(StatusOf(arg)));
+  return StatusOf(arg).code() == code && ::testing::Matches(text_matcher)(Message(StatusOf(arg)));
 }
 
 MATCHER(SyscallSucceeds, "succeeds") {

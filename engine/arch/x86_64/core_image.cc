@@ -103,8 +103,9 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address,
   }
   const auto features = Load<std::uint64_t>(area, kHeaderOffset);
   if (const std::uint64_t lost = features & ~kImageFeatures; lost != 0) {
-    return Unimplemented("registers in use that the image format has no place for (XSAVE components " +
-                         std::to_string(lost) + ")");
+    return Unimplemented(
+        "registers in use that the image format has no place for (XSAVE components " +
+        std::to_string(lost) + ")");
   }
   core.set_mtype(image::MARCH_X86_64);
   image::ThreadInfoX86& info = *core.mutable_thread_info();

@@ -280,7 +280,7 @@ TEST_P(UnaryProxyTest, AFilterChangesMessagesOnTheirWay) {
 }
 
 TEST_F(ProxyTest, TheSocketIsForRootAndItsGroupOnly) {
-  struct stat status {};
+  struct stat status{};
   ASSERT_THAT(::stat((directory_ / "proxy").c_str(), &status), testing::SyscallSucceeds());
   EXPECT_EQ(status.st_mode & 0007, 0U);
 }

@@ -60,7 +60,9 @@ TEST(RecordsTest, AnIdThatIsNoFileNameIsRefused) {
 
 TEST(RecordsTest, ABrokenFileIsAnErrorThatNamesIt) {
   testing::TemporaryDirectory directory;
-  { ASSERT_THAT(Records::Open(directory / "r"), IsOk()); }
+  {
+    ASSERT_THAT(Records::Open(directory / "r"), IsOk());
+  }
   std::ofstream(directory / "r/abc.json") << "{";
   EXPECT_THAT(Records::Open(directory / "r"),
               StatusIs(StatusCode::kInvalidArgument, ::testing::HasSubstr("r/abc.json")));
@@ -68,7 +70,9 @@ TEST(RecordsTest, ABrokenFileIsAnErrorThatNamesIt) {
 
 TEST(RecordsTest, AFileThatACrashLeftHalfWrittenIsNoRecord) {
   testing::TemporaryDirectory directory;
-  { ASSERT_THAT(Records::Open(directory / "r"), IsOk()); }
+  {
+    ASSERT_THAT(Records::Open(directory / "r"), IsOk());
+  }
   std::ofstream(directory / "r/abc.new") << "{";
   auto records = Records::Open(directory / "r");
   ASSERT_THAT(records, IsOk());

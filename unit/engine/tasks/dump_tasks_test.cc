@@ -370,8 +370,7 @@ TEST(DumpTasksTest, IpcObjectsThatWouldBeLostAreRefused) {
       if (::unshare(CLONE_NEWIPC) != 0 || make() < 0) ::_exit(1);
     });
     MemoryImages images;
-    EXPECT_THAT(DumpTo(child.pid(), images),
-                StatusIs(StatusCode::kUnimplemented, HasSubstr(name)));
+    EXPECT_THAT(DumpTo(child.pid(), images), StatusIs(StatusCode::kUnimplemented, HasSubstr(name)));
   }
 }
 

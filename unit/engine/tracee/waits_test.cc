@@ -39,9 +39,8 @@ TEST(WaitsTest, AWaitWithoutTheKernelsNotesIsIssuedAgain) {
     EXPECT_EQ(registers.rax, static_cast<std::uint64_t>(number));
     EXPECT_EQ(registers.rip, 0x1000u);
   }
-  const auto date =
-      arch::AsRestarted(Interrupted(SYS_futex, arch::kRestartBlock,
-                                    FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG));
+  const auto date = arch::AsRestarted(
+      Interrupted(SYS_futex, arch::kRestartBlock, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG));
   EXPECT_EQ(date.rip, 0x1000u);
 }
 
@@ -110,22 +109,28 @@ TEST(WaitsTest, AnImageSaysWhatIsLeftOfAPoll) {
 }
 
 TEST(WaitsTest, AnImageSaysWhatIsLeftOfASleep) {
-  ExpectLeft([] {
-    const timespec time = {100, 0};
-    ::nanosleep(&time, nullptr);
-  }, 2);
-  ExpectLeft([] {
-    timespec time = {100, 0};
-    ::nanosleep(&time, &time);
-  }, 2);
+  ExpectLeft(
+      [] {
+        const timespec time = {100, 0};
+        ::nanosleep(&time, nullptr);
+      },
+      2);
+  ExpectLeft(
+      [] {
+        timespec time = {100, 0};
+        ::nanosleep(&time, &time);
+      },
+      2);
 }
 
 TEST(WaitsTest, AnImageSaysWhatIsLeftOfAFutexWait) {
-  ExpectLeft([] {
-    std::uint32_t word = 0;
-    const timespec time = {100, 0};
-    ::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &time, nullptr, 0);
-  }, 2);
+  ExpectLeft(
+      [] {
+        std::uint32_t word = 0;
+        const timespec time = {100, 0};
+        ::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &time, nullptr, 0);
+      },
+      2);
 }
 
 TEST(WaitsTest, ADumpDoesNotEndAWaitForEvents) {
@@ -141,8 +146,7 @@ TEST(WaitsTest, ADumpDoesNotEndAWaitForEvents) {
     MemoryImages images;
     EXPECT_THAT(DumpTo(child.pid(), images), IsOk());
     WaitForState(child.pid(), 'S');
-    EXPECT_EQ(ProcText(child.pid(), "syscall").substr(0, 4),
-              std::to_string(SYS_epoll_wait) + " ");
+    EXPECT_EQ(ProcText(child.pid(), "syscall").substr(0, 4), std::to_string(SYS_epoll_wait) + " ");
   }
 }
 
