@@ -296,6 +296,7 @@ TEST(DumpTasksTest, ANamespacedTreeHasItsOwnPidsAndNames) {
       }
       return Sleep();
     }
+    testing::EndWithParent();  // and with it, the init of its namespace, all others
     if (::setsid() < 0) return 1;
     words[0] = 1;
     return Sleep();
