@@ -12,10 +12,10 @@
 
 #include <array>
 #include <cerrno>
-#include <thread>
 #include <vector>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 
 namespace stasis::engine {
 namespace {
@@ -250,20 +250,11 @@ Result<UniqueFd> NetlinkSocketBeside(const OpenFile& file, int protocol) {
   if (!ns) {
     return SyscallError(errno, "SIOCGSKNS " + NameOf(file));
   }
-  // setns(2) moves one thread, and this one must stay where it is.
-  Result<UniqueFd> made = Internal("the thread did not run");
-  std::thread([&] {
-    if (::setns(ns.get(), CLONE_NEWNET) != 0) {
-      made = SyscallError(errno, "setns into a network namespace");
-      return;
-    }
-    UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
-    if (fd) {
-      made = std::move(fd);
-    } else {
-      made = SyscallError(errno, "netlink socket");
-    }
-  }).join();
+  UniqueFd made;
+  RETURN_IF_ERROR(InNamespace(ns.get(), CLONE_NEWNET, [&]() -> Status {
+    made.Reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
+    return made ? OkStatus() : SyscallError(errno, "netlink socket");
+  }));
   return made;
 }
 

@@ -18,10 +18,10 @@
 #include <cerrno>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 #include "engine/base/unique_fd.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/restore_layout.h"
@@ -35,19 +35,11 @@ constexpr int kAttempts = 8;
 
 std::string Name(std::uint64_t id) { return "System V segment " + std::to_string(id); }
 
-// Runs `step` in the IPC namespace of `pid`. setns(2) moves one thread, and this one must stay.
+// Runs `step` in the IPC namespace of `pid`.
 Status InIpcNamespace(pid_t pid, const std::function<Status()>& step) {
   ASSIGN_OR_RETURN(const UniqueFd ns,
                    OpenAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/ns/ipc", O_RDONLY));
-  Status status = Internal("the thread did not run");
-  std::thread([&] {
-    if (::setns(ns.get(), CLONE_NEWIPC) != 0) {
-      status = SyscallError(errno, "setns into an IPC namespace");
-      return;
-    }
-    status = step();
-  }).join();
-  return status;
+  return InNamespace(ns.get(), CLONE_NEWIPC, step);
 }
 
 Result<shmid_ds> Stat(int id) {

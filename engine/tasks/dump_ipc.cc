@@ -10,12 +10,11 @@
 #include <fcntl.h>
 #include <sched.h>
 
-#include <cerrno>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 #include "engine/proc/text.h"
 
 namespace stasis::engine {
@@ -100,14 +99,11 @@ Result<Entry> ReadAll() {
 
 Result<Entry> ReadIpcVariables(int task_fd) {
   ASSIGN_OR_RETURN(const UniqueFd space, OpenAt(task_fd, "ns/ipc", O_RDONLY));
-  Result<Entry> entry = Internal("not read");
-  std::thread([&] {
-    if (::setns(space.get(), CLONE_NEWIPC) != 0) {
-      entry = SyscallError(errno, "setns to the ipc namespace of the tree");
-    } else {
-      entry = ReadAll();
-    }
-  }).join();
+  Result<Entry> entry = Entry();
+  RETURN_IF_ERROR(InNamespace(space.get(), CLONE_NEWIPC, [&entry] {
+    entry = ReadAll();
+    return entry.status();
+  }));
   return entry;
 }
 
