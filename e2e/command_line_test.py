@@ -57,27 +57,6 @@ def counting(start, folder):
     return start_counting
 
 
-@pytest.fixture
-def place(folder):
-    """A folder for what a test makes."""
-    (folder / "place").mkdir()
-    return folder / "place"
-
-
-@pytest.fixture
-def mounted(place):
-    """Mounts a tmpfs on the place."""
-    def mount(options):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=False,
-                              capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(done.stderr)
-        return place
-
-    yield mount
-    subprocess.run(["umount", "--lazy", place], stderr=subprocess.DEVNULL, check=False)
-
-
 def target(place, kind):
     return ["--output", place / "a.tar"] if kind == "archive" else ["--images-dir", place]
 

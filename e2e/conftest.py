@@ -1,6 +1,7 @@
 """What the tests share: programs on the host, and one testbed for all tests of containers."""
 
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,27 @@ def folder():
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def place(folder):
+    """A folder for what a test makes."""
+    (folder / "place").mkdir()
+    return folder / "place"
+
+
+@pytest.fixture
+def mounted(place):
+    """Mounts a tmpfs on the place."""
+    def mount(options):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=False,
+                              capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(done.stderr)
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", place], stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import tarfile
 import threading
 import time
@@ -18,23 +17,6 @@ from e2e import journey
 from e2e.container_checkpoint_test import counting, goes_on  # noqa: F401 (a fixture)
 from e2e.testbed.cri import CriError
 from e2e.wait import until
-
-
-@pytest.fixture
-def mounted(folder):
-    """Mounts a tmpfs on a folder of the test's."""
-    place = folder / "place"
-    place.mkdir()
-
-    def mount(options):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=False,
-                              capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(done.stderr)
-        return place
-
-    yield mount
-    subprocess.run(["umount", "--lazy", place], stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.mark.parametrize("options, code", [("size=64k", "ResourceExhausted"), ("ro", "PermissionDenied")],
