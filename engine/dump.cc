@@ -218,7 +218,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   const auto first_stop = tree.first_stop();
 
   ASSIGN_OR_RETURN(NamespaceDumper namespaces, NamespaceDumper::Create(tree.root()));
-  ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files, FileDumper::Create(tree, report.notes));
+  ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files, FileDumper::Create(tree, request.options, report.notes));
   Checkpoint checkpoint{.request = request,
                         .tree = tree,
                         .report = report,

@@ -14,6 +14,7 @@
 
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
+#include "engine/options.h"
 
 namespace stasis::engine {
 
@@ -28,6 +29,8 @@ using OutsideMounts = std::optional<std::vector<std::string>>;
 struct DumpRequest {
   pid_t root = 0;  ///< Root of the tree, as the caller's pid namespace sees it.
   Fate fate = Fate::kLeaveRunning;
+
+  Options options;
 
   /// For CRIU, which makes all other mounts anew; unset: none of them. A restore of ours makes none.
   OutsideMounts outside_mounts;

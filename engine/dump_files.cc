@@ -80,8 +80,9 @@ bool FileDumper::SameFile::operator()(const FileKey& a, const FileKey& b) const 
 }
 
 Result<std::unique_ptr<FileDumper>> FileDumper::Create(const FrozenTree& tree,
+                                                       const Options& options,
                                                        std::vector<std::string>& notes) {
-  std::unique_ptr<FileDumper> dumper(new FileDumper(tree, notes));
+  std::unique_ptr<FileDumper> dumper(new FileDumper(tree, options, notes));
   RETURN_IF_ERROR(dumper->OpenRoots());
   for (const FrozenProcess& process : tree.processes()) {
     dumper->namespace_pids_[process.pid] = process.ns_pid;

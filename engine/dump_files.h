@@ -20,8 +20,8 @@ namespace stasis::engine {
 
 class FileDumper : public FileDumpContext {
  public:
-  /// `tree` outlives the dumper; notes go to `notes`.
-  static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree,
+  /// `tree` and `options` outlive the dumper; notes go to `notes`.
+  static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree, const Options& options,
                                                     std::vector<std::string>& notes);
 
   /// Borrows every open file description of the tree once, and reads the descriptor tables.
@@ -49,6 +49,7 @@ class FileDumper : public FileDumpContext {
   /// descriptors.json.
   Status WriteImages(const std::vector<std::uint32_t>& table_ids, ImageSink& sink) const;
 
+  const Options& options() const override { return options_; }
   std::span<const OpenFile> files() const override { return files_; }
   int RootOf(const OpenFile& file) const override;
   pid_t ToNamespacePid(pid_t pid) const override;
@@ -75,8 +76,8 @@ class FileDumper : public FileDumpContext {
     bool operator()(const FileKey& a, const FileKey& b) const;
   };
 
-  FileDumper(const FrozenTree& tree, std::vector<std::string>& notes)
-      : tree_(tree), notes_(notes) {}
+  FileDumper(const FrozenTree& tree, const Options& options, std::vector<std::string>& notes)
+      : tree_(tree), options_(options), notes_(notes) {}
   Status OpenRoots();
   Status CollectTable(const FrozenProcess& process);
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
@@ -85,6 +86,7 @@ class FileDumper : public FileDumpContext {
   std::string DescriptorsJson() const;
 
   const FrozenTree& tree_;
+  const Options& options_;
   std::vector<std::string>& notes_;
   std::uint32_t next_id_ = 1;
 

@@ -137,7 +137,7 @@ class Restoration {
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     // Files are opened by the root while it is still what the runtime started: with its rights.
     processes_.push_back(std::move(root));
-    files_ = MakeFileRestorer(processes_.front(), images_, source_);
+    files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);
     RETURN_IF_ERROR(files_->RestoreAll());
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_));
     RestoredProcess grown = std::move(processes_.front());

@@ -14,6 +14,7 @@
 
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
+#include "engine/options.h"
 
 namespace stasis::engine {
 
@@ -25,6 +26,8 @@ struct RestoreRequest {
 
   /// The program `stasis-placeholder` on the host, also used to reserve pids (`last-pid`).
   std::string placeholder_program;
+
+  Options options;
 
   std::stop_token stop;
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();

@@ -14,6 +14,7 @@
 #include "archive/archive_writer.h"
 #include "archive/members.h"
 #include "cmd/stasis/commands.h"
+#include "cmd/stasis/engine_options.h"
 #include "cmd/stasis/interrupts.h"
 #include "cri/checkpoint/container_checkpoint.h"
 #include "cri/client.h"
@@ -34,6 +35,7 @@ struct Options {
   pid_t pid = 0;
   std::string container, runtime_endpoint, output, images_dir;
   std::int64_t timeout_seconds = 0;
+  engine::Options engine;
   bool run = false, stop = false, kill = false, json = false;
 };
 
@@ -152,6 +154,7 @@ int Checkpoint(Options& options) {
     Progress progress("memory");
     engine::DumpRequest request;
     request.root = options.pid;
+    request.options = options.engine;
     request.fate = FateOf(options);
     request.stop = interrupts.token();
     if (options.timeout_seconds > 0) {
@@ -214,6 +217,7 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
       ->check(CLI::Range(std::int64_t{0}, kLongestTimeoutSeconds))
       ->capture_default_str();
   command->add_flag("--json", options->json, "The result as JSON");
+  AddEngineOptions(*command, options->engine);
   command->footer(
       "Whatever goes wrong, the processes run on as they were and nothing half-made is left.\n"
       "Examples: stasis checkpoint --pid 1234 --output /var/tmp/redis.tar\n"

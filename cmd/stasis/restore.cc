@@ -11,6 +11,7 @@
 
 #include "archive/archive.h"
 #include "cmd/stasis/commands.h"
+#include "cmd/stasis/engine_options.h"
 #include "cmd/stasis/interrupts.h"
 #include "engine/base/io.h"
 #include "engine/image/image_io.h"
@@ -20,6 +21,7 @@ namespace {
 
 struct Options {
   std::string images_dir, archive, pidfile;
+  engine::Options engine;
   bool detach = false;
 };
 
@@ -70,6 +72,7 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
   Pidfile pidfile(options.pidfile);
   RETURN_IF_ERROR(Annotate(pidfile.Create(), "the file for the pid"));
   engine::RestoreRequest request;
+  request.options = options.engine;
   request.stop = interrupts.token();
   request.placeholder_program = PlaceholderProgram();
   ASSIGN_OR_RETURN(request.placeholder,
@@ -126,6 +129,7 @@ void AddRestore(CLI::App& program, int& exit_code) {
   where->require_option(1);
   command->add_flag("--detach", options->detach, "Return once it runs, do not wait for its end");
   command->add_option("--pidfile", options->pidfile, "Where the pid of its root is written");
+  AddEngineOptions(*command, options->engine);
   command->footer(
       "Without --detach the exit code is that of the restored root, or 128 + the signal that ended "
       "it.\n"

@@ -20,6 +20,7 @@
 #include "engine/base/unique_fd.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/files.pb.h"
+#include "engine/options.h"
 
 namespace stasis::engine {
 
@@ -45,6 +46,7 @@ std::string NameOf(const OpenFile& file);
 class FileDumpContext {
  public:
   virtual ~FileDumpContext() = default;
+  virtual const Options& options() const = 0;
   /// Every open file of the tree.
   virtual std::span<const OpenFile> files() const = 0;
   /// A directory descriptor of the root of `file`'s holder (/proc/PID/root).
@@ -92,6 +94,7 @@ class FileActor {
 class FileRestoreContext {
  public:
   virtual ~FileRestoreContext() = default;
+  virtual const Options& options() const = 0;
   virtual FileActor& actor() = 0;
   /// The entry of files.img with that type and id, or null.
   virtual const image::FileEntry* Entry(image::FdTypes type, std::uint32_t id) const = 0;

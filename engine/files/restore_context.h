@@ -153,8 +153,8 @@ class RootActor : public FileActor {
 class RestoreContext : public FileRestoreContext {
  public:
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
-                 std::vector<std::string>& notes)
-      : actor_(root), images_(images), source_(source), notes_(notes) {}
+                 const Options& options, std::vector<std::string>& notes)
+      : actor_(root), images_(images), source_(source), options_(options), notes_(notes) {}
 
   /// Before anything is opened: takes the root's first descriptors.
   Status TakeStdio() {
@@ -174,6 +174,7 @@ class RestoreContext : public FileRestoreContext {
     return KeepOwnPipes();
   }
 
+  const Options& options() const override { return options_; }
   FileActor& actor() override { return actor_; }
   const image::FileEntry* Entry(image::FdTypes type, std::uint32_t id) const override {
     return images_.File(type, id);
@@ -249,6 +250,7 @@ class RestoreContext : public FileRestoreContext {
   RootActor actor_;
   const CheckpointImages& images_;
   const ImageSource& source_;
+  const Options& options_;
   std::vector<std::string>& notes_;
   std::array<UniqueFd, 3> stdio_;
   std::map<std::string, std::size_t, std::less<>> external_;  // index of stdio_ by link

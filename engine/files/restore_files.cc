@@ -158,8 +158,9 @@ class TableActor : public ProcessActor {
 
 class Restorer : public FileRestorer {
  public:
-  Restorer(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source)
-      : root_(root), images_(images), source_(source) {
+  Restorer(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
+           const Options& options)
+      : root_(root), images_(images), source_(source), options_(options) {
     std::vector<const ProcessImage*> processes;
     for (const ProcessImage& process : images.processes) processes.push_back(&process);
     std::ranges::sort(processes, {}, [](const ProcessImage* process) { return process->pid(); });
@@ -172,7 +173,7 @@ class Restorer : public FileRestorer {
 
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
-    RestoreContext context(root_, images_, source_, notes_);
+    RestoreContext context(root_, images_, source_, options_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
@@ -376,6 +377,7 @@ class Restorer : public FileRestorer {
   RestoredProcess& root_;  // only until RestoreAll() has ended
   const CheckpointImages& images_;
   const ImageSource& source_;
+  const Options options_;
   std::map<FileKey, Holder> holders_;
   std::map<FileKey, UniqueFd> files_;
   std::map<std::uint32_t, UniqueFd> nameless_;  // mapped files without a path, by id
@@ -386,8 +388,8 @@ class Restorer : public FileRestorer {
 
 std::unique_ptr<FileRestorer> MakeFileRestorer(RestoredProcess& root,
                                                const CheckpointImages& images,
-                                               const ImageSource& source) {
-  return std::make_unique<Restorer>(root, images, source);
+                                               const ImageSource& source, const Options& options) {
+  return std::make_unique<Restorer>(root, images, source, options);
 }
 
 Result<int> OpenInProcess(RestoredProcess& process, const std::string& path, int flags) {

@@ -37,7 +37,7 @@ class FileRestorer {
 /// `images` and `source` outlive the restorer; `root` must stay where it is until RestoreAll() has ended.
 std::unique_ptr<FileRestorer> MakeFileRestorer(RestoredProcess& root,
                                                const CheckpointImages& images,
-                                               const ImageSource& source);
+                                               const ImageSource& source, const Options& options);
 
 /// Opens the absolute `path` with `flags` in `process`, with its rights and in its root. The number is in
 /// its table. Uses the argument room of `process.remote` and gives all of it back.

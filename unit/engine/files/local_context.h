@@ -77,6 +77,8 @@ class LocalImages : public ImageSource {
 
 class LocalDumpContext : public FileDumpContext {
  public:
+  Options chosen;
+  const Options& options() const override { return chosen; }
   LocalDumpContext() : root_(::open("/", O_PATH | O_CLOEXEC)) {}
 
   /// Makes `fd` an open file of the tree; its id.
@@ -171,6 +173,8 @@ class LocalFileActor : public FileActor {
 /// Restores what `dumped` has.
 class LocalRestoreContext : public FileRestoreContext {
  public:
+  Options chosen;
+  const Options& options() const override { return chosen; }
   explicit LocalRestoreContext(LocalDumpContext& dumped) : dumped_(dumped) {}
 
   /// The file that was added to the dump with `id`.

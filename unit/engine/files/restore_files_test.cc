@@ -161,7 +161,7 @@ class RestoreFilesTest : public ::testing::Test {
                        TakePlaceholder(children_[i].pid(), images.processes[i], kAreaAddress));
       processes.push_back(std::move(process));
     }
-    restorer = MakeFileRestorer(processes.front(), images, source_);
+    restorer = MakeFileRestorer(processes.front(), images, source_, Options());
     return restorer->RestoreAll();
   }
   Status Restore() {
