@@ -73,7 +73,6 @@ class Restoration {
     ASSIGN_OR_RETURN(images_, LoadCheckpoint(source_));
     RETURN_IF_ERROR(Goon());
     RETURN_IF_ERROR(MakeTree());
-    RETURN_IF_ERROR(FillMemory());
     for (RestoredProcess& process : processes_) RETURN_IF_ERROR(FurnishOne(process));
     // Descriptors that refer to others, and to processes, when all are there.
     RETURN_IF_ERROR(files_->Finish(processes_));
@@ -140,9 +139,35 @@ class Restoration {
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);
     RETURN_IF_ERROR(files_->RestoreAll());
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_));
-    RestoredProcess grown = std::move(processes_.front());
+    return Grow(area);
+  }
+
+  // Each process has its memory before it is forked, so that its children share what they had in common.
+  Status Grow(std::uint64_t area) {
+    MemoryProgress progress;
+    progress.report = [&, total = TotalBytes()](std::uint64_t pages) {
+      if (request_.progress) request_.progress(pages * 4096, total);
+    };
+    std::vector<const ProcessImage*> all;
+    for (const ProcessImage& process : images_.processes) all.push_back(&process);
+    ASSIGN_OR_RETURN(const std::unique_ptr<MemoryRestorer> memory,
+                     MemoryRestorer::Create(
+                         all, images_, source_, area,
+                         [this](RestoredProcess& process, std::uint32_t id, int flags) {
+                           return files_->OpenMapped(process, id, flags);
+                         },
+                         progress));
+    RestoredProcess root = std::move(processes_.front());
     processes_.clear();
-    ASSIGN_OR_RETURN(processes_, MakeProcesses(std::move(grown), images_, *reserver_));
+    ASSIGN_OR_RETURN(processes_,
+                     MakeProcesses(std::move(root), images_, *reserver_,
+                                   [&](RestoredProcess& process, const ProcessImage* from) {
+                                     const Status wanted = Goon();
+                                     return wanted.ok() ? memory->Restore(process, from) : wanted;
+                                   }));
+    RETURN_IF_ERROR(memory->Finish());
+    report.pages_restored = progress.pages;
+    report.notes.insert(report.notes.end(), progress.notes.begin(), progress.notes.end());
     return OkStatus();
   }
 
@@ -155,23 +180,6 @@ class Restoration {
     if (!status.ns_pid.empty() && status.ns_pid.back() == wanted) return OkStatus();
     return FailedPrecondition("the root of the checkpoint had pid " + std::to_string(wanted) +
                               ", the process to become it has another one in its namespace");
-  }
-
-  Status FillMemory() {
-    MemoryProgress progress;
-    const auto total = TotalBytes();
-    progress.report = [&](std::uint64_t pages) {
-      if (request_.progress) request_.progress(pages * 4096, total);
-    };
-    RETURN_IF_ERROR(RestoreMemory(
-        processes_, images_, source_,
-        [this](RestoredProcess& process, std::uint32_t id, int flags) {
-          return files_->OpenMapped(process, id, flags);
-        },
-        progress));
-    report.pages_restored = progress.pages;
-    report.notes.insert(report.notes.end(), progress.notes.begin(), progress.notes.end());
-    return OkStatus();
   }
 
   std::uint64_t TotalBytes() const {

@@ -86,14 +86,17 @@ Status CollectSharedObjects(const MemoryLayout& layout, SharedObjects& objects) 
   return OkStatus();
 }
 
-Status ClearMemory(RestoredProcess& process, const AddressRange& vdso) {
-  AddressRange first = {process.area.address, process.area.address + RemoteArea::kBytes};
-  AddressRange second = vdso;
-  if (second.start < first.start) std::swap(first, second);
-  // munmap(2) does not mind what is not mapped.
-  for (const AddressRange& range :
-       {AddressRange{0, first.start}, {first.end, second.start}, {second.end, kTaskSize}}) {
-    if (!range.empty()) RETURN_IF_ERROR(Unmap(process, range));
+Status ClearMemory(RestoredProcess& process, const AddressRange& vdso,
+                   std::vector<AddressRange> kept) {
+  kept.push_back({process.area.address, process.area.address + RemoteArea::kBytes});
+  kept.push_back(vdso);
+  kept.push_back({kTaskSize, kTaskSize});
+  std::ranges::sort(kept, {}, &AddressRange::start);
+  std::uint64_t at = 0;
+  for (const AddressRange& range : kept) {
+    const AddressRange gap = {at, range.start};
+    if (!gap.empty()) RETURN_IF_ERROR(Unmap(process, gap));  // munmap(2) does not mind holes
+    at = range.end;
   }
   return OkStatus();
 }

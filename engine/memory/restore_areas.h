@@ -32,8 +32,9 @@ using SharedObjects = std::map<std::uint64_t, SharedObject>;
 /// Counts the shared areas of `layout` into `objects`. InvalidArgument: one is larger than memory can be.
 Status CollectSharedObjects(const MemoryLayout& layout, SharedObjects& objects);
 
-/// Unmaps everything of `process` but our area and its vDSO.
-Status ClearMemory(RestoredProcess& process, const AddressRange& vdso);
+/// Unmaps everything of `process` but our area, its vDSO and what is `kept`.
+Status ClearMemory(RestoredProcess& process, const AddressRange& vdso,
+                   std::vector<AddressRange> kept);
 
 /// Makes a shared object: through the memory of `process`, so that its pages are charged to the
 /// container, with its content. `process` must have room for all of it for that moment.

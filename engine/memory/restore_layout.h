@@ -60,9 +60,9 @@ struct AreaImage {
 
 struct MemoryLayout {
   std::vector<AreaImage> areas;  ///< By rising address.
-  AddressRange vvar;             ///< All of the vDSO's data pages.
-  AddressRange vdso;
-  std::vector<AddressRange> guards;  ///< MADV_GUARD_INSTALL, within areas.
+  AddressRange vvar = {};        ///< All of the vDSO's data pages.
+  AddressRange vdso = {};
+  std::vector<AddressRange> guards = {};  ///< MADV_GUARD_INSTALL, within areas.
 };
 
 /// Shared anonymous memory that CRIU dumped as the nameless memfd that it is inside the kernel: the number

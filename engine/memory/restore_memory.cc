@@ -1,5 +1,6 @@
-// The order of it: everything is read and checked, then process by process the old memory goes, the
-// vDSO finds its place, areas are mapped, filled, and get what must wait for their content.
+// The order of it: everything is read and checked, then process by process, parents before their children
+// are forked, the old memory goes, the vDSO finds its place, areas are mapped, filled, and get what must
+// wait for their content.
 #include "engine/memory/restore_memory.h"
 
 #include <fcntl.h>
@@ -8,12 +9,14 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
+#include "engine/memory/inheritance.h"
 #include "engine/memory/restore_areas.h"
 #include "engine/memory/restore_layout.h"
 #include "engine/memory/restore_mm.h"
@@ -32,48 +35,51 @@ constexpr std::uint64_t kDistance = std::uint64_t{2} << 20;
 
 // All that an image says of the memory of one process.
 struct MemoryPlan {
-  RestoredProcess* process = nullptr;
   MemoryLayout layout;
   MmAddresses addresses = {};
   PageSet pages;
-  std::vector<PageTarget> targets;
-  LiveVdso vdso;
 };
 
-// Where the pages of a process may go, by rising address.
-std::vector<PageTarget> TargetsOf(const MemoryLayout& layout) {
+bool HasContent(const AreaImage& area) {
+  // Shared memory has files of its own, and a shared file is in the file system.
+  return area.kind == AreaImage::Kind::kAnonymous || area.kind == AreaImage::Kind::kPrivateFile;
+}
+
+void AddTarget(std::vector<PageTarget>& targets, const AddressRange& range, PageTarget::Way way) {
+  if (!range.empty()) targets.push_back({.range = range, .address = range.start, .way = way});
+}
+
+// Where the pages of a process may go, by rising address. In `inherited` areas those that its parent has
+// too are compared first.
+std::vector<PageTarget> TargetsOf(const MemoryLayout& layout, const Inheritance& inherited) {
   std::vector<PageTarget> targets;
   for (const AreaImage& area : layout.areas) {
-    // Shared memory has files of its own, and a shared file is in the file system.
-    if (area.kind != AreaImage::Kind::kAnonymous && area.kind != AreaImage::Kind::kPrivateFile)
-      continue;
+    if (!HasContent(area)) continue;
     const auto way = area.droppable             ? PageTarget::Way::kSkip
                      : (area.prot & PROT_WRITE) ? PageTarget::Way::kCopy
                                                 : PageTarget::Way::kForce;
-    targets.push_back({.range = area.range, .address = area.range.start, .way = way});
+    std::uint64_t at = area.range.start;
+    for (const AddressRange& page_run : inherited.PagesIn(area.range)) {
+      AddTarget(targets, {at, page_run.start}, way);
+      AddTarget(targets, page_run, PageTarget::Way::kUpdate);
+      at = page_run.end;
+    }
+    AddTarget(targets, {at, area.range.end}, way);
   }
-  targets.push_back(
-      {.range = layout.vdso, .address = layout.vdso.start, .way = PageTarget::Way::kSkip});
-  std::sort(targets.begin(), targets.end(),
-            [](const PageTarget& a, const PageTarget& b) { return a.range.start < b.range.start; });
+  AddTarget(targets, layout.vdso, PageTarget::Way::kSkip);
+  std::ranges::sort(targets, {}, [](const PageTarget& target) { return target.range.start; });
   return targets;
 }
 
-Result<MemoryPlan> MakePlan(RestoredProcess& process, const ZeroFiles& zero_files,
-                            const ImageSource& source) {
-  const image::MmEntry& mm = process.image->mm;
-  const AddressRange ours = {process.area.address, process.area.address + RemoteArea::kBytes};
+Result<MemoryPlan> MakePlan(const ProcessImage& process, const ZeroFiles& zero_files,
+                            const AddressRange& ours, const ImageSource& source) {
   MemoryPlan plan;
-  plan.process = &process;
-  ASSIGN_OR_RETURN(plan.layout, ReadLayout(mm, zero_files, ours));
-  ASSIGN_OR_RETURN(plan.addresses, ReadMmAddresses(mm));
+  ASSIGN_OR_RETURN(plan.layout, ReadLayout(process.mm, zero_files, ours));
+  ASSIGN_OR_RETURN(plan.addresses, ReadMmAddresses(process.mm));
   ASSIGN_OR_RETURN(
       plan.pages,
-      ReadPageSet(source, ImageName("pagemap", static_cast<std::uint64_t>(process.image->pid()))));
-  plan.targets = TargetsOf(plan.layout);
-  RETURN_IF_ERROR(CheckPlaces(plan.pages, plan.targets));
-  ASSIGN_OR_RETURN(plan.vdso, FindVdso(process));
-  RETURN_IF_ERROR(CheckVdso(process, plan.vdso, plan.layout, plan.pages, source));
+      ReadPageSet(source, ImageName("pagemap", static_cast<std::uint64_t>(process.pid()))));
+  RETURN_IF_ERROR(CheckPlaces(plan.pages, TargetsOf(plan.layout, {})));
   return plan;
 }
 
@@ -88,23 +94,26 @@ Status ReadSharedPages(const ImageSource& source, SharedObjects& objects) {
   return OkStatus();
 }
 
-class MemoryRestorer {
+Status Named(const Status& status, const ProcessImage& process) {
+  return Annotate(status, "pid " + std::to_string(process.pid()));
+}
+
+class Restorer : public MemoryRestorer {
  public:
-  using OpenFile = std::function<Result<int>(RestoredProcess&, std::uint32_t, int)>;
+  Restorer(const ImageSource& source, OpenFile open_file, MemoryProgress& progress)
+      : source_(source), open_file_(std::move(open_file)), progress_(progress) {}
 
-  MemoryRestorer(const ImageSource& source, const OpenFile& open_file, MemoryProgress& progress)
-      : source_(source), open_file_(open_file), progress_(progress) {}
-
-  Status Plan(std::vector<RestoredProcess>& processes, const CheckpointImages& images) {
+  Status Plan(std::span<const ProcessImage* const> processes, const CheckpointImages& images,
+              const AddressRange& ours) {
     ASSIGN_OR_RETURN(const ZeroFiles zero_files, ReadZeroFiles(images, source_));
-    for (RestoredProcess& process : processes) {
-      if (process.image->zombie) continue;
-      Result<MemoryPlan> plan = MakePlan(process, zero_files, source_);
-      RETURN_IF_ERROR(Named(plan.status(), process));
-      RETURN_IF_ERROR(Named(CollectSharedObjects(plan->layout, objects_), process));
-      plans_.push_back(*std::move(plan));
+    for (const ProcessImage* process : processes) {
+      if (process->zombie) continue;
+      Result<MemoryPlan> plan = MakePlan(*process, zero_files, ours, source_);
+      RETURN_IF_ERROR(Named(plan.status(), *process));
+      RETURN_IF_ERROR(Named(CollectSharedObjects(plan->layout, objects_), *process));
+      plans_.emplace(process, *std::move(plan));
     }
-    const std::uint32_t ns = processes.front().image->ids.ipc_ns_id();  // of all of them
+    const std::uint32_t ns = processes.front()->ids.ipc_ns_id();  // of all of them
     ASSIGN_OR_RETURN(
         const std::vector<image::IpcShmEntry> segments,
         ReadRecords<image::IpcShmEntry>(source_, ImageName("ipcns-shm", ns), "ipcns-shm"));
@@ -112,25 +121,34 @@ class MemoryRestorer {
     return ReadSharedPages(source_, objects_);
   }
 
-  Status Run() {
-    for (MemoryPlan& plan : plans_) RETURN_IF_ERROR(Named(RunOne(plan), *plan.process));
-    return plans_.empty() ? OkStatus() : segments_.Finish(plans_.front().process->pid);
+  Status Restore(RestoredProcess& process, const ProcessImage* forked_from) override {
+    const auto parent = plans_.find(forked_from);
+    return Named(RestoreOne(process, plans_.at(process.image),
+                            parent == plans_.end() ? nullptr : &parent->second),
+                 *process.image);
   }
+
+  Status Finish() override { return first_ == 0 ? OkStatus() : segments_.Finish(first_); }
 
  private:
-  static Status Named(const Status& status, const RestoredProcess& process) {
-    return Annotate(status, "pid " + std::to_string(process.image->pid()));
-  }
-
-  Status RunOne(MemoryPlan& plan) {
-    RETURN_IF_ERROR(ClearMemory(*plan.process, plan.vdso.whole()));
-    RETURN_IF_ERROR(MoveVdso(*plan.process, plan.vdso, plan.layout));
-    RETURN_IF_ERROR(SetHugePages(*plan.process));
-    RETURN_IF_ERROR(MakeObjects(plan));
-    RETURN_IF_ERROR(MapAreas(plan));
-    RETURN_IF_ERROR(Fill(plan));
-    RETURN_IF_ERROR(FinishAreas(*plan.process, plan.layout, progress_.notes));
-    return SetMmAddresses(*plan.process->remote, plan.addresses);
+  Status RestoreOne(RestoredProcess& process, const MemoryPlan& plan, const MemoryPlan* parent) {
+    if (first_ == 0) first_ = process.pid;
+    ASSIGN_OR_RETURN(const LiveVdso vdso, FindVdso(process));
+    RETURN_IF_ERROR(CheckVdso(process, vdso, plan.layout, plan.pages, source_));
+    Inheritance inherited;
+    // Where the vDSO has to move, nothing may be in its way.
+    if (parent != nullptr && vdso.whole().start == plan.layout.vvar.start) {
+      inherited = Inheritance(parent->layout, parent->pages, plan.layout);
+    }
+    RETURN_IF_ERROR(ClearMemory(process, vdso.whole(), inherited.areas()));
+    RETURN_IF_ERROR(MoveVdso(process, vdso, plan.layout));
+    RETURN_IF_ERROR(SetHugePages(process));
+    RETURN_IF_ERROR(MakeObjects(process, plan));
+    RETURN_IF_ERROR(MapAreas(process, plan, inherited));
+    RETURN_IF_ERROR(DropPages(process, inherited, plan.pages));
+    RETURN_IF_ERROR(Fill(process, plan, inherited));
+    RETURN_IF_ERROR(FinishAreas(process, plan.layout, progress_.notes));
+    return SetMmAddresses(*process.remote, plan.addresses);
   }
 
   // Before memory is filled, which would make the huge pages that the program does not want.
@@ -141,34 +159,35 @@ class MemoryRestorer {
         .status();
   }
 
-  Status MakeObjects(MemoryPlan& plan) {
+  Status MakeObjects(RestoredProcess& process, const MemoryPlan& plan) {
     for (const AreaImage& area : plan.layout.areas) {
       if (area.kind == AreaImage::Kind::kSystemV) {
-        RETURN_IF_ERROR(segments_.Make(*plan.process, area.object, source_,
-                                       [this](std::uint64_t n) { Count(n); }));
+        RETURN_IF_ERROR(
+            segments_.Make(process, area.object, source_, [this](std::uint64_t n) { Count(n); }));
       }
       if (area.kind != AreaImage::Kind::kSharedAnonymous) continue;
       SharedObject& object = objects_.at(area.object);
       if (object.fd) continue;
       RETURN_IF_ERROR(Annotate(
-          MakeSharedObject(*plan.process, source_, object, [this](std::uint64_t n) { Count(n); }),
+          MakeSharedObject(process, source_, object, [this](std::uint64_t n) { Count(n); }),
           "shared memory " + std::to_string(area.object)));
     }
     return OkStatus();
   }
 
-  Status MapAreas(MemoryPlan& plan) {
-    AreaMapper mapper(*plan.process, objects_, segments_, [&](std::uint32_t id, int flags) {
-      return open_file_(*plan.process, id, flags);
-    });
-    for (const AreaImage& area : plan.layout.areas) RETURN_IF_ERROR(mapper.Map(area));
+  Status MapAreas(RestoredProcess& process, const MemoryPlan& plan, const Inheritance& inherited) {
+    AreaMapper mapper(process, objects_, segments_,
+                      [&](std::uint32_t id, int flags) { return open_file_(process, id, flags); });
+    for (const AreaImage& area : plan.layout.areas) {
+      if (!inherited.Has(area)) RETURN_IF_ERROR(mapper.Map(area));
+    }
     return mapper.Finish();
   }
 
-  Status Fill(MemoryPlan& plan) {
-    ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(plan.process->proc.get(), "mem", O_RDWR));
-    return WritePages(source_, plan.pages, plan.targets, plan.process->pid, mem.get(),
-                      [this](std::uint64_t pages) { Count(pages); });
+  Status Fill(RestoredProcess& process, const MemoryPlan& plan, const Inheritance& inherited) {
+    ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(process.proc.get(), "mem", O_RDWR));
+    return WritePages(source_, plan.pages, TargetsOf(plan.layout, inherited), process.pid,
+                      mem.get(), [this](std::uint64_t pages) { Count(pages); });
   }
 
   void Count(std::uint64_t pages) {
@@ -177,9 +196,10 @@ class MemoryRestorer {
   }
 
   const ImageSource& source_;
-  const OpenFile& open_file_;
+  const OpenFile open_file_;
   MemoryProgress& progress_;
-  std::vector<MemoryPlan> plans_;
+  std::map<const ProcessImage*, MemoryPlan> plans_;
+  pid_t first_ = 0;  // the first that was restored
   SharedObjects objects_;
   SegmentRestorer segments_;
 };
@@ -204,14 +224,14 @@ Result<std::uint64_t> ChooseAreaAddress(const CheckpointImages& images) {
   return *gap;
 }
 
-Status RestoreMemory(
-    std::vector<RestoredProcess>& processes, const CheckpointImages& images,
-    const ImageSource& source,
-    const std::function<Result<int>(RestoredProcess&, std::uint32_t id, int flags)>& open_file,
+Result<std::unique_ptr<MemoryRestorer>> MemoryRestorer::Create(
+    std::span<const ProcessImage* const> processes, const CheckpointImages& images,
+    const ImageSource& source, std::uint64_t area_address, OpenFile open_file,
     MemoryProgress& progress) {
-  MemoryRestorer restorer(source, open_file, progress);
-  RETURN_IF_ERROR(restorer.Plan(processes, images));
-  return restorer.Run();
+  auto restorer = std::make_unique<Restorer>(source, std::move(open_file), progress);
+  RETURN_IF_ERROR(
+      restorer->Plan(processes, images, {area_address, area_address + RemoteArea::kBytes}));
+  return restorer;
 }
 
 }  // namespace stasis::engine

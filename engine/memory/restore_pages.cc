@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -137,6 +138,23 @@ Status CopyOut(pid_t pid, std::span<const std::byte> bytes, std::span<iovec> pla
   return OkStatus();
 }
 
+// Writes the pages of `bytes` that are not so at `address` already.
+Status UpdateMemory(int mem_fd, std::uint64_t address, std::span<const std::byte> bytes) {
+  std::vector<std::byte> present(bytes.size());
+  RETURN_IF_ERROR(ReadMemoryForced(mem_fd, address, present));
+  const auto differs = [&](std::size_t at) {
+    return std::memcmp(present.data() + at, bytes.data() + at, kPageBytes) != 0;
+  };
+  for (std::size_t at = 0; at < bytes.size(); at += kPageBytes) {
+    std::size_t end = at;
+    while (end < bytes.size() && differs(end)) end += kPageBytes;
+    if (end == at) continue;
+    RETURN_IF_ERROR(WriteMemoryForced(mem_fd, address + at, bytes.subspan(at, end - at)));
+    at = end;
+  }
+  return OkStatus();
+}
+
 // Writes `bytes`, the content of `pieces` one after the other. Neighbours that are copied go together.
 Status WriteBatch(pid_t pid, int mem_fd, std::span<const std::byte> bytes,
                   std::span<const Piece> pieces) {
@@ -158,6 +176,9 @@ Status WriteBatch(pid_t pid, int mem_fd, std::span<const std::byte> bytes,
     RETURN_IF_ERROR(copy_waiting());
     if (piece.way == PageTarget::Way::kForce) {
       RETURN_IF_ERROR(WriteMemoryForced(mem_fd, piece.address, bytes.first(piece.bytes)));
+    }
+    if (piece.way == PageTarget::Way::kUpdate) {
+      RETURN_IF_ERROR(UpdateMemory(mem_fd, piece.address, bytes.first(piece.bytes)));
     }
     bytes = bytes.subspan(piece.bytes);
   }

@@ -30,9 +30,10 @@ Result<PageSet> ReadPageSet(const ImageSource& source, const std::string& name);
 /// Where a part of a PageSet goes to.
 struct PageTarget {
   enum class Way {
-    kCopy,   ///< Into memory that is writable there: process_vm_writev(2).
-    kForce,  ///< Whatever the protection: /proc/PID/mem. Private memory only.
-    kSkip,   ///< Nowhere.
+    kCopy,    ///< Into memory that is writable there: process_vm_writev(2).
+    kForce,   ///< Whatever the protection: /proc/PID/mem. Private memory only.
+    kUpdate,  ///< As kForce, pages that are so already excepted.
+    kSkip,    ///< Nowhere.
   };
   AddressRange range;         ///< Of the PageSet.
   std::uint64_t address = 0;  ///< Of its first byte in the process.

@@ -131,8 +131,8 @@ Status MakeReady(RestoredProcess& process, const RemoteArea& area) {
 // The tree in the making. Index: place in images.processes.
 class Builder {
  public:
-  Builder(const CheckpointImages& images, PidReserver& reserver)
-      : images_(images), reserver_(reserver), made_(images.processes.size()) {
+  Builder(const CheckpointImages& images, PidReserver& reserver, const Furnish& furnish)
+      : images_(images), reserver_(reserver), furnish_(furnish), made_(images.processes.size()) {
     for (std::size_t i = 0; i < images.processes.size(); ++i)
       by_pid_[images.processes[i].pid()] = i;
   }
@@ -156,6 +156,7 @@ class Builder {
     ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(root.pid));
     root_session_ = status.ns_sid.back();
     made_[0].emplace(std::move(root));
+    RETURN_IF_ERROR(furnish_(*made_[0], nullptr));
     RETURN_IF_ERROR(Grow(0, OwnSession(root_session_)));
     RETURN_IF_ERROR(JoinGroups());
     RETURN_IF_ERROR(EndStandIns());
@@ -231,9 +232,11 @@ class Builder {
     RestoredProcess& process = *made_[child];
     const ProcessImage& image = images_.processes[child];
     process.image = &image;
-    if (!image.zombie &&
-        images_.Path(image.mm.exe_file_id()) != images_.Path(like.mm.exe_file_id())) {
-      RETURN_IF_ERROR(ExecuteProgram(process, images_));
+    if (!image.zombie) {
+      const bool executes =
+          images_.Path(image.mm.exe_file_id()) != images_.Path(like.mm.exe_file_id());
+      if (executes) RETURN_IF_ERROR(ExecuteProgram(process, images_));
+      RETURN_IF_ERROR(furnish_(process, executes ? nullptr : &like));
     }
     return Grow(child, session);
   }
@@ -306,6 +309,7 @@ class Builder {
 
   const CheckpointImages& images_;
   PidReserver& reserver_;
+  const Furnish& furnish_;
   std::vector<std::optional<RestoredProcess>> made_;
   std::map<pid_t, std::size_t> by_pid_;
   std::map<pid_t, StandIn> stand_ins_;
@@ -387,8 +391,8 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images) 
 
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
-                                                   PidReserver& reserver) {
-  return Builder(images, reserver).Build(std::move(root));
+                                                   PidReserver& reserver, const Furnish& furnish) {
+  return Builder(images, reserver, furnish).Build(std::move(root));
 }
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,

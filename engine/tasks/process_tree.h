@@ -1,6 +1,7 @@
 // The processes of a tree under restore: made with their pids, parents, sessions, groups and programs.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "engine/image/image_io.h"
@@ -21,11 +22,15 @@ Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& i
 /// its first instruction. FailedPrecondition: the file is missing or another one.
 Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images);
 
+/// Called for each process that lives once it runs its program, before it has children: with the image of
+/// the process whose fork it is and whose memory it has, or null when it was executed.
+using Furnish = std::function<Status(RestoredProcess& process, const ProcessImage* forked_from)>;
+
 /// Forks all other processes of `images` below `root`. Zombies are made too, still alive.
 /// AlreadyExists: a pid is taken. Order of the result: that of `images`.
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
-                                                   PidReserver& reserver);
+                                                   PidReserver& reserver, const Furnish& furnish);
 
 /// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,

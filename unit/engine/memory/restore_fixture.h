@@ -154,6 +154,19 @@ class FreshProgram {
   std::vector<RestoredProcess> processes_;
 };
 
+/// Restores the memory of `processes` by their images, none of which is a fork of another.
+inline ::stasis::Status RestoreMemory(std::vector<RestoredProcess>& processes,
+                                      const CheckpointImages& images, const ImageSource& source,
+                                      const MemoryRestorer::OpenFile& open_file,
+                                      MemoryProgress& progress) {
+  std::vector<const ProcessImage*> all;
+  for (const RestoredProcess& process : processes) all.push_back(process.image);
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryRestorer> restorer,
+                   MemoryRestorer::Create(all, images, source, kOurArea, open_file, progress));
+  for (RestoredProcess& process : processes) RETURN_IF_ERROR(restorer->Restore(process, nullptr));
+  return restorer->Finish();
+}
+
 /// The page `text`, filled up with zeros.
 inline std::string PageOf(std::string_view text) {
   std::string page(text);
