@@ -116,13 +116,15 @@ Status MemoryDumper::AddArea(const Area& area, const PageMap& map,
   if (!area.Is(kAreaVdso)) {
     ASSIGN_OR_RETURN(ranges, map.WithContent(area.vma.start, area.vma.end, false));
   }
-  const auto add = [&content](std::uint64_t start, std::uint64_t end, std::uint32_t flags) {
+  const bool copied_on_write = area.vma.shared_or_swapped > 0;
+  const auto add = [&](std::uint64_t start, std::uint64_t end, std::uint32_t flags) {
     if (start == end) return;
     std::vector<Run>& runs = content.runs;
-    if (!runs.empty() && runs.back().pages.end == start && runs.back().flags == flags) {
+    if (!runs.empty() && runs.back().pages.end == start && runs.back().flags == flags &&
+        runs.back().copied_on_write == copied_on_write) {
       runs.back().pages.end = end;
     } else {
-      runs.push_back({{start, end}, flags});
+      runs.push_back({{start, end}, flags, copied_on_write});
     }
   };
   for (const PageRange& range : ranges) {
@@ -151,7 +153,7 @@ Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
   content.memory = std::move(fd);
   ASSIGN_OR_RETURN(const std::vector<PageRange> ranges, DataOf(content.memory.get()));
   for (const PageRange& range : ranges) {
-    content.runs.push_back({range, kPresent});
+    content.runs.push_back({.pages = range, .flags = kPresent, .copied_on_write = false});
     report_.pages_scanned += range.page_count();
   }
   total_bytes_ += content.page_count() * kPageBytes;
@@ -173,7 +175,7 @@ Status MemoryDumper::Write(const Content& content, ImageSink& sink) {
     const Status status = stream->Write(bytes);
     return status.ok() ? Progress(bytes.size()) : status;
   });
-  for (const Run& run : content.runs) RETURN_IF_ERROR(copier.Add(run.pages));
+  for (const Run& run : content.runs) RETURN_IF_ERROR(copier.Add(run.pages, run.copied_on_write));
   RETURN_IF_ERROR(copier.Flush());
   report_.pages_written += content.page_count();
   return stream->Finish();

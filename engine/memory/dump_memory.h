@@ -39,6 +39,7 @@ class MemoryDumper {
   struct Run {
     PageRange pages;
     std::uint32_t flags = 0;  // PE_*
+    bool copied_on_write = false;
   };
   struct Content {
     pid_t pid = 0;         // of a process, as we see it; 0 for an object

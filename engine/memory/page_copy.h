@@ -24,7 +24,8 @@ class PageCopier {
   /// itself; 0: `fd` is a file.
   PageCopier(pid_t pid, int fd, Take take);
 
-  Status Add(PageRange pages);
+  /// `copied_on_write`: the process may have them in common with its parent or children.
+  Status Add(PageRange pages, bool copied_on_write);
   /// Hands on what is left.
   Status Flush();
 
@@ -37,6 +38,7 @@ class PageCopier {
   std::vector<std::byte> buffer_;
   std::vector<iovec> pieces_;
   std::size_t used_ = 0;
+  bool copied_on_write_ = false;  // of all pieces
 };
 
 }  // namespace stasis::engine

@@ -24,6 +24,9 @@ struct Vma {
   std::vector<std::string> flags;
   std::uint64_t kernel_page_size = 0;  ///< Bytes; 0 when read from maps.
   int protection_key = 0;
+  /// Bytes of pages that others have too (Shared_Clean, Shared_Dirty) or that are swapped out; 0 when read
+  /// from maps.
+  std::uint64_t shared_or_swapped = 0;
 
   std::uint64_t size() const { return end - start; }
   bool Has(std::string_view flag) const;
