@@ -458,6 +458,14 @@ const FileEntry* CheckpointImages::File(image::FdTypes type, std::uint32_t id) c
   return found != files.end() && KeyOf(*found) == std::tuple(type, id) ? &*found : nullptr;
 }
 
+std::vector<pid_t> CheckpointImages::TaskIds() const {
+  std::vector<pid_t> ids;
+  for (const ProcessImage& process : processes) {
+    for (const ThreadImage& thread : process.threads) ids.push_back(thread.tid);
+  }
+  return ids;
+}
+
 std::string CheckpointImages::Path(std::uint32_t id) const {
   const FileEntry* entry = File(image::FD_REG, id);
   return entry == nullptr ? "" : entry->reg().name();

@@ -48,6 +48,8 @@ struct CheckpointImages {
   const image::FileEntry* File(image::FdTypes type, std::uint32_t id) const;
   /// The path of the REG entry `id`; "" when there is none.
   std::string Path(std::uint32_t id) const;
+  /// The ids of all threads, in the tree's pid namespace.
+  std::vector<pid_t> TaskIds() const;
 };
 
 /// Reads everything but memory pages and what belongs to single kinds of files. The errors name the

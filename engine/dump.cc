@@ -34,6 +34,11 @@ std::chrono::microseconds Since(steady_clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - start);
 }
 
+std::string Milliseconds(std::chrono::microseconds time) {
+  return std::to_string(time.count() / 1000) + "." + std::to_string(time.count() % 1000 / 100) +
+         " ms";
+}
+
 std::string Name(const FrozenProcess& process) {
   return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
 }
@@ -65,6 +70,8 @@ struct Checkpoint {
 Status ReadTasks(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(CheckTree(checkpoint.tree));
   for (FrozenProcess& process : checkpoint.tree.processes()) {
+    checkpoint.request.log.Debug(Name(process) + ", " + std::to_string(process.threads.size()) +
+                                 " threads");
     RETURN_IF_ERROR(Annotate(checkpoint.namespaces.CheckSame(process), Name(process)));
     Result<DumpedProcess> dumped = ReadOutside(process);
     if (!dumped.ok()) return Annotate(dumped.status(), Name(process));
@@ -90,6 +97,7 @@ Status ReadAreas(Checkpoint& checkpoint) {
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;
   RETURN_IF_ERROR(files.Collect());
+  for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
     ASSIGN_OR_RETURN(const std::uint32_t exe, files.AddLink(*process.frozen, "exe", O_RDONLY));
@@ -215,10 +223,13 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
                    FrozenTree::Freeze(request.root, request.deadline, request.stop));
   // From here on no task of the tree runs and none is born.
   report.freezing = Since(start);
+  request.log.Info("the tree of pid " + std::to_string(request.root) + " stands still after " +
+                   Milliseconds(report.freezing));
   const auto first_stop = tree.first_stop();
 
   ASSIGN_OR_RETURN(NamespaceDumper namespaces, NamespaceDumper::Create(tree.root()));
-  ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files, FileDumper::Create(tree, request.options, report.notes));
+  ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files,
+                   FileDumper::Create(tree, request.options, report.notes));
   Checkpoint checkpoint{.request = request,
                         .tree = tree,
                         .report = report,
@@ -228,9 +239,14 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   RETURN_IF_ERROR(ReadAreas(checkpoint));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
   RETURN_IF_ERROR(ReadSegments(checkpoint));
+  request.log.Info("all of " + std::to_string(report.processes) + " processes, " +
+                   std::to_string(report.threads) + " threads and " +
+                   std::to_string(checkpoint.files->files().size()) + " open files can be saved");
   // From here on calls run in the tree's threads: what cannot be restored was refused above.
   RETURN_IF_ERROR(AskAll(checkpoint));
   RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
+  request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
+                   Milliseconds(report.memory));
   if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
   checkpoint.files->GiveBack();
   std::set<pid_t> pids;
@@ -240,6 +256,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   const bool runs_on = request.fate == Fate::kLeaveRunning;
   if (runs_on) RETURN_IF_ERROR(LetGo(tree, request.fate));
   report.frozen = Since(first_stop);
+  if (runs_on) request.log.Info("the tree runs again after " + Milliseconds(report.frozen));
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
   RETURN_IF_ERROR(WriteImages(checkpoint, sink));
   report.image_bytes = sink.bytes();
@@ -247,6 +264,8 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   if (!runs_on) {
     RETURN_IF_ERROR(LetGo(tree, request.fate));
     report.frozen = Since(first_stop);
+    request.log.Info("the checkpoint is whole; the tree was " +
+                     std::string(request.fate == Fate::kKill ? "ended" : "left stopped"));
   }
   return report;
 }

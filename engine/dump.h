@@ -14,6 +14,7 @@
 
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
+#include "engine/log.h"
 #include "engine/options.h"
 
 namespace stasis::engine {
@@ -31,6 +32,7 @@ struct DumpRequest {
   Fate fate = Fate::kLeaveRunning;
 
   Options options;
+  Log log;
 
   /// For CRIU, which makes all other mounts anew; unset: none of them. A restore of ours makes none.
   OutsideMounts outside_mounts;

@@ -22,6 +22,8 @@ struct Options {
   std::uint64_t ghost_limit = std::numeric_limits<std::uint64_t>::max();
   /// KIND[THING]:NAME, what a restore gets from outside.
   std::vector<std::string> external;
+  /// A restored tree is left stopped (SIGSTOP).
+  bool leave_stopped = false;
 };
 
 }  // namespace stasis::engine

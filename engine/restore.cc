@@ -2,17 +2,10 @@
 
 #include <absl/cleanup/cleanup.h>
 #include <fcntl.h>
-#include <linux/sched.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
-#include <thread>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -28,27 +21,6 @@ namespace stasis::engine {
 namespace {
 
 using std::chrono::steady_clock;
-
-std::vector<pid_t> WantedPids(const CheckpointImages& images) {
-  std::vector<pid_t> pids;
-  for (const ProcessImage& process : images.processes) {
-    for (const ThreadImage& thread : process.threads) pids.push_back(thread.tid);
-  }
-  return pids;
-}
-
-// A process that was just killed keeps its pid until its parent has waited for it, which a busy init may do
-// seconds later. Waits for that; what is still there then is somebody's.
-void AwaitReaped(pid_t pid) {
-  constexpr std::chrono::milliseconds kNap{2};
-  const auto give_up = steady_clock::now() + std::chrono::seconds(10);
-  while (steady_clock::now() < give_up) {
-    const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/stat");
-    const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
-    if (!stat.ok() || stat->state != 'Z') return;
-    std::this_thread::sleep_for(kNap);
-  }
-}
 
 // A restore under way. Until Release() nothing of it runs, and its destruction kills it all.
 class Restoration {
@@ -71,11 +43,16 @@ class Restoration {
 
   Status Run() {
     ASSIGN_OR_RETURN(images_, LoadCheckpoint(source_));
+    request_.log.Info("images of " + std::to_string(images_.processes.size()) + " processes and " +
+                      std::to_string(images_.files.size()) + " files");
     RETURN_IF_ERROR(Goon());
     RETURN_IF_ERROR(MakeTree());
+    request_.log.Info("processes made, " + std::to_string(report.pages_restored) +
+                      " pages of memory filled");
     for (RestoredProcess& process : processes_) RETURN_IF_ERROR(FurnishOne(process));
     // Descriptors that refer to others, and to processes, when all are there.
     RETURN_IF_ERROR(files_->Finish(processes_));
+    request_.log.Info("descriptors, threads and attributes are as they were");
     RETURN_IF_ERROR(EndZombies(processes_));
     for (RestoredProcess& process : processes_) {
       if (process.image->zombie) continue;
@@ -121,7 +98,7 @@ class Restoration {
   }
 
   Status MakeTree() {
-    const std::vector<pid_t> pids = WantedPids(images_);
+    const std::vector<pid_t> pids = images_.TaskIds();
     ASSIGN_OR_RETURN(const std::uint64_t area, ChooseAreaAddress(images_));
     ASSIGN_OR_RETURN(PidReserver reserver,
                      PidReserver::Start(request_.placeholder, request_.placeholder_program, pids));
@@ -159,12 +136,14 @@ class Restoration {
                          progress));
     RestoredProcess root = std::move(processes_.front());
     processes_.clear();
-    ASSIGN_OR_RETURN(processes_,
-                     MakeProcesses(std::move(root), images_, *reserver_,
-                                   [&](RestoredProcess& process, const ProcessImage* from) {
-                                     const Status wanted = Goon();
-                                     return wanted.ok() ? memory->Restore(process, from) : wanted;
-                                   }));
+    ASSIGN_OR_RETURN(
+        processes_,
+        MakeProcesses(std::move(root), images_, *reserver_,
+                      [&](RestoredProcess& process, const ProcessImage* from) {
+                        request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
+                        const Status wanted = Goon();
+                        return wanted.ok() ? memory->Restore(process, from) : wanted;
+                      }));
     RETURN_IF_ERROR(memory->Finish());
     report.pages_restored = progress.pages;
     report.notes.insert(report.notes.end(), progress.notes.begin(), progress.notes.end());
@@ -205,12 +184,13 @@ class Restoration {
       if (process.image->zombie) continue;
       const image::TaskCoreEntry& task = process.image->leader().core.tc();
       constexpr std::uint32_t kStopped = 3;
-      if (task.task_state() == kStopped) {
+      if (task.task_state() == kStopped || request_.options.leave_stopped) {
         ::kill(process.pid, task.has_stop_signo() ? static_cast<int>(task.stop_signo()) : SIGSTOP);
       }
       report.threads += process.image->threads.size();
     }
     report.processes = processes_.size();
+    request_.log.Info("the tree runs");
     released_ = true;
     Status worst;
     for (RestoredProcess& process : processes_) {
@@ -246,53 +226,6 @@ Result<RestoreReport> Restore(const RestoreRequest& request, const ImageSource& 
   restoration.report.total =
       std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - begin);
   return std::move(restoration.report);
-}
-
-Result<pid_t> SpawnPlaceholder(const ImageSource& source, const std::string& placeholder_program) {
-  ASSIGN_OR_RETURN(const CheckpointImages images, LoadCheckpoint(source));
-  pid_t wanted = images.processes.front().pid();
-  // The root's number may also be taken as the session or group of a descendant that is not reaped yet.
-  for (const pid_t pid : WantedPids(images)) AwaitReaped(pid);
-  char* const arguments[] = {const_cast<char*>("stasis-placeholder"), const_cast<char*>("hold"),
-                             nullptr};
-  char* const environment[] = {nullptr};
-  clone_args clone = {};
-  clone.exit_signal = SIGCHLD;
-  clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
-  clone.set_tid_size = 1;
-  const char* const program = placeholder_program.c_str();
-  const pid_t parent = ::getpid();
-  int channel[2];
-  if (::pipe2(channel, O_CLOEXEC) != 0) {
-    return SyscallError(errno, "pipe");
-  }
-  UniqueFd started(channel[0]), starting(channel[1]);
-  const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
-  if (pid == 0) {
-    // Only system calls until execve(2): a thread that does not exist here may hold any lock.
-    // Nobody would end it if we were killed before it is seized. prctl(2): the order outlives
-    // execve(2); RestoreConfinement takes it back.
-    ::syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
-    if (::syscall(SYS_getppid) != parent) ::_exit(127);
-    ::execve(program, arguments, environment);
-    const int error = errno;
-    (void)!::write(channel[1], &error, sizeof(error));
-    ::_exit(127);
-  }
-  if (pid < 0) {
-    if (errno == EEXIST) {
-      return AlreadyExists("pid " + std::to_string(wanted) +
-                           " is taken by another process; end that, or restore in a container");
-    }
-    return SyscallError(errno, "clone3 with pid " + std::to_string(wanted));
-  }
-  starting.Reset();
-  int error = 0;
-  if (::read(started.get(), &error, sizeof(error)) == sizeof(error)) {  // else: closed by execve(2)
-    ::waitpid(static_cast<pid_t>(pid), nullptr, 0);
-    return SyscallError(error, "run " + placeholder_program);
-  }
-  return static_cast<pid_t>(pid);
 }
 
 }  // namespace stasis::engine

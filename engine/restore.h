@@ -14,6 +14,7 @@
 
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
+#include "engine/log.h"
 #include "engine/options.h"
 
 namespace stasis::engine {
@@ -28,6 +29,7 @@ struct RestoreRequest {
   std::string placeholder_program;
 
   Options options;
+  Log log;
 
   std::stop_token stop;
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
@@ -51,8 +53,14 @@ struct RestoreReport {
 /// Unimplemented: they hold a thing that we cannot restore.
 Result<RestoreReport> Restore(const RestoreRequest& request, const ImageSource& source);
 
+struct SpawnRequest {
+  std::string placeholder_program;
+  std::string root = "/";  ///< Directory that becomes its root (chroot(2)).
+  bool sibling = false;    ///< A child of the caller's parent, who is to wait for it.
+};
+
 /// Starts a placeholder on the host with the pid that the root of `source` had, as a child of the calling
 /// process, with its descriptors 0 to 2 and in its namespaces. AlreadyExists: the pid is taken.
-Result<pid_t> SpawnPlaceholder(const ImageSource& source, const std::string& placeholder_program);
+Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& request);
 
 }  // namespace stasis::engine

@@ -16,6 +16,7 @@
 #include "cmd/stasis/commands.h"
 #include "cmd/stasis/engine_options.h"
 #include "cmd/stasis/interrupts.h"
+#include "cmd/stasis/log_file.h"
 #include "cri/checkpoint/container_checkpoint.h"
 #include "cri/client.h"
 #include "engine/base/io.h"
@@ -36,6 +37,7 @@ struct Options {
   std::string container, runtime_endpoint, output, images_dir;
   std::int64_t timeout_seconds = 0;
   engine::Options engine;
+  LogFile log;
   bool run = false, stop = false, kill = false, json = false;
 };
 
@@ -66,6 +68,7 @@ Status AddDescription(archive::ArchiveWriter& writer, pid_t pid) {
 
 void Print(const Options& options, const engine::DumpReport& report,
            const std::vector<std::string>& notes, microseconds total) {
+  options.log.Warn(notes);
   if (options.json) {
     nlohmann::json json = {{"pid", options.pid},
                            {"output", options.output.empty() ? options.images_dir : options.output},
@@ -89,7 +92,9 @@ void Print(const Options& options, const engine::DumpReport& report,
 
 Status ToFolder(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
-  ASSIGN_OR_RETURN(const auto images, engine::PendingImages::Create(options.images_dir));
+  ASSIGN_OR_RETURN(
+      const auto images,
+      engine::PendingImages::Create(options.images_dir, options.log.NameIn(options.images_dir)));
   // Durable before the tree is killed or left stopped.
   request.commit = [&](const engine::DumpReport& report) -> Status {
     RETURN_IF_ERROR(images->Put(archive::kStatsDumpName, report.StatsImage()));
@@ -149,12 +154,13 @@ void RaiseDescriptorLimit() {
 int Checkpoint(Options& options) {
   RaiseDescriptorLimit();
   Interrupts interrupts;
-  Status status;
-  {
+  Status status = options.log.Open(options.images_dir);
+  if (status.ok()) {
     Progress progress("memory");
     engine::DumpRequest request;
     request.root = options.pid;
     request.options = options.engine;
+    request.log = options.log.Hear();
     request.fate = FateOf(options);
     request.stop = interrupts.token();
     if (options.timeout_seconds > 0) {
@@ -167,6 +173,7 @@ int Checkpoint(Options& options) {
       status = options.output.empty() ? ToFolder(options, request) : ToArchive(options, request);
     }
   }
+  options.log.End(status, "checkpointed");
   const int code = Report(status);
   return status.code() == StatusCode::kCancelled && interrupts.caught() != 0
              ? kSignalBase + interrupts.caught()
@@ -180,7 +187,7 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
   CLI::App* command = program.add_subcommand(
       "checkpoint", "Saves a running tree of processes; it runs on unless told otherwise.");
   CLI::Option_group* what = command->add_option_group("what", "What is saved");
-  what->add_option("--pid", options->pid, "Root of a tree of processes")
+  what->add_option("--pid,--tree,-t", options->pid, "Root of a tree of processes")
       ->check(CLI::Range(pid_t{1}, std::numeric_limits<pid_t>::max()));
   what->add_option("--container", options->container,
                    "Id of a running container, or an unambiguous beginning of it")
@@ -193,15 +200,15 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
                    "pod needs")
       ->check(NotEmpty());
   where
-      ->add_option("--images-dir", options->images_dir,
+      ->add_option("--images-dir,-D", options->images_dir,
                    "An empty folder, for image files as CRIU's tools read them: the processes "
                    "alone")
       ->check(NotEmpty());
   where->require_option(1);
   CLI::Option* running =
-      command->add_flag("--leave-running", options->run, "The tree runs on (the default)");
+      command->add_flag("--leave-running,-R", options->run, "The tree runs on (the default)");
   CLI::Option* stopped =
-      command->add_flag("--leave-stopped", options->stop, "The tree is left stopped (SIGSTOP)");
+      command->add_flag("--leave-stopped,-s", options->stop, "The tree is left stopped (SIGSTOP)");
   CLI::Option* killed = command->add_flag("--kill", options->kill, "The tree is ended (SIGKILL)");
   stopped->excludes(running)->excludes(killed);
   killed->excludes(running);
@@ -218,6 +225,7 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--json", options->json, "The result as JSON");
   AddEngineOptions(*command, options->engine);
+  options->log.AddOptions(*command);
   command->footer(
       "Whatever goes wrong, the processes run on as they were and nothing half-made is left.\n"
       "Examples: stasis checkpoint --pid 1234 --output /var/tmp/redis.tar\n"

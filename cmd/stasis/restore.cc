@@ -13,6 +13,7 @@
 #include "cmd/stasis/commands.h"
 #include "cmd/stasis/engine_options.h"
 #include "cmd/stasis/interrupts.h"
+#include "cmd/stasis/log_file.h"
 #include "engine/base/io.h"
 #include "engine/image/image_io.h"
 
@@ -20,9 +21,10 @@ namespace stasis::cli {
 namespace {
 
 struct Options {
-  std::string images_dir, archive, pidfile;
+  std::string images_dir, archive, pidfile, root = "/";
   engine::Options engine;
-  bool detach = false;
+  LogFile log;
+  bool detach = false, sibling = false;
 };
 
 Result<int> ExitCodeOf(pid_t pid) {
@@ -73,10 +75,14 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
   RETURN_IF_ERROR(Annotate(pidfile.Create(), "the file for the pid"));
   engine::RestoreRequest request;
   request.options = options.engine;
+  request.log = options.log.Hear();
   request.stop = interrupts.token();
   request.placeholder_program = PlaceholderProgram();
-  ASSIGN_OR_RETURN(request.placeholder,
-                   engine::SpawnPlaceholder(source, request.placeholder_program));
+  ASSIGN_OR_RETURN(
+      request.placeholder,
+      engine::SpawnPlaceholder(source, {.placeholder_program = request.placeholder_program,
+                                        .root = options.root,
+                                        .sibling = options.sibling}));
   {
     Progress progress("memory");
     request.progress = std::ref(progress);
@@ -87,6 +93,7 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
       ::waitpid(request.placeholder, nullptr, 0);
       return report.status();
     }
+    options.log.Warn(report->notes);
     for (const std::string& note : report->notes) {
       std::fprintf(stderr, "note: %s\n", OneLine(note).c_str());
     }
@@ -103,7 +110,8 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
   return ExitCodeOf(request.placeholder);
 }
 
-Result<int> Restore(const Options& options, Interrupts& interrupts) {
+Result<int> Restore(Options& options, Interrupts& interrupts) {
+  RETURN_IF_ERROR(options.log.Open(options.images_dir));
   if (!options.archive.empty()) {
     ASSIGN_OR_RETURN(const std::unique_ptr<archive::Archive> archive, OpenArchive(options.archive));
     {
@@ -124,12 +132,23 @@ void AddRestore(CLI::App& program, int& exit_code) {
   CLI::App* command = program.add_subcommand(
       "restore", "Restores a tree of processes, with the pids that it had, on this host.");
   CLI::Option_group* where = command->add_option_group("from", "Where the checkpoint is");
-  where->add_option("--images-dir", options->images_dir, "A folder of image files");
+  where->add_option("--images-dir,-D", options->images_dir, "A folder of image files");
   where->add_option("--archive", options->archive, "A checkpoint archive");
   where->require_option(1);
-  command->add_flag("--detach", options->detach, "Return once it runs, do not wait for its end");
+  command->add_flag("--detach,--restore-detached,-d", options->detach,
+                    "Return once it runs, do not wait for its end");
+  command
+      ->add_flag("--restore-sibling,-S", options->sibling,
+                 "Its parent is that of stasis, who is to wait for it")
+      ->needs("--detach");
+  command->add_flag("--leave-stopped,-s", options->engine.leave_stopped,
+                    "It is left stopped (SIGSTOP)");
+  command->add_option("--root,-r", options->root, "Directory that becomes its root (chroot(2))")
+      ->option_text("DIR")
+      ->check(NotEmpty());
   command->add_option("--pidfile", options->pidfile, "Where the pid of its root is written");
   AddEngineOptions(*command, options->engine);
+  options->log.AddOptions(*command);
   command->footer(
       "Without --detach the exit code is that of the restored root, or 128 + the signal that ended "
       "it.\n"
@@ -137,6 +156,7 @@ void AddRestore(CLI::App& program, int& exit_code) {
   command->callback([options, &exit_code] {
     Interrupts interrupts;
     const Result<int> code = Restore(*options, interrupts);
+    options->log.End(code.status(), "ended with " + std::to_string(code.value_or(0)));
     exit_code = code.ok() ? *code : Report(code.status());
     if (code.status().code() == StatusCode::kCancelled && interrupts.caught() != 0) {
       exit_code = kSignalBase + interrupts.caught();

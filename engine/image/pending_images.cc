@@ -47,14 +47,19 @@ class FileStream : public ImageStream {
 
 }  // namespace
 
-Result<std::unique_ptr<PendingImages>> PendingImages::Create(const std::string& folder) {
+Result<std::unique_ptr<PendingImages>> PendingImages::Create(const std::string& folder,
+                                                             const std::string& log) {
   Result<UniqueFd> fd = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
   if (ErrnoOf(fd.status()) == ENOENT) {
     return Annotate(fd.status(), "the folder for the images must exist (make it with mkdir)");
   }
   RETURN_IF_ERROR(fd.status());
   std::error_code error;
-  const bool empty = std::filesystem::is_empty(folder, error);
+  bool empty = true;
+  auto entry = std::filesystem::directory_iterator(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    empty = empty && entry->path().filename() == log;
+  }
   if (error) return SyscallError(error.value(), "read " + folder);
   if (!empty) {
     return AlreadyExists(folder +

@@ -18,9 +18,10 @@ namespace stasis::engine {
 /// destructor removes them. Holds one descriptor a file.
 class PendingImages : public ImageSink {
  public:
-  /// Into `folder`, which must exist and be empty: images of two checkpoints must not mix.
-  /// NotFound, AlreadyExists, PermissionDenied: it is not.
-  static Result<std::unique_ptr<PendingImages>> Create(const std::string& folder);
+  /// Into `folder`, which must exist and be empty but for a file `log`: images of two checkpoints must not
+  /// mix. NotFound, AlreadyExists, PermissionDenied: it is not.
+  static Result<std::unique_ptr<PendingImages>> Create(const std::string& folder,
+                                                       const std::string& log = "");
   ~PendingImages() override;
 
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,

@@ -1,0 +1,101 @@
+// Source  clone(2) on clone3 and CLONE_PARENT, chroot(2), execveat(2), prctl(2) PR_SET_PDEATHSIG; tested on
+//         6.18
+// Rule    With CLONE_PARENT the exit signal is that of the caller itself, and must not be named.
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "engine/base/io.h"
+#include "engine/checkpoint_images.h"
+#include "engine/proc/task.h"
+#include "engine/restore.h"
+
+namespace stasis::engine {
+namespace {
+
+using std::chrono::steady_clock;
+
+// A process that was just killed keeps its pid until its parent has waited for it, which a busy init may do
+// seconds later. Waits for that; what is still there then is somebody's.
+void AwaitReaped(pid_t pid) {
+  constexpr std::chrono::milliseconds kNap{2};
+  const auto give_up = steady_clock::now() + std::chrono::seconds(10);
+  while (steady_clock::now() < give_up) {
+    const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/stat");
+    const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
+    if (!stat.ok() || stat->state != 'Z') return;
+    std::this_thread::sleep_for(kNap);
+  }
+}
+
+// Only system calls until execveat(2): a thread that does not exist here may hold any lock.
+[[noreturn]] void Become(int program, const char* root, bool sibling, pid_t parent, int channel) {
+  char* const arguments[] = {const_cast<char*>("stasis-placeholder"), const_cast<char*>("hold"),
+                             nullptr};
+  char* const environment[] = {nullptr};
+  if (!sibling) {
+    // Nobody would end it if we were killed before it is seized. prctl(2): the order outlives execve(2);
+    // RestoreConfinement takes it back.
+    ::syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+    if (::syscall(SYS_getppid) != parent) ::_exit(127);
+  }
+  // Where it has no working directory of its own, that of its starter stays outside of the new root.
+  const bool stays = root[0] == '/' && root[1] == '\0';
+  if (stays || (::chroot(root) == 0 && ::chdir("/") == 0)) {
+    ::syscall(SYS_execveat, program, "", arguments, environment, AT_EMPTY_PATH);
+  }
+  const int error = errno;
+  (void)!::write(channel, &error, sizeof(error));
+  ::_exit(127);
+}
+
+}  // namespace
+
+Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& request) {
+  ASSIGN_OR_RETURN(const CheckpointImages images, LoadCheckpoint(source));
+  pid_t wanted = images.processes.front().pid();
+  // The root's number may also be taken as the session or group of a descendant that is not reaped yet.
+  for (const pid_t pid : images.TaskIds()) AwaitReaped(pid);
+  ASSIGN_OR_RETURN(const UniqueFd program, OpenAt(AT_FDCWD, request.placeholder_program, O_PATH));
+  clone_args clone = {};
+  clone.flags = request.sibling ? CLONE_PARENT : 0;
+  clone.exit_signal = request.sibling ? 0 : SIGCHLD;
+  clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
+  clone.set_tid_size = 1;
+  const pid_t parent = ::getpid();
+  int channel[2];
+  if (::pipe2(channel, O_CLOEXEC) != 0) {
+    return SyscallError(errno, "pipe");
+  }
+  UniqueFd started(channel[0]), starting(channel[1]);
+  const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
+  if (pid == 0) {
+    Become(program.get(), request.root.c_str(), request.sibling, parent, channel[1]);
+  }
+  if (pid < 0) {
+    if (errno == EEXIST) {
+      return AlreadyExists("pid " + std::to_string(wanted) +
+                           " is taken by another process; end that, or restore in a container");
+    }
+    return SyscallError(errno, "clone3 with pid " + std::to_string(wanted));
+  }
+  starting.Reset();
+  int error = 0;
+  if (::read(started.get(), &error, sizeof(error)) == sizeof(error)) {  // else: closed by execve(2)
+    ::waitpid(static_cast<pid_t>(pid), nullptr, 0);
+    return SyscallError(error, "run " + request.placeholder_program + " in " + request.root);
+  }
+  return static_cast<pid_t>(pid);
+}
+
+}  // namespace stasis::engine
