@@ -93,3 +93,10 @@ def test_what_cannot_be_checkpointed_is_said(bed, folder, counting, endpoint):
     with pytest.raises(journey.StasisError, match="nobody answers at unix:///no/such.sock"):
         checkpoint("unix:///no/such.sock", container, "--output", folder / "a.tar")
     assert not list(folder.iterdir())
+
+
+def test_a_check_disturbs_nobody(bed, counting, endpoint):
+    pod, container = counting
+    said = journey.stasis("check", "--container", container[:13], "--runtime-endpoint", endpoint)
+    assert said.endswith("yes  it can be checkpointed\n")
+    goes_on(bed, pod)

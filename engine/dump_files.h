@@ -49,7 +49,11 @@ class FileDumper : public FileDumpContext {
   /// descriptors.json.
   Status WriteImages(const std::vector<std::uint32_t>& table_ids, ImageSink& sink) const;
 
+  /// The tree runs: see FileDumpContext::only_looks.
+  void OnlyLook() { only_looks_ = true; }
+
   const Options& options() const override { return options_; }
+  bool only_looks() const override { return only_looks_; }
   std::span<const OpenFile> files() const override { return files_; }
   int RootOf(const OpenFile& file) const override;
   pid_t ToNamespacePid(pid_t pid) const override;
@@ -89,6 +93,7 @@ class FileDumper : public FileDumpContext {
   const Options& options_;
   std::vector<std::string>& notes_;
   std::uint32_t next_id_ = 1;
+  bool only_looks_ = false;
 
   std::map<pid_t, UniqueFd> roots_;
   std::string root_prefix_;  // of the tree's root directory, as we see it; "" for "/"

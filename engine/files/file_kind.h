@@ -47,6 +47,9 @@ class FileDumpContext {
  public:
   virtual ~FileDumpContext() = default;
   virtual const Options& options() const = 0;
+  /// True when the tree runs, and nothing of it may change even for a moment: content is not needed, only
+  /// whether it could be saved.
+  virtual bool only_looks() const = 0;
   /// Every open file of the tree.
   virtual std::span<const OpenFile> files() const = 0;
   /// A directory descriptor of the root of `file`'s holder (/proc/PID/root).

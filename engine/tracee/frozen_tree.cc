@@ -276,18 +276,46 @@ Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
   return tree;
 }
 
+Result<FrozenTree> FrozenTree::Look(pid_t root) {
+  FrozenTree tree;
+  std::vector<std::pair<pid_t, pid_t>> shape = {{root, 0}};
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const pid_t pid = shape[i].first;
+    FrozenProcess process;
+    process.pid = pid;
+    process.parent = shape[i].second;
+    const Status status = ReadProcess(process);
+    if (status.code() == StatusCode::kNotFound && pid != root) continue;
+    RETURN_IF_ERROR(status);
+    for (const pid_t tid : process.zombie ? std::vector<pid_t>() : ThreadsOf(pid)) {
+      const auto text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/status");
+      if (!text.ok()) continue;
+      FrozenThread& thread = process.threads.emplace_back();
+      ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(*text));
+    }
+    tree.processes_.push_back(std::move(process));
+    for (const pid_t child : ChildrenOf(pid)) shape.emplace_back(child, pid);
+  }
+  return tree;
+}
+
+Status FrozenTree::ReadProcess(FrozenProcess& process) {
+  const std::string folder = "/proc/" + std::to_string(process.pid);
+  Result<UniqueFd> proc = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
+  if (!proc.ok()) return NotFound("no process with pid " + std::to_string(process.pid));
+  process.proc = *std::move(proc);
+  ASSIGN_OR_RETURN(process.stat, ReadStat(process.proc.get()));
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "status"));
+  ASSIGN_OR_RETURN(process.status, ParseTaskStatus(text));
+  if (process.status.ns_pid.empty()) return Unimplemented("/proc/PID/status has no NSpid");
+  process.ns_pid = process.status.ns_pid.back();
+  process.zombie = process.status.state == 'Z';
+  return OkStatus();
+}
+
 Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before) {
   for (FrozenProcess& process : processes_) {
-    const std::string folder = "/proc/" + std::to_string(process.pid);
-    Result<UniqueFd> proc = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
-    if (!proc.ok()) return NotFound("no process with pid " + std::to_string(process.pid));
-    process.proc = *std::move(proc);
-    ASSIGN_OR_RETURN(process.stat, ReadStat(process.proc.get()));
-    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "status"));
-    ASSIGN_OR_RETURN(process.status, ParseTaskStatus(text));
-    if (process.status.ns_pid.empty()) return Unimplemented("/proc/PID/status has no NSpid");
-    process.ns_pid = process.status.ns_pid.back();
-    process.zombie = process.status.state == 'Z';
+    RETURN_IF_ERROR(ReadProcess(process));
     if (process.zombie && !process.threads.empty()) {
       return Unimplemented("pid " + std::to_string(process.ns_pid) +
                            ": its first thread has ended while others run");

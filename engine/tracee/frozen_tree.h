@@ -50,6 +50,9 @@ class FrozenTree {
   static Result<FrozenTree> Freeze(pid_t root, std::chrono::steady_clock::time_point deadline,
                                    const std::stop_token& stop);
 
+  /// The tree under `root` as it runs, without a tracee anywhere. What ends meanwhile is not in it.
+  static Result<FrozenTree> Look(pid_t root);
+
   FrozenTree(FrozenTree&&) = default;
   FrozenTree& operator=(FrozenTree&&) = delete;
   ~FrozenTree();
@@ -72,6 +75,7 @@ class FrozenTree {
   static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer,
                                const WaitsBeforeFreeze& before);
   Status ReadTasks(const WaitsBeforeFreeze& before);
+  static Status ReadProcess(FrozenProcess& process);
 
   std::vector<FrozenProcess> processes_;
   std::chrono::steady_clock::time_point first_stop_;

@@ -79,6 +79,8 @@ class LocalDumpContext : public FileDumpContext {
  public:
   Options chosen;
   const Options& options() const override { return chosen; }
+  bool only_looks() const override { return looks; }
+  bool looks = false;
   LocalDumpContext() : root_(::open("/", O_PATH | O_CLOEXEC)) {}
 
   /// Makes `fd` an open file of the tree; its id.

@@ -1,0 +1,49 @@
+"""`stasis check` of a workload: what would be in the way of a checkpoint, while the workload runs on."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from e2e.paths import STASIS
+from e2e.wait import until
+
+OUTSIDE = "the other end of this pipe is held by a process outside the tree"
+
+
+def check(*words):
+    return subprocess.run([STASIS, "check", *map(str, words)], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_program_that_can_be_checkpointed(start, folder):
+    program = start("bash", "-c", "sleep 60 & touch ready; wait")
+    until(lambda: (folder / "ready").exists())
+    done = check("--pid", program.pid)
+    assert done.returncode == 0 and "2 processes" in done.stdout, done
+    assert done.stdout.endswith("yes  it can be checkpointed\n")
+    program.checkpoint()  # what it said
+
+
+def test_each_obstacle_is_named_and_nothing_is_stopped(start, folder):
+    ends = os.pipe()
+    script = "import os, time\nos.open('.', os.O_RDONLY)\nprint(flush=True)\nwhile True: time.sleep(0.001)"
+    program = start("/usr/bin/python3", "-c", script, pass_fds=ends[1:])
+    until(lambda: program.out)
+    status = Path(f"/proc/{program.pid}/status")
+    done = check("--pid", program.pid, "--json")
+    assert "TracerPid:\t0\n" in status.read_text()
+    os.close(ends[1])
+    os.close(ends[0])
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert not found["can_be_checkpointed"]
+    (obstacle,) = found["obstacles"]
+    assert obstacle.startswith(f"pid {program.pid} fd {ends[1]} ") and OUTSIDE in obstacle
+    assert done.stderr == "stasis: it cannot be checkpointed: 1 obstacle\n"
+
+
+def test_what_is_no_workload():
+    assert "no process with pid" in check("--pid", 2**22 - 1).stderr
+    assert check("--pid", 1, "--container", "x").returncode == 2
+    assert "/nowhere" in check("--container", "x", "--runtime-endpoint", "unix:///nowhere").stderr

@@ -1,0 +1,102 @@
+#include "engine/dump_check.h"
+
+#include <fcntl.h>
+
+#include <set>
+#include <utility>
+
+#include "engine/base/io.h"
+#include "engine/dump_files.h"
+#include "engine/memory/dump_areas.h"
+#include "engine/memory/system_v.h"
+#include "engine/tasks/dump_namespaces.h"
+#include "engine/tasks/dump_tree.h"
+#include "engine/tracee/frozen_tree.h"
+
+namespace stasis::engine {
+namespace {
+
+class Checker {
+ public:
+  explicit Checker(const FrozenTree& tree, DumpCheck& found) : tree_(tree), found_(found) {}
+
+  void Add(const Status& status) {
+    // Not there any more, or not yet: the tree runs.
+    if (status.ok() || status.code() == StatusCode::kNotFound) return;
+    std::string reason(Message(status));
+    if (known_.insert(reason).second) found_.obstacles.push_back(std::move(reason));
+  }
+
+  void Tasks() {
+    Add(CheckTree(tree_));
+    const Result<NamespaceDumper> namespaces = NamespaceDumper::Create(tree_.root());
+    Add(namespaces.status());
+    for (const FrozenProcess& process : tree_.processes()) {
+      ++found_.processes;
+      found_.threads += process.threads.size();
+      if (namespaces.ok()) Add(Annotate(namespaces->CheckSame(process), Name(process)));
+      if (process.status.tracer_pid == 0) continue;
+      Add(FailedPrecondition(Name(process) + " is traced by pid " +
+                             std::to_string(process.status.tracer_pid) +
+                             " (a debugger or strace); end that first"));
+    }
+    if (!namespaces.ok()) return;
+    NamespaceDumper reader = *namespaces;
+    Add(reader.Read(tree_.root()));
+  }
+
+  Status Files(const Options& options) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<FileDumper> files,
+                     FileDumper::Create(tree_, options, found_.notes));
+    files->OnlyLook();
+    Add(files->Collect());
+    found_.files = files->files().size();
+    for (const OpenFile& file : files->files()) Add(DumpFile(file, *files).status());
+    ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
+    for (const FrozenProcess& process : tree_.processes()) {
+      if (process.zombie) continue;
+      for (const char* const link : {"exe", "cwd", "root"}) {
+        Add(Annotate(files->AddLink(process, link, O_RDONLY).status(), Name(process)));
+      }
+      Add(Annotate(Memory(process, shmem, *files), Name(process)));
+    }
+    return OkStatus();
+  }
+
+ private:
+  static std::string Name(const FrozenProcess& process) {
+    return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
+  }
+
+  Status Memory(const FrozenProcess& process, dev_t shmem, FileDumper& files) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "smaps"));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));
+    ASSIGN_OR_RETURN(std::vector<Area> areas,
+                     ClassifyAreas(std::move(vmas), process.ns_pid, shmem));
+    for (Area& area : areas) {
+      if (area.MapsFile()) Add(Annotate(files.AddMapping(process, area), Name(process)));
+      if (!area.Is(kAreaSystemV)) continue;
+      Add(Annotate(ReadSegment(process.pid, static_cast<int>(area.vma.inode)).status(),
+                   Name(process)));
+    }
+    return OkStatus();
+  }
+
+  const FrozenTree& tree_;
+  DumpCheck& found_;
+  std::set<std::string> known_;
+};
+
+}  // namespace
+
+Result<DumpCheck> CheckDump(pid_t root, const Options& options) {
+  RETURN_IF_ERROR(CheckRoot(root));
+  ASSIGN_OR_RETURN(const FrozenTree tree, FrozenTree::Look(root));
+  DumpCheck found;
+  Checker checker(tree, found);
+  checker.Tasks();
+  RETURN_IF_ERROR(checker.Files(options));
+  return found;
+}
+
+}  // namespace stasis::engine

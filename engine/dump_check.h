@@ -1,0 +1,31 @@
+// Can this tree be checkpointed? Answered while it runs.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/options.h"
+
+namespace stasis::engine {
+
+struct DumpCheck {
+  std::uint64_t processes = 0, threads = 0, files = 0;
+  /// Why a dump would be refused, a sentence each that names pid and thing. Empty: nothing is known to be
+  /// in the way.
+  std::vector<std::string> obstacles;
+  /// What a restore would not bring back, as in DumpReport.
+  std::vector<std::string> notes;
+};
+
+/// Looks at the tree under `root`, which runs on undisturbed: nothing of it is stopped, traced or changed.
+/// So the answer holds for that moment, and what only a stopped thread tells (a local descriptor table,
+/// syscall user dispatch) is not in it. What ends meanwhile is left out.
+///
+/// NotFound, InvalidArgument: `root` is no process that could be checkpointed.
+Result<DumpCheck> CheckDump(pid_t root, const Options& options);
+
+}  // namespace stasis::engine
