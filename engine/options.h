@@ -22,6 +22,8 @@ struct Options {
   std::uint64_t ghost_limit = std::numeric_limits<std::uint64_t>::max();
   /// KIND[THING]:NAME, what a restore gets from outside.
   std::vector<std::string> external;
+  /// Clocks of a restored tree may go backwards where it has no right to a time namespace.
+  bool clocks_may_go_back = false;
   /// A restored tree is left stopped (SIGSTOP).
   bool leave_stopped = false;
 };

@@ -16,6 +16,7 @@
 #include "engine/tasks/pid_reserver.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/restore_attributes.h"
+#include "engine/tasks/restore_clocks.h"
 
 namespace stasis::engine {
 namespace {
@@ -111,6 +112,8 @@ class Restoration {
                      TakePlaceholder(request_.placeholder, images_.processes.front(), area));
     RETURN_IF_ERROR(CheckRootPid());
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
+    RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
+                                  request_.options.clocks_may_go_back, report.notes));
     // Files are opened by the root while it is still what the runtime started: with its rights.
     processes_.push_back(std::move(root));
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);

@@ -14,6 +14,9 @@
 namespace stasis::cri {
 namespace {
 
+/// Annotation of a pod, "true": see engine::Options::clocks_may_go_back.
+constexpr const char* kClocksMayGoBack = "stasis.dev/clocks-may-go-back";
+
 constexpr const char* kInventory =
     "inventory.img";  // written last: without it the images are not whole
 
@@ -33,6 +36,9 @@ RestoredContainer RecordOf(const runtime::v1::CreateContainerRequest& request,
   if (!config.log_path().empty() && !request.sandbox_config().log_directory().empty()) {
     record.log_path = request.sandbox_config().log_directory() + "/" + config.log_path();
   }
+  const auto& annotations = request.sandbox_config().annotations();
+  const auto clocks = annotations.find(kClocksMayGoBack);
+  record.clocks_may_go_back = clocks != annotations.end() && clocks->second == "true";
   return record;
 }
 

@@ -48,7 +48,8 @@ nlohmann::json ToJson(const RestoredContainer& record) {
            {{"path", record.checkpoint.path},
             {"snapshotter", record.checkpoint.snapshotter},
             {"snapshotKey", record.checkpoint.snapshot_key}}},
-          {"logPath", record.log_path}};
+          {"logPath", record.log_path},
+          {"clocksMayGoBack", record.clocks_may_go_back}};
 }
 
 std::vector<std::string> Texts(const nlohmann::json& json, const char* key) {
@@ -81,6 +82,7 @@ Result<RestoredContainer> FromJson(const nlohmann::json& json) {
                      .snapshotter = TextField(checkpoint, "snapshotter"),
                      .snapshot_key = TextField(checkpoint, "snapshotKey")},
       .log_path = TextField(json, "logPath"),
+      .clocks_may_go_back = archive::Field(json, "clocksMayGoBack") == true,
   };
 }
 

@@ -106,6 +106,7 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
 
   engine::RestoreRequest request;
   request.placeholder = facts.pid;
+  request.options.clocks_may_go_back = record.clocks_may_go_back;
   request.placeholder_program = placeholder_;
   request.stop = call.stop;
   request.deadline = SteadyDeadline(call);

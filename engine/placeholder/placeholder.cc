@@ -1,4 +1,4 @@
-// stasis-placeholder: a static program with two small duties.
+// stasis-placeholder: a static program with three small duties.
 //
 //   hold                  Started by a runtime as a container's first process: waits to be turned into the
 //                         restored one. It holds nothing and does nothing.
@@ -6,6 +6,9 @@
 //                         PIDs that is free, and reads numbers from its standard input: "N\n" makes N the
 //                         next pid that the kernel gives out there, "?N\n" asks whether N is free. Answers
 //                         "0\n" or an error number.
+//   time-namespace MONOTONIC BOOTTIME
+//                         Run by the engine. Makes a time namespace with these offsets in nanoseconds for its
+//                         children (it has none), says "0\n" and ends with its standard input.
 //
 // Rule  /proc/sys/kernel/ns_last_pid is that of the writer's own pid namespace, and needs
 //       CAP_CHECKPOINT_RESTORE there; whoever forks next, privileged or not, gets the number.
@@ -87,6 +90,29 @@ int LastPid(int ns_fd, char** candidates, int count) {
   return 1;
 }
 
+int TimeNamespace(long long monotonic, long long boottime) {
+  constexpr long long kSecond = 1000000000;
+  constexpr int kNewTime = 0x80;  // CLONE_NEWTIME
+  char text[128];
+  // Whole seconds may be negative, the rest may not.
+  const auto whole = [](long long time) { return time / kSecond - (time % kSecond < 0 ? 1 : 0); };
+  const int length = snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n",
+                              whole(monotonic), monotonic - whole(monotonic) * kSecond,
+                              whole(boottime), boottime - whole(boottime) * kSecond);
+  int fd = -1;
+  if (unshare(kNewTime) != 0 ||
+      (fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC)) < 0 ||
+      write(fd, text, static_cast<size_t>(length)) != length) {
+    perror("make a time namespace");
+    return 1;
+  }
+  printf("0\n");
+  fflush(stdout);
+  while (getchar() != EOF) {
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -94,6 +120,12 @@ int main(int argc, char** argv) {
   if (argc >= 4 && strcmp(argv[1], "last-pid") == 0) {
     return LastPid(atoi(argv[2]), argv + 3, argc - 3);
   }
-  fputs("stasis-placeholder is run by stasisd and stasis: hold | last-pid NS PID...\n", stderr);
+  if (argc == 4 && strcmp(argv[1], "time-namespace") == 0) {
+    return TimeNamespace(atoll(argv[2]), atoll(argv[3]));
+  }
+  fputs(
+      "stasis-placeholder is run by stasisd and stasis: hold | last-pid NS PID... | "
+      "time-namespace MONOTONIC BOOTTIME\n",
+      stderr);
   return 2;
 }

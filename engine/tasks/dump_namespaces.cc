@@ -127,19 +127,10 @@ image::MntEntry ToEntry(const Mount& mount, const OutsideMounts& outside) {
   return entry;
 }
 
-// The offsets of a task's clocks: monotonic s, ns; boottime s, ns. Zero without time namespaces.
-Result<std::array<std::int64_t, 4>> ClockOffsets(int task_fd) {
-  std::array<std::int64_t, 4> offsets = {};
-  const Result<std::string> text = ReadFileAt(task_fd, "timens_offsets");
-  if (!text.ok()) return offsets;
-  std::size_t at = 0;
-  for (std::string_view rest = *text; !rest.empty() && at < 4; at += 2) {
-    const std::vector<std::string_view> words = text::Words(text::CutLine(rest));
-    if (words.size() != 3) return DataLoss("/proc/PID/timens_offsets has another form");
-    ASSIGN_OR_RETURN(offsets[at], text::Number<std::int64_t>(words[1]));
-    ASSIGN_OR_RETURN(offsets[at + 1], text::Number<std::int64_t>(words[2]));
-  }
-  return offsets;
+void SetTime(std::chrono::nanoseconds time, image::Timespec& entry) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  entry.set_tv_sec(static_cast<std::uint64_t>(time.count() / kSecond));
+  entry.set_tv_nsec(static_cast<std::uint64_t>(time.count() % kSecond));
 }
 
 }  // namespace
@@ -212,19 +203,7 @@ Status NamespaceDumper::Read(const FrozenProcess& root) {
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpcVariables(root.proc.get()));
   }
-  ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
-  ASSIGN_OR_RETURN(const auto ours, ClockOffsets(self.get()));
-  ASSIGN_OR_RETURN(const auto theirs, ClockOffsets(root.proc.get()));
-  constexpr clockid_t kClocks[] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME};
-  for (std::size_t i = 0; i < 2; ++i) {
-    timespec now = {};
-    ::clock_gettime(kClocks[i], &now);
-    constexpr std::int64_t kSecond = 1'000'000'000;
-    const std::int64_t total = (now.tv_sec - ours[2 * i] + theirs[2 * i]) * kSecond + now.tv_nsec -
-                               ours[2 * i + 1] + theirs[2 * i + 1];
-    clocks_[2 * i] = static_cast<std::uint64_t>(total / kSecond);
-    clocks_[2 * i + 1] = static_cast<std::uint64_t>(total % kSecond);
-  }
+  ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();
 }
 
@@ -254,10 +233,8 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, const OutsideMounts& 
     RETURN_IF_ERROR(PutOne(sink, ImageName("netns", tree_numbers_[kNet]), "netns", entry));
   }
   image::TimensEntry time;
-  time.mutable_monotonic()->set_tv_sec(clocks_[0]);
-  time.mutable_monotonic()->set_tv_nsec(clocks_[1]);
-  time.mutable_boottime()->set_tv_sec(clocks_[2]);
-  time.mutable_boottime()->set_tv_nsec(clocks_[3]);
+  SetTime(clocks_.monotonic, *time.mutable_monotonic());
+  SetTime(clocks_.boottime, *time.mutable_boottime());
   return PutOne(sink, ImageName("timens", 0), "timens", time);
 }
 

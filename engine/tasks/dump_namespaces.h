@@ -10,6 +10,7 @@
 #include "engine/image/image_io.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/image/schema/tasks.pb.h"
+#include "engine/tasks/clocks.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tracee/frozen_tree.h"
 
@@ -51,7 +52,7 @@ class NamespaceDumper {
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::string mountinfo_;
   std::optional<image::IpcVarEntry> ipc_;
-  std::array<std::uint64_t, 4> clocks_ = {};  // monotonic s, ns; boottime s, ns
+  Clocks clocks_;
 };
 
 }  // namespace stasis::engine

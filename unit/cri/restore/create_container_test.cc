@@ -1,5 +1,6 @@
 // CreateContainer through the shim: what the runtime is asked for.
 #include "cri/restore/placeholder.h"
+#include "cri/restore/records.h"
 #include "unit/cri/shim_fixture.h"
 
 namespace stasis::cri {
@@ -117,6 +118,19 @@ TEST_F(CreateContainerTest, AnImageThatIsNoWholeCheckpointIsRefused) {
   EXPECT_EQ(status_.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status_.error_message(), HasSubstr("inventory.img"));
   EXPECT_TRUE(runtime_.views.empty() && runtime_.held.empty());
+}
+
+TEST_F(CreateContainerTest, ThePodsWordOnClocksIsRemembered) {
+  for (const char* const word : {"true", "yes"}) {
+    v1::CreateContainerRequest request = RequestFor("sha256:check");
+    request.mutable_config()->mutable_metadata()->set_name(word);
+    auto& annotations = *request.mutable_sandbox_config()->mutable_annotations();
+    annotations["stasis.dev/clocks-may-go-back"] = word;
+    const std::string id = Create(request);
+    ASSERT_NE(id, "") << status_.error_message();
+    EXPECT_EQ(Records::Open(directory_ / "state/containers").value()->Find(id)->clocks_may_go_back,
+              word == std::string("true"));
+  }
 }
 
 TEST_F(CreateContainerTest, ARepeatedRequestGetsTheFirstOnesAnswer) {

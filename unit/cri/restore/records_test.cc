@@ -21,6 +21,7 @@ RestoredContainer Sample(const std::string& id) {
   record.image = "sha256:check";
   record.args = {"a", "b c"};
   record.checkpoint = {"/view", "overlayfs", "key"};
+  record.clocks_may_go_back = true;
   return record;
 }
 
@@ -38,6 +39,7 @@ TEST(RecordsTest, SurviveARestart) {
   EXPECT_EQ(found->phase, RestorePhase::kRestored);
   EXPECT_EQ(found->args, (std::vector<std::string>{"a", "b c"}));
   EXPECT_EQ(found->checkpoint.snapshot_key, "key");
+  EXPECT_TRUE(found->clocks_may_go_back);
 }
 
 TEST(RecordsTest, AreFoundByAnUnambiguousBeginning) {
