@@ -42,6 +42,7 @@ IMAGES = {
     "redis": Image(["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "",
                     "--dir", "/data"], programs=["/usr/bin/redis-server", "/usr/bin/redis-cli"],
                    user="1000"),
+    "targets": Image(["/bin/sh"], programs=[TARGETS / "tree"]),  # its libraries
     "python": Image(["/usr/bin/python3"], programs=["/usr/bin/python3"],
                     packages=["libpython3.11-minimal", "libpython3.11-stdlib"]),
 }
