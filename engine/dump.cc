@@ -114,11 +114,12 @@ Status ReadFiles(Checkpoint& checkpoint) {
   });
 }
 
-// System V segments that somebody of the tree is attached to.
+// System V segments that somebody of the tree is attached to, and those that wait for somebody.
 Status ReadSegments(Checkpoint& checkpoint) {
-  std::set<std::uint64_t> known;
-  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+  std::set<std::uint64_t> known, other_memory;
+  const Status attached = checkpoint.ForEach([&](DumpedProcess& process) -> Status {
     for (const Area& area : process.areas) {
+      if (area.Is(kAreaAnonShared) && !area.Is(kAreaSystemV)) other_memory.insert(area.vma.inode);
       if (!area.Is(kAreaSystemV) || !known.insert(area.vma.inode).second) continue;
       ASSIGN_OR_RETURN(const image::IpcShmEntry segment,
                        ReadSegment(process.frozen->pid, static_cast<int>(area.vma.inode)));
@@ -130,6 +131,23 @@ Status ReadSegments(Checkpoint& checkpoint) {
     }
     return OkStatus();
   });
+  RETURN_IF_ERROR(attached);
+  const pid_t root = checkpoint.tree.root().pid;
+  for (const int id : checkpoint.namespaces.idle_segments()) {
+    const auto number = static_cast<std::uint64_t>(id);
+    if (!known.insert(number).second) continue;
+    ASSIGN_OR_RETURN(const image::IpcShmEntry segment, ReadSegment(root, id));
+    RETURN_IF_ERROR(checkpoint.segments.Add(segment));
+    ASSIGN_OR_RETURN(UniqueFd content, OpenSegment(root, id));
+    RETURN_IF_ERROR(checkpoint.memory.AddObject(number, std::move(content)));
+  }
+  // Their pages are in files that are named by segment, or by inode.
+  for (const std::uint64_t id : known) {
+    if (!other_memory.contains(id)) continue;
+    return Unimplemented("System V segment " + std::to_string(id) +
+                         " has the number of another shared memory object");
+  }
+  return OkStatus();
 }
 
 Status AskAll(Checkpoint& checkpoint) {

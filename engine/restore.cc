@@ -11,6 +11,8 @@
 #include "engine/base/io.h"
 #include "engine/checkpoint_images.h"
 #include "engine/files/restore_files.h"
+#include "engine/image/image_file.h"
+#include "engine/ipc/ipc_objects.h"
 #include "engine/memory/restore_memory.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/pid_reserver.h"
@@ -114,6 +116,9 @@ class Restoration {
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
                                   request_.options.clocks_may_go_back, report.notes));
+    const std::uint32_t ipc = images_.processes.front().ids.ipc_ns_id();
+    RETURN_IF_ERROR(RestoreSemaphores(root, source_, ImageName("ipcns-sem", ipc), report.notes));
+    RETURN_IF_ERROR(RestoreMessageQueues(root, source_, ImageName("ipcns-msg", ipc), report.notes));
     // Files are opened by the root while it is still what the runtime started: with its rights.
     processes_.push_back(std::move(root));
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);

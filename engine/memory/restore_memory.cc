@@ -132,7 +132,6 @@ class Restorer : public MemoryRestorer {
 
  private:
   Status RestoreOne(RestoredProcess& process, const MemoryPlan& plan, const MemoryPlan* parent) {
-    if (first_ == 0) first_ = process.pid;
     ASSIGN_OR_RETURN(const LiveVdso vdso, FindVdso(process));
     RETURN_IF_ERROR(CheckVdso(process, vdso, plan.layout, plan.pages, source_));
     Inheritance inherited;
@@ -143,6 +142,9 @@ class Restorer : public MemoryRestorer {
     RETURN_IF_ERROR(ClearMemory(process, vdso.whole(), inherited.areas()));
     RETURN_IF_ERROR(MoveVdso(process, vdso, plan.layout));
     RETURN_IF_ERROR(SetHugePages(process));
+    if (std::exchange(first_, first_ == 0 ? process.pid : first_) == 0) {
+      RETURN_IF_ERROR(segments_.MakeAll(process, source_, [this](std::uint64_t n) { Count(n); }));
+    }
     RETURN_IF_ERROR(MakeObjects(process, plan));
     RETURN_IF_ERROR(MapAreas(process, plan, inherited));
     RETURN_IF_ERROR(DropPages(process, inherited, plan.pages));
@@ -161,10 +163,6 @@ class Restorer : public MemoryRestorer {
 
   Status MakeObjects(RestoredProcess& process, const MemoryPlan& plan) {
     for (const AreaImage& area : plan.layout.areas) {
-      if (area.kind == AreaImage::Kind::kSystemV) {
-        RETURN_IF_ERROR(
-            segments_.Make(process, area.object, source_, [this](std::uint64_t n) { Count(n); }));
-      }
       if (area.kind != AreaImage::Kind::kSharedAnonymous) continue;
       SharedObject& object = objects_.at(area.object);
       if (object.fd) continue;

@@ -1,11 +1,8 @@
 // State    id, key, size, owner and mode by shmctl(2) IPC_STAT; content as that of shared memory
 // Image    "ipcns-shm-N" for the IPC namespace N, pages in "pagemap-shmem-ID"
-// Rule     An id is chosen by /proc/sys/kernel/shm_next_id for the next segment of the namespace
-//          (CONFIG_CHECKPOINT_RESTORE); the sysctl is that of the namespace of who opens it
 // Rule     IPC_RMID leaves the segment to those that are attached (SHM_DEST), without its key
-// Lost     the creator's ids (cuid, cgid); times. Segments that nobody is attached to, semaphores and
-//          message queues are not looked at: they are the namespace's, which a pod's containers share
-// Source   shmget(2), shmop(2), shmctl(2), setns(2), ipc/util.c ipc_idr_alloc(); tested on 6.18
+// Lost     the creator's ids (cuid, cgid); times
+// Source   shmget(2), shmop(2), shmctl(2), setns(2), tested on 6.18
 #include "engine/memory/system_v.h"
 
 #include <fcntl.h>
@@ -21,9 +18,9 @@
 #include <utility>
 
 #include "engine/base/io.h"
-#include "engine/base/namespace.h"
 #include "engine/base/unique_fd.h"
 #include "engine/image/image_file.h"
+#include "engine/ipc/ipc_namespace.h"
 #include "engine/memory/restore_layout.h"
 #include "engine/memory/restore_pages.h"
 #include "engine/tasks/restored_process.h"
@@ -31,16 +28,7 @@
 namespace stasis::engine {
 namespace {
 
-constexpr int kAttempts = 8;
-
 std::string Name(std::uint64_t id) { return "System V segment " + std::to_string(id); }
-
-// Runs `step` in the IPC namespace of `pid`.
-Status InIpcNamespace(pid_t pid, const std::function<Status()>& step) {
-  ASSIGN_OR_RETURN(const UniqueFd ns,
-                   OpenAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/ns/ipc", O_RDONLY));
-  return InNamespace(ns.get(), CLONE_NEWIPC, step);
-}
 
 Result<shmid_ds> Stat(int id) {
   shmid_ds segment = {};
@@ -52,13 +40,6 @@ Result<shmid_ds> Stat(int id) {
   return segment;
 }
 
-Status ChooseNextId(pid_t pid, int id) {
-  return InIpcNamespace(pid, [id]() -> Status {
-    ASSIGN_OR_RETURN(const UniqueFd fd, OpenAt(AT_FDCWD, "/proc/sys/kernel/shm_next_id", O_WRONLY));
-    return WriteAll(fd.get(), std::to_string(id));
-  });
-}
-
 }  // namespace
 
 Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id) {
@@ -68,17 +49,27 @@ Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id) {
     return OkStatus();
   }));
   image::IpcShmEntry entry;
-  image::IpcDescEntry& description = *entry.mutable_desc();
-  description.set_key(static_cast<std::uint32_t>(segment.shm_perm.__key));
-  description.set_uid(segment.shm_perm.uid);
-  description.set_gid(segment.shm_perm.gid);
-  description.set_cuid(segment.shm_perm.cuid);
-  description.set_cgid(segment.shm_perm.cgid);
-  description.set_mode(segment.shm_perm.mode & (0777u | SHM_DEST));
-  description.set_id(static_cast<std::uint32_t>(id));
+  *entry.mutable_desc() = DescribeObject(segment.shm_perm, id);
   entry.set_size(segment.shm_segsz);
   entry.set_in_pagemaps(true);
   return entry;
+}
+
+Result<UniqueFd> OpenSegment(pid_t pid, int id) {
+  UniqueFd fd;
+  RETURN_IF_ERROR(InIpcNamespace(pid, [&]() -> Status {
+    ASSIGN_OR_RETURN(const shmid_ds segment, Stat(id));
+    void* const at = ::shmat(id, nullptr, SHM_RDONLY);
+    if (at == reinterpret_cast<void*>(-1)) return SyscallError(errno, "shmat");
+    const auto start = reinterpret_cast<std::uint64_t>(at);
+    const std::uint64_t size = (segment.shm_segsz + kPageBytes - 1) & ~(kPageBytes - 1);
+    Result<UniqueFd> opened = OpenAt(
+        AT_FDCWD, "/proc/self/map_files/" + ToText(AddressRange{start, start + size}), O_RDONLY);
+    ::shmdt(at);
+    ASSIGN_OR_RETURN(fd, std::move(opened));
+    return OkStatus();
+  }));
+  return fd;
 }
 
 Result<SegmentRestorer> SegmentRestorer::Create(const std::vector<image::IpcShmEntry>& segments) {
@@ -92,12 +83,10 @@ Result<SegmentRestorer> SegmentRestorer::Create(const std::vector<image::IpcShmE
   return restorer;
 }
 
-Status SegmentRestorer::Make(RestoredProcess& process, std::uint64_t id, const ImageSource& source,
+Status SegmentRestorer::Make(RestoredProcess& process, std::uint64_t id, Segment& segment,
+                             const ImageSource& source,
                              const std::function<void(std::uint64_t)>& on_pages) {
-  const auto found = segments_.find(id);
-  if (found == segments_.end()) return DataLoss(Name(id) + " is not in the images");
-  if (found->second.made) return OkStatus();
-  const image::IpcShmEntry& entry = found->second.entry;
+  const image::IpcShmEntry& entry = segment.entry;
   const auto number = static_cast<int>(id);
   const auto key = static_cast<key_t>(entry.desc().key());
 
@@ -113,31 +102,36 @@ Status SegmentRestorer::Make(RestoredProcess& process, std::uint64_t id, const I
                            " is another one here; remove it (ipcrm), or restore in an IPC "
                            "namespace of its own");
     }
-    found->second.made = true;
+    segment.made = true;
     if (there.shm_nattch > 0) return OkStatus();
-    return Fill(process, found->second, source, on_pages);
+    return Fill(process, segment, source, on_pages);
   }
   if (known.code() != StatusCode::kNotFound) return known;
 
   RemoteSyscalls& remote = *process.remote;
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    RETURN_IF_ERROR(ChooseNextId(process.pid, number));
-    const Result<std::uint64_t> made =
-        remote.Call("shmget", SYS_shmget, key, entry.size(), IPC_CREAT | IPC_EXCL | 0600);
-    if (ErrnoOf(made.status()) == EEXIST) {
-      return AlreadyExists(Name(id) +
-                           ": its key belongs to another segment here; remove that (ipcrm), "
-                           "or restore in an IPC namespace of its own");
-    }
-    RETURN_IF_ERROR(made.status());
-    if (*made == id) {
-      found->second.made = true;
-      return Fill(process, found->second, source, on_pages);
-    }
-    // Somebody else of the namespace was given the id that we had chosen.
-    RETURN_IF_ERROR(remote.Call("shmctl IPC_RMID", SYS_shmctl, *made, IPC_RMID, 0).status());
+  RETURN_IF_ERROR(MakeWithId(
+      process.pid, number,
+      {.name = Name(id),
+       .next_id = "shm_next_id",
+       .make =
+           [&] {
+             return remote.Call("shmget", SYS_shmget, key, entry.size(),
+                                IPC_CREAT | IPC_EXCL | 0600);
+           },
+       .remove =
+           [&](std::uint64_t other) {
+             return remote.Call("shmctl IPC_RMID", SYS_shmctl, other, IPC_RMID, 0).status();
+           }}));
+  segment.made = true;
+  return Fill(process, segment, source, on_pages);
+}
+
+Status SegmentRestorer::MakeAll(RestoredProcess& process, const ImageSource& source,
+                                const std::function<void(std::uint64_t)>& on_pages) {
+  for (auto& [id, segment] : segments_) {
+    RETURN_IF_ERROR(Make(process, id, segment, source, on_pages));
   }
-  return AlreadyExists(Name(id) + ": its id was taken by another segment again and again");
+  return OkStatus();
 }
 
 Status SegmentRestorer::Fill(RestoredProcess& process, const Segment& segment,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/namespaces.pb.h"
 
@@ -20,17 +21,20 @@ struct RestoredProcess;
 /// What shmctl(2) tells of segment `id` in the IPC namespace of process `pid`. NotFound: no such segment.
 Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id);
 
+/// Its content, to be read. We are attached to it for that moment (shmctl(2): its times tell).
+Result<UniqueFd> OpenSegment(pid_t pid, int id);
+
 /// The segments of a tree under restore.
 class SegmentRestorer {
  public:
   /// `segments` as the images have them. InvalidArgument: one of them twice.
   static Result<SegmentRestorer> Create(const std::vector<image::IpcShmEntry>& segments);
 
-  /// Makes segment `id`, in the IPC namespace of `process` and by it, with its content; does nothing when
-  /// that was done. One that is there already with this id, key and size is taken over: its content too
-  /// when others are attached. AlreadyExists: the id or the key is another segment's.
-  Status Make(RestoredProcess& process, std::uint64_t id, const ImageSource& source,
-              const std::function<void(std::uint64_t)>& on_pages);
+  /// Makes all of them, in the IPC namespace of `process` and by it, with their content. One that is there
+  /// already with this id, key and size is taken over: its content too when others are attached.
+  /// AlreadyExists: the id or the key is another segment's.
+  Status MakeAll(RestoredProcess& process, const ImageSource& source,
+                 const std::function<void(std::uint64_t)>& on_pages);
   /// shmat(2) of the whole segment of `area` at its place.
   Status Attach(RestoredProcess& process, const AreaImage& area) const;
   /// Owners, modes, and the mark of those that end with their last process; once all are attached.
@@ -41,6 +45,8 @@ class SegmentRestorer {
     image::IpcShmEntry entry;
     bool made = false;
   };
+  Status Make(RestoredProcess& process, std::uint64_t id, Segment& segment,
+              const ImageSource& source, const std::function<void(std::uint64_t)>& on_pages);
   Status Fill(RestoredProcess& process, const Segment& segment, const ImageSource& source,
               const std::function<void(std::uint64_t)>& on_pages) const;
 

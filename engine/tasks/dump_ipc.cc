@@ -1,20 +1,20 @@
 // Source  ipc_namespaces(7), proc_sys_kernel(5), mq_overview(7), setns(2); tested on 6.18
 // Rule    /proc/sys shows the ipc namespace of the thread that opens it, whoever's /proc it is: a
 //         thread of ours enters the namespace, reads, and ends there.
-// Rule    /proc/sysvipc shows, below a line of titles, the objects of that namespace, sysvipc(7). They
-//         end with it: semaphores and message queues of a container would be gone in another one, and
-//         its processes keep their ids in memory. So they are refused, whoever of the pod made them.
-// Not here Segments that somebody is attached to (memory/system_v.cc)
+// Rule    The objects end with their namespace, and a pod's containers share one: all are dumped with each
+//         container, whoever made them, since its processes keep their ids in memory.
 #include "engine/tasks/dump_ipc.h"
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/shm.h>
 
 #include <string>
 #include <vector>
 
 #include "engine/base/io.h"
 #include "engine/base/namespace.h"
+#include "engine/ipc/ipc_objects.h"
 #include "engine/proc/text.h"
 
 namespace stasis::engine {
@@ -62,49 +62,31 @@ Result<Entry> ReadSettings() {
   return entry;
 }
 
-Status RefuseAll(const char* name, const char* what) {
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(AT_FDCWD, std::string("/proc/sysvipc/") + name));
-  std::string_view rest = text;
-  text::CutLine(rest);
-  const std::vector<std::string_view> object = text::Words(text::CutLine(rest));
-  if (object.size() < 2) return OkStatus();
-  return Unimplemented("the IPC namespace has System V " + std::string(what) + " (id " +
-                       std::string(object[1]) + "), which cannot be checkpointed yet");
+// Those that nobody is attached to; the others are their processes' (memory/system_v.cc).
+Result<std::vector<int>> IdleSegments() {
+  ASSIGN_OR_RETURN(std::vector<int> ids, ListObjects("shm"));
+  std::erase_if(ids, [](int id) {
+    shmid_ds segment = {};
+    return ::shmctl(id, IPC_STAT, &segment) != 0 || segment.shm_nattch > 0;
+  });
+  return ids;
 }
 
-Status RefuseUnattachedSegments() {
-  constexpr std::size_t kId = 1, kAttached = 6;
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, "/proc/sysvipc/shm"));
-  std::string_view rest = text;
-  text::CutLine(rest);
-  while (!rest.empty()) {
-    const std::vector<std::string_view> segment = text::Words(text::CutLine(rest));
-    if (segment.size() <= kAttached || segment[kAttached] != "0") continue;
-    return Unimplemented(
-        "the IPC namespace has a System V segment that nobody is attached to (id " +
-        std::string(segment[kId]) + "), which cannot be checkpointed yet");
-  }
+Status ReadAll(IpcObjects& objects) {
+  RETURN_IF_ERROR(DumpSemaphores(objects.semaphores));
+  RETURN_IF_ERROR(DumpMessageQueues(objects.messages));
+  ASSIGN_OR_RETURN(objects.idle_segments, IdleSegments());
+  ASSIGN_OR_RETURN(objects.settings, ReadSettings());
   return OkStatus();
-}
-
-Result<Entry> ReadAll() {
-  RETURN_IF_ERROR(RefuseAll("sem", "semaphores"));
-  RETURN_IF_ERROR(RefuseAll("msg", "message queues"));
-  RETURN_IF_ERROR(RefuseUnattachedSegments());
-  return ReadSettings();
 }
 
 }  // namespace
 
-Result<Entry> ReadIpcVariables(int task_fd) {
+Result<IpcObjects> ReadIpc(int task_fd) {
   ASSIGN_OR_RETURN(const UniqueFd space, OpenAt(task_fd, "ns/ipc", O_RDONLY));
-  Result<Entry> entry = Entry();
-  RETURN_IF_ERROR(InNamespace(space.get(), CLONE_NEWIPC, [&entry] {
-    entry = ReadAll();
-    return entry.status();
-  }));
-  return entry;
+  IpcObjects objects;
+  RETURN_IF_ERROR(InNamespace(space.get(), CLONE_NEWIPC, [&objects] { return ReadAll(objects); }));
+  return objects;
 }
 
 }  // namespace stasis::engine

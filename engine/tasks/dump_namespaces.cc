@@ -201,7 +201,7 @@ Status NamespaceDumper::Read(const FrozenProcess& root) {
     ASSIGN_OR_RETURN(mountinfo_, ReadFileAt(root.proc.get(), "mountinfo"));
   }
   if (tree_[kIpc] != ours_[kIpc]) {
-    ASSIGN_OR_RETURN(ipc_, ReadIpcVariables(root.proc.get()));
+    ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
   }
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();
@@ -225,7 +225,12 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, const OutsideMounts& 
     RETURN_IF_ERROR(PutOne(sink, ImageName("utsns", tree_numbers_[kUts]), "utsns", entry));
   }
   if (ipc_) {
-    RETURN_IF_ERROR(PutOne(sink, ImageName("ipcns-var", tree_numbers_[kIpc]), "ipcns-var", *ipc_));
+    const std::uint32_t number = tree_numbers_[kIpc];
+    RETURN_IF_ERROR(PutOne(sink, ImageName("ipcns-var", number), "ipcns-var", ipc_->settings));
+    for (const auto& [name, file] :
+         {std::pair("ipcns-sem", &ipc_->semaphores), std::pair("ipcns-msg", &ipc_->messages)}) {
+      if (!file->empty()) RETURN_IF_ERROR(sink.Put(ImageName(name, number), file->bytes()));
+    }
   }
   if (tree_[kNet] != ours_[kNet]) {
     image::NetnsEntry entry;

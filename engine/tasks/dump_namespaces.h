@@ -12,6 +12,7 @@
 #include "engine/image/schema/tasks.pb.h"
 #include "engine/tasks/clocks.h"
 #include "engine/tasks/dump_inside.h"
+#include "engine/tasks/dump_ipc.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -37,6 +38,9 @@ class NamespaceDumper {
 
   /// Reads what is dumped of the namespaces; the tree stands still.
   Status Read(const FrozenProcess& root);
+  /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
+  std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
+
   /// mountpoints-N, utsns-N, ipcns-var-N, netns-N for namespaces that are not ours, and timens-0.
   /// `outside` as in DumpRequest.
   Status WriteImages(const UtsNames& names, const OutsideMounts& outside, ImageSink& sink) const;
@@ -51,7 +55,7 @@ class NamespaceDumper {
   Inodes ours_ = {}, tree_ = {};
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::string mountinfo_;
-  std::optional<image::IpcVarEntry> ipc_;
+  std::optional<IpcObjects> ipc_;
   Clocks clocks_;
 };
 

@@ -359,22 +359,6 @@ TEST(DumpTasksTest, AnIpcNamespaceHasItsSettings) {
   EXPECT_NE(ReadFileAt(AT_FDCWD, "/proc/sys/kernel/msgmax").value_or(""), "4711\n");
 }
 
-TEST(DumpTasksTest, IpcObjectsThatWouldBeLostAreRefused) {
-  const std::pair<int (*)(), const char*> made[] = {
-      {[] { return ::semget(IPC_PRIVATE, 1, 0600); }, "semaphores"},
-      {[] { return ::msgget(IPC_PRIVATE, 0600); }, "message queues"},
-      {[] { return ::shmget(IPC_PRIVATE, 4096, 0600); }, "nobody is attached"},
-  };
-  for (const auto& [make, name] : made) {
-    SharedWords words;
-    const Child child = Prepared(words, [make = make] {
-      if (::unshare(CLONE_NEWIPC) != 0 || make() < 0) ::_exit(1);
-    });
-    MemoryImages images;
-    EXPECT_THAT(DumpTo(child.pid(), images), StatusIs(StatusCode::kUnimplemented, HasSubstr(name)));
-  }
-}
-
 TEST(DumpTasksTest, OnlyMountsFromOutsideAreToBeGivenAgain) {
   SharedWords words;
   const Child child = Prepared(words, [] {
