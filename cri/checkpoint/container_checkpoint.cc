@@ -7,6 +7,7 @@
 #include "archive/archive_writer.h"
 #include "archive/rootfs_diff.h"
 #include "cri/checkpoint/members.h"
+#include "cri/checkpoint/own_mounts.h"
 #include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/checkpoint/upper_folder.h"
 #include "cri/restore/records.h"
@@ -69,6 +70,7 @@ Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id
 Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
                                          engine::DumpRequest request) {
   const auto begin = steady_clock::now();
+  RETURN_IF_ERROR(RefuseOwnMounts(facts));
   ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location));
   ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
   LogExtent log = OpenContainerLog(facts);
