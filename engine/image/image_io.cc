@@ -60,10 +60,18 @@ class DirectorySource : public ImageSource {
 
  private:
   Result<UniqueFd> OpenFile(std::string_view name) const {
+    // CRIU's link to the checkpoint that an incremental one is based on.
+    constexpr std::string_view kParent = "parent/";
+    UniqueFd parent;
+    while (name.starts_with(kParent)) {
+      const int from = parent ? parent.get() : dir_.get();
+      ASSIGN_OR_RETURN(parent, OpenAt(from, "parent", O_PATH | O_DIRECTORY));
+      name.remove_prefix(kParent.size());
+    }
     if (!IsPlainName(name)) return InvalidArgument("image file name");
     // O_NONBLOCK: a FIFO in a hostile directory must not hold us.
-    ASSIGN_OR_RETURN(UniqueFd fd,
-                     OpenAt(dir_.get(), std::string(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(parent ? parent.get() : dir_.get(), std::string(name),
+                                         O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
     struct stat st = {};
     if (::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode)) {
       return InvalidArgument(std::string(name) + " is not a regular file");

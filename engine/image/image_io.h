@@ -36,7 +36,7 @@ class ImageSink {
 };
 
 /// Gives the files of one checkpoint, at random and from several threads at once. Everything that it
-/// gives is untrusted input.
+/// gives is untrusted input. Those of the checkpoint that an incremental one is based on are "parent/NAME".
 class ImageSource {
  public:
   virtual ~ImageSource() = default;

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -31,79 +32,150 @@ constexpr std::uint32_t kPresent = 4;
 // 1 MiB and 0.60 s with 4 MiB; most of it are page faults.
 constexpr std::uint64_t kBatchBytes = std::uint64_t{256} << 10;
 
-// The range of one pagemap entry; empty when there is nothing in the pages file for it.
-Result<AddressRange> ReadRun(const image::PagemapEntry& entry) {
+// Of incremental checkpoints on each other. Beyond that it is a folder that is its own parent.
+constexpr int kMostParents = 64;
+constexpr std::string_view kParentFolder = "parent/";
+
+struct Run {
+  AddressRange range;  // empty when there are no pages
+  bool in_parent = false;
+};
+
+Result<Run> ReadRun(const image::PagemapEntry& entry) {
   const std::uint64_t pages = entry.has_nr_pages() ? entry.nr_pages() : entry.compat_nr_pages();
   // Before flags existed, what was in the file was present.
   const std::uint32_t flags =
       entry.has_flags() ? entry.flags() : (entry.in_parent() ? kInParent : kPresent);
-  if (flags & kInParent || entry.in_parent()) {
-    return Unimplemented(
-        "an incremental checkpoint, whose other pages are in its parent, cannot be restored");
-  }
-  if ((flags & kPresent) == 0 && pages != 0) {
+  const bool in_parent = (flags & kInParent) != 0 || entry.in_parent();
+  if (!in_parent && (flags & kPresent) == 0 && pages != 0) {
     return Unimplemented("pages that stayed on the source of a lazy migration cannot be restored");
   }
   if (entry.vaddr() % kPageBytes != 0 || entry.vaddr() > kTaskSize ||
       pages > (kTaskSize - entry.vaddr()) / kPageBytes) {
     return DataLoss("impossible pages at " + ToText(AddressRange{entry.vaddr(), entry.vaddr()}));
   }
-  return AddressRange{entry.vaddr(), entry.vaddr() + pages * kPageBytes};
+  return Run{{entry.vaddr(), entry.vaddr() + pages * kPageBytes}, in_parent};
 }
 
-Status ReadRuns(ImageFileReader& reader, std::vector<AddressRange>& runs) {
-  image::PagemapEntry entry;
-  while (!reader.AtEnd()) {
-    RETURN_IF_ERROR(reader.Record(entry));
-    ASSIGN_OR_RETURN(const AddressRange run, ReadRun(entry));
-    if (run.empty()) continue;
-    if (!runs.empty() && run.start < runs.back().end) {
-      return DataLoss("pages at " + ToText(run) + " come twice or out of order");
+// Reads one pagemap file, and its parents when it needs them.
+class PageSetReader {
+ public:
+  PageSetReader(const ImageSource& source, int depth) : source_(source), depth_(depth) {}
+
+  Result<PageSet> Read(const std::string& name) {
+    name_ = name;
+    Result<ImageFileReader> reader = ImageFileReader::Open(source_, name, "pagemap");
+    if (reader.status().code() == StatusCode::kNotFound) {
+      return DataLoss(name + " is missing: the checkpoint is incomplete");
     }
-    if (!runs.empty() && run.start == runs.back().end) {
-      runs.back().end = run.end;
-    } else {
-      runs.push_back(run);
+    RETURN_IF_ERROR(reader.status());
+    image::PagemapHead head;
+    RETURN_IF_ERROR(reader->Record(head));
+    const std::string folder = name.substr(0, name.rfind('/') + 1);
+    set_.files.push_back(folder + ImageName("pages", head.pages_id()));
+    RETURN_IF_ERROR(Annotate(ReadRuns(*reader), name));
+    if (used_bytes_ == 0) return std::move(set_);  // no page was written: there may be no such file
+    const std::uint64_t size = source_.Size(set_.files.front()).value_or(0);
+    if (size != used_bytes_) {
+      return DataLoss(set_.files.front() + " has " + std::to_string(size) + " bytes, and " + name +
+                      " needs " + std::to_string(used_bytes_) + ": the checkpoint is incomplete");
     }
+    return std::move(set_);
   }
-  return OkStatus();
-}
 
-// A part of a run that goes one way to one place.
+ private:
+  Status ReadRuns(ImageFileReader& reader) {
+    image::PagemapEntry entry;
+    while (!reader.AtEnd()) {
+      RETURN_IF_ERROR(reader.Record(entry));
+      ASSIGN_OR_RETURN(const Run run, ReadRun(entry));
+      if (run.range.empty()) continue;
+      if (!set_.runs.empty() && run.range.start < set_.runs.back().end) {
+        return DataLoss("pages at " + ToText(run.range) + " come twice or out of order");
+      }
+      if (run.in_parent) {
+        RETURN_IF_ERROR(AddFromParent(run.range));
+        continue;
+      }
+      set_.Add({.range = run.range, .file = 0, .offset = used_bytes_});
+      used_bytes_ += run.range.size();
+    }
+    return OkStatus();
+  }
+
+  Status AddFromParent(const AddressRange& range) {
+    if (!parent_) {
+      if (depth_ == kMostParents) return InvalidArgument("more than 64 checkpoints on each other");
+      ASSIGN_OR_RETURN(parent_,
+                       PageSetReader(source_, depth_ + 1).Read(std::string(kParentFolder) + name_));
+      parent_files_ = set_.files.size();
+      set_.files.insert(set_.files.end(), parent_->files.begin(), parent_->files.end());
+    }
+    std::uint64_t at = range.start;
+    auto extent = std::ranges::upper_bound(parent_->extents, range.start, {},
+                                           [](const auto& e) { return e.range.end; });
+    for (; at < range.end; ++extent) {
+      if (extent == parent_->extents.end() || extent->range.start > at) {
+        return DataLoss("pages at " + ToText(AddressRange{at, range.end}) +
+                        " are not in the parent checkpoint");
+      }
+      const AddressRange part = {at, std::min(range.end, extent->range.end)};
+      set_.Add({.range = part,
+                .file = parent_files_ + extent->file,
+                .offset = extent->offset + (at - extent->range.start)});
+      at = part.end;
+    }
+    return OkStatus();
+  }
+
+  const ImageSource& source_;
+  const int depth_;
+  std::string name_;
+  PageSet set_;
+  std::uint64_t used_bytes_ = 0;  // of the first file
+  std::optional<PageSet> parent_;
+  std::size_t parent_files_ = 0;  // where its files begin among ours
+};
+
+// A part of an extent that goes one way to one place.
 struct Piece {
   std::uint64_t address = 0;
   std::uint64_t bytes = 0;
   PageTarget::Way way = PageTarget::Way::kCopy;
 };
 
-// Gives the pages of a set in pieces, in the order of the pages file.
+// Gives the pages of a set in pieces, by rising address.
 class Pieces {
  public:
   Pieces(const PageSet& set, std::span<const PageTarget> targets)
-      : runs_(set.runs), targets_(targets), at_(runs_.empty() ? 0 : runs_.front().start) {}
+      : extents_(set.extents), targets_(targets) {}
 
-  bool AtEnd() const { return runs_.empty(); }
+  bool AtEnd() const { return extents_.empty(); }
+  // Where the next piece is. Asked only when not AtEnd(), as Next().
+  std::size_t file() const { return extents_.front().file; }
+  std::uint64_t offset() const { return extents_.front().offset + done_; }
 
-  // At most `limit` bytes. Asked only when not AtEnd(), of a set that passed CheckPlaces.
+  // At most `limit` bytes, of a set that passed CheckPlaces.
   Piece Next(std::uint64_t limit) {
-    while (targets_.front().range.end <= at_) targets_ = targets_.subspan(1);
+    const AddressRange& range = extents_.front().range;
+    const std::uint64_t at = range.start + done_;
+    while (targets_.front().range.end <= at) targets_ = targets_.subspan(1);
     const PageTarget& target = targets_.front();
-    const Piece piece = {
-        .address = target.address + (at_ - target.range.start),
-        .bytes = std::min({limit, runs_.front().end - at_, target.range.end - at_}),
-        .way = target.way};
-    at_ += piece.bytes;
-    if (at_ == runs_.front().end) {
-      runs_ = runs_.subspan(1);
-      if (!runs_.empty()) at_ = runs_.front().start;
+    const Piece piece = {.address = target.address + (at - target.range.start),
+                         .bytes = std::min({limit, range.end - at, target.range.end - at}),
+                         .way = target.way};
+    done_ += piece.bytes;
+    if (done_ == range.size()) {
+      extents_ = extents_.subspan(1);
+      done_ = 0;
     }
     return piece;
   }
 
  private:
-  std::span<const AddressRange> runs_;
+  std::span<const PageSet::Extent> extents_;
   std::span<const PageTarget> targets_;
-  std::uint64_t at_;
+  std::uint64_t done_ = 0;  // bytes of the first extent
 };
 
 iovec ToIovec(std::uint64_t address, std::uint64_t bytes) {
@@ -187,30 +259,25 @@ Status WriteBatch(pid_t pid, int mem_fd, std::span<const std::byte> bytes,
 
 }  // namespace
 
-std::uint64_t PageSet::pages() const {
-  std::uint64_t count = 0;
-  for (const AddressRange& run : runs) count += run.size() / kPageBytes;
-  return count;
+void PageSet::Add(const Extent& extent) {
+  if (!runs.empty() && runs.back().end == extent.range.start) {
+    runs.back().end = extent.range.end;
+  } else {
+    runs.push_back(extent.range);
+  }
+  if (!extents.empty()) {
+    Extent& last = extents.back();
+    if (last.range.end == extent.range.start && last.file == extent.file &&
+        last.offset + last.range.size() == extent.offset) {
+      last.range.end = extent.range.end;
+      return;
+    }
+  }
+  extents.push_back(extent);
 }
 
 Result<PageSet> ReadPageSet(const ImageSource& source, const std::string& name) {
-  Result<ImageFileReader> reader = ImageFileReader::Open(source, name, "pagemap");
-  if (reader.status().code() == StatusCode::kNotFound) {
-    return DataLoss(name + " is missing: the checkpoint is incomplete");
-  }
-  RETURN_IF_ERROR(reader.status());
-  image::PagemapHead head;
-  RETURN_IF_ERROR(reader->Record(head));
-  PageSet set = {.pages_file = ImageName("pages", head.pages_id()), .runs = {}};
-  RETURN_IF_ERROR(Annotate(ReadRuns(*reader, set.runs), name));
-  if (set.runs.empty()) return set;  // no page was written: there may be no such file
-  const std::uint64_t size = source.Size(set.pages_file).value_or(0);
-  if (size != set.pages() * kPageBytes) {
-    return DataLoss(set.pages_file + " has " + std::to_string(size) + " bytes, and " + name +
-                    " needs " + std::to_string(set.pages() * kPageBytes) +
-                    ": the checkpoint is incomplete");
-  }
-  return set;
+  return PageSetReader(source, 0).Read(name);
 }
 
 Status CheckPlaces(const PageSet& set, std::span<const PageTarget> targets) {
@@ -231,36 +298,39 @@ Status CheckPlaces(const PageSet& set, std::span<const PageTarget> targets) {
 
 Result<std::vector<std::byte>> ReadPages(const ImageSource& source, const PageSet& set,
                                          const AddressRange& range) {
-  std::uint64_t offset = 0;
-  for (const AddressRange& run : set.runs) {
-    if (run.Contains(range)) {
-      std::vector<std::byte> bytes(range.size());
-      RETURN_IF_ERROR(source.ReadAt(set.pages_file, offset + (range.start - run.start), bytes));
-      return bytes;
-    }
-    offset += run.size();
+  std::vector<std::byte> bytes(range.size());
+  std::uint64_t at = range.start;
+  for (const PageSet::Extent& extent : set.extents) {
+    if (extent.range.end <= at) continue;
+    if (extent.range.start > at || at == range.end) break;
+    const std::uint64_t end = std::min(range.end, extent.range.end);
+    RETURN_IF_ERROR(source.ReadAt(set.files[extent.file], extent.offset + (at - extent.range.start),
+                                  std::span(bytes).subspan(at - range.start, end - at)));
+    at = end;
   }
-  return std::vector<std::byte>();
+  if (at != range.end) bytes.clear();
+  return bytes;
 }
 
 Status WritePages(const ImageSource& source, const PageSet& set,
                   std::span<const PageTarget> targets, pid_t pid, int mem_fd,
                   const std::function<void(std::uint64_t)>& on_pages) {
-  std::vector<std::byte> buffer(std::min(kBatchBytes, set.pages() * kPageBytes));
+  std::vector<std::byte> buffer(kBatchBytes);
   std::vector<Piece> batch;
-  std::uint64_t offset = 0;
   Pieces pieces(set, targets);
   while (!pieces.AtEnd()) {
+    const std::size_t file = pieces.file();
+    const std::uint64_t offset = pieces.offset();
     std::uint64_t size = 0;
     batch.clear();
-    while (!pieces.AtEnd() && size < buffer.size()) {
+    while (!pieces.AtEnd() && size < buffer.size() && pieces.file() == file &&
+           pieces.offset() == offset + size) {
       batch.push_back(pieces.Next(buffer.size() - size));
       size += batch.back().bytes;
     }
     const std::span<std::byte> bytes = std::span(buffer).first(size);
-    RETURN_IF_ERROR(source.ReadAt(set.pages_file, offset, bytes));
+    RETURN_IF_ERROR(source.ReadAt(set.files[file], offset, bytes));
     RETURN_IF_ERROR(WriteBatch(pid, mem_fd, bytes, batch));
-    offset += size;
     on_pages(size / kPageBytes);
   }
   return OkStatus();

@@ -14,17 +14,23 @@
 
 namespace stasis::engine {
 
-/// The pages of one process or shared memory object. In the pages file they follow each other in the
-/// order of `runs`.
+/// The pages of one process or shared memory object, by rising address, or offset in the object.
 struct PageSet {
-  std::string pages_file;
-  std::vector<AddressRange> runs;  ///< By rising address, or offset in the object; none is empty.
+  /// Pages that follow each other in a file too.
+  struct Extent {
+    AddressRange range;        ///< Not empty.
+    std::size_t file = 0;      ///< Index in `files`.
+    std::uint64_t offset = 0;  ///< In that file, bytes.
+  };
+  std::vector<std::string> files;  ///< Names in the source.
+  std::vector<Extent> extents;
+  std::vector<AddressRange> runs;  ///< The extents' ranges, joined where they touch.
 
-  std::uint64_t pages() const;
+  void Add(const Extent& extent);
 };
 
-/// Reads pagemap file `name`. DataLoss: it is missing or broken, or its pages file is not as long as it
-/// says. Unimplemented: pages of it are in another checkpoint.
+/// Reads pagemap file `name`, and those of the same name in "parent/" for the pages that an incremental
+/// checkpoint took from there. DataLoss: one is missing or broken, or a pages file is not as long as it says.
 Result<PageSet> ReadPageSet(const ImageSource& source, const std::string& name);
 
 /// Where a part of a PageSet goes to.

@@ -21,7 +21,9 @@ AreaImage Private(std::uint64_t first, std::uint64_t pages) {
 
 PageSet Pages(std::vector<AddressRange> runs) {
   for (AddressRange& run : runs) run = {run.start * kPage, run.end * kPage};
-  return {.pages_file = "", .runs = std::move(runs)};
+  PageSet set;
+  for (const AddressRange& run : runs) set.Add({.range = run});
+  return set;
 }
 
 TEST(InheritanceTest, AreasThatAreAlikeAreKeptWithTheParentsPages) {

@@ -156,7 +156,7 @@ TEST(HostilePagesTest, AreRefusedBeforeAnythingIsChanged) {
   EXPECT_THAT(RestoreRuns({{kBase + 1, 1, kPresent}}),
               StatusIs(StatusCode::kDataLoss, HasSubstr("impossible")));
   EXPECT_THAT(RestoreRuns({{kBase, 1, kParent}}),
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("incremental")));
+              StatusIs(StatusCode::kDataLoss, HasSubstr("parent/pagemap-")));
   EXPECT_THAT(RestoreRuns({{kBase, 1, kLazy}}),
               StatusIs(StatusCode::kUnimplemented, HasSubstr("lazy")));
   EXPECT_THAT(RestoreRuns({{kBase, 4, kPresent | kLazy}}, kPage),
