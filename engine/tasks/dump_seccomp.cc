@@ -74,14 +74,15 @@ Status SeccompDumper::Add(DumpedProcess& process) {
   for (DumpedThread& thread : process.threads) {
     if (thread.frozen == nullptr || thread.frozen->status.seccomp == 0) continue;
     const std::string name = "tid " + std::to_string(thread.frozen->ns_tid());
-    if (thread.frozen->status.seccomp == kStrict) {
-      return Unimplemented(name + " is in strict seccomp mode");
-    }
-    const Result<Chain> chain = ReadChain(*thread.frozen);
-    if (!chain.ok()) return Annotate(chain.status(), name);
     image::ThreadCoreEntry& core = *thread.core.mutable_thread_core();
-    core.set_seccomp_mode(image::SECCOMP_FILTER);
-    core.set_seccomp_filter(OldestOf(*chain));
+    if (thread.frozen->status.seccomp == kStrict) {
+      core.set_seccomp_mode(image::SECCOMP_STRICT);
+    } else {
+      const Result<Chain> chain = ReadChain(*thread.frozen);
+      if (!chain.ok()) return Annotate(chain.status(), name);
+      core.set_seccomp_mode(image::SECCOMP_FILTER);
+      core.set_seccomp_filter(OldestOf(*chain));
+    }
     constexpr std::uint64_t kOptions = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
     if (Ptrace(PTRACE_SETOPTIONS, thread.frozen->tid(), 0, reinterpret_cast<void*>(kOptions)) !=
         0) {

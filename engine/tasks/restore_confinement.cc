@@ -8,6 +8,9 @@
 // Rule    Filters are inherited: the runtime's own, which the placeholder has, come first in the image too
 //         and are not installed twice. Where the live container has others, those of a process that could
 //         not have installed any itself were its runtime's: the live ones stand for them.
+// Rule    SECCOMP_FILTER_FLAG_TSYNC asks that each thread's filters are, as objects, among the caller's: what
+//         the threads of a process have in common is installed once, by TSYNC, and not by each of them.
+// Rule    Strict mode is the last thing that a thread can ask for, but for a tracer that suspends it.
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/seccomp.h>
@@ -176,10 +179,7 @@ Result<std::vector<const image::SeccompFilter*>> FiltersOf(const ThreadImage& th
                                                            const CheckpointImages& images) {
   std::vector<const image::SeccompFilter*> filters;
   const image::ThreadCoreEntry& core = thread.core.thread_core();
-  if (core.seccomp_mode() == image::SECCOMP_DISABLED) return filters;
-  if (core.seccomp_mode() == image::SECCOMP_STRICT) {
-    return Unimplemented("strict seccomp mode");
-  }
+  if (core.seccomp_mode() != image::SECCOMP_FILTER) return filters;
   std::uint32_t index = core.seccomp_filter();
   while (true) {
     if (index >= static_cast<std::uint32_t>(images.seccomp.seccomp_filters_size()) ||
@@ -203,37 +203,85 @@ bool CouldInstallNone(const image::CredsEntry& creds) {
   return creds.no_new_privs() == 0 && (Set(creds.cap_bnd()) >> CAP_SYS_ADMIN & 1) == 0;
 }
 
-Status InstallFilters(const ThreadImage& thread, const CheckpointImages& images,
-                      const std::vector<std::string>& live, RemoteSyscalls& remote, Notes& notes) {
-  ASSIGN_OR_RETURN(const std::vector<const image::SeccompFilter*> wanted,
-                   FiltersOf(thread, images));
-  // What the runtime installed before the program began is there already.
-  bool same_base = live.size() <= wanted.size();
-  for (std::size_t i = 0; same_base && i < live.size(); ++i) {
-    same_base = wanted[i]->filter() == live[i];
+using Filters = std::vector<const image::SeccompFilter*>;
+
+// How many filters are there already: those that the runtime installed before the program began.
+std::size_t Inherited(const Filters& wanted, const std::vector<std::string>& live) {
+  if (live.size() > wanted.size()) return 0;
+  for (std::size_t i = 0; i < live.size(); ++i) {
+    if (wanted[i]->filter() != live[i]) return 0;
   }
-  for (std::size_t i = same_base ? live.size() : 0; i < wanted.size(); ++i) {
-    remote.ResetArguments();
-    const std::string& code = wanted[i]->filter();
-    ASSIGN_OR_RETURN(const std::uint64_t code_at, remote.Put(std::as_bytes(std::span(code))));
-    struct {
-      std::uint16_t length;
-      std::uint64_t code;
-    } const program = {static_cast<std::uint16_t>(code.size() / kInstructionBytes), code_at};
-    ASSIGN_OR_RETURN(const std::uint64_t program_at, remote.PutValue(program));
-    constexpr std::uint32_t kKept = SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    const Status installed = remote
-                                 .Call("seccomp", SYS_seccomp, SECCOMP_SET_MODE_FILTER,
-                                       wanted[i]->flags() & kKept, program_at)
-                                 .status();
-    if (ErrnoOf(installed) == EACCES && CouldInstallNone(thread.core.thread_core().creds())) {
-      notes.push_back("the seccomp profile is this pod's, not the one that the original had");
-      return OkStatus();
-    }
-    RETURN_IF_ERROR(NotOurs(installed, "a seccomp filter"));
-  }
-  return OkStatus();
+  return live.size();
 }
+
+// How many of the leader's filters all threads of `process` have, oldest first. None where the threads
+// differ in no_new_privs, which TSYNC would give to all.
+Result<std::size_t> CommonFilters(const RestoredProcess& process, const CheckpointImages& images) {
+  const ThreadImage& leader = process.image->leader();
+  ASSIGN_OR_RETURN(const Filters first, FiltersOf(leader, images));
+  std::size_t common = first.size();
+  for (const ThreadImage& thread : process.image->threads) {
+    ASSIGN_OR_RETURN(const Filters filters, FiltersOf(thread, images));
+    const auto differs = std::ranges::mismatch(first, filters);
+    common = std::min(common, static_cast<std::size_t>(differs.in1 - first.begin()));
+    if (thread.core.thread_core().creds().no_new_privs() !=
+        leader.core.thread_core().creds().no_new_privs()) {
+      return 0;
+    }
+  }
+  return process.image->threads.size() > 1 ? common : 0;
+}
+
+Status InstallFilter(const image::SeccompFilter& filter, bool to_all, RemoteSyscalls& remote) {
+  remote.ResetArguments();
+  const std::string& code = filter.filter();
+  ASSIGN_OR_RETURN(const std::uint64_t code_at, remote.Put(std::as_bytes(std::span(code))));
+  struct {
+    std::uint16_t length;
+    std::uint64_t code;
+  } const program = {static_cast<std::uint16_t>(code.size() / kInstructionBytes), code_at};
+  ASSIGN_OR_RETURN(const std::uint64_t program_at, remote.PutValue(program));
+  constexpr std::uint32_t kKept = SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+  const std::uint32_t sync = to_all ? SECCOMP_FILTER_FLAG_TSYNC : 0;
+  ASSIGN_OR_RETURN(const std::uint64_t refused,
+                   remote.Call("seccomp", SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+                               (filter.flags() & kKept) | sync, program_at));
+  if (refused == 0) return OkStatus();
+  return Internal("tid " + std::to_string(refused) + " does not take the filters of its process");
+}
+
+// The filters of a process under restore.
+class Filtering {
+ public:
+  Filtering(const CheckpointImages& images, const std::vector<std::string>& live,
+            std::size_t common, Notes& notes)
+      : images_(images), live_(live), common_(common), notes_(notes) {}
+
+  // The leader comes first, and gives all threads what they have in common.
+  Status Install(const ThreadImage& thread, bool is_leader, RemoteSyscalls& remote) {
+    ASSIGN_OR_RETURN(const Filters wanted, FiltersOf(thread, images_));
+    std::size_t i = Inherited(wanted, live_);
+    if (!is_leader) i = std::max(i, std::min(common_, wanted.size()));
+    for (; i < wanted.size(); ++i) {
+      const Status installed = InstallFilter(*wanted[i], is_leader && i < common_, remote);
+      if (ErrnoOf(installed) == EACCES && CouldInstallNone(thread.core.thread_core().creds())) {
+        notes_.push_back("the seccomp profile is this pod's, not the one that the original had");
+        return OkStatus();
+      }
+      RETURN_IF_ERROR(NotOurs(installed, "a seccomp filter"));
+    }
+    if (thread.core.thread_core().seccomp_mode() != image::SECCOMP_STRICT) return OkStatus();
+    return NotOurs(
+        remote.Call("seccomp strict", SYS_seccomp, SECCOMP_SET_MODE_STRICT, 0, 0).status(),
+        "strict seccomp mode");
+  }
+
+ private:
+  const CheckpointImages& images_;
+  const std::vector<std::string>& live_;
+  const std::size_t common_;
+  Notes& notes_;
+};
 
 }  // namespace
 
@@ -258,17 +306,18 @@ Result<std::vector<std::string>> ReadSeccompFilters(pid_t tid) {
 
 Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& images,
                           const std::vector<std::string>& live_filters, Notes& notes) {
+  ASSIGN_OR_RETURN(const std::size_t common, CommonFilters(process, images));
+  Filtering filtering(images, live_filters, common, notes);
   const auto confine = [&](const ThreadImage& thread, RemoteSyscalls& remote) -> Status {
+    const bool is_leader = &thread == &process.image->leader();
     ASSIGN_OR_RETURN(TaskStatus live, LiveStatus(remote.tracee().tid()));
     const image::ThreadCoreEntry& core = thread.core.thread_core();
     // Without no_new_privs only CAP_SYS_ADMIN installs filters, and that may be among what is dropped.
     const bool filters_first = core.creds().no_new_privs() == 0 && !live.no_new_privs;
-    if (filters_first) RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote, notes));
+    if (filters_first) RETURN_IF_ERROR(filtering.Install(thread, is_leader, remote));
     remote.ResetArguments();
     RETURN_IF_ERROR(Credentials(core.creds(), std::move(live), remote, notes).Restore());
-    if (!filters_first) {
-      RETURN_IF_ERROR(InstallFilters(thread, images, live_filters, remote, notes));
-    }
+    if (!filters_first) RETURN_IF_ERROR(filtering.Install(thread, is_leader, remote));
     // Here, for a change of ids clears it. 0 too: a placeholder that we started dies with us.
     return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
         .status();
