@@ -346,8 +346,6 @@ class TreeReader {
                            std::string(what) + " with another process");
     };
     if (!memories_.insert(process.ids.vm_id()).second) return shared("memory");
-    if (!tables_.insert(process.ids.files_id()).second) return shared("descriptor table");
-    if (!places_.insert(process.ids.fs_id()).second) return shared("working directory (CLONE_FS)");
     if (!actions_.insert(process.ids.sighand_id()).second) return shared("signal actions");
     return CheckNamespaces(name, process.ids);
   }
@@ -411,7 +409,7 @@ class TreeReader {
   CheckpointImages& images_;
   std::set<std::uint32_t> tids_;
   std::map<std::uint32_t, bool> alive_;  // by pid, of the processes read so far
-  std::set<std::uint32_t> memories_, tables_, places_, actions_;
+  std::set<std::uint32_t> memories_, actions_;
 };
 
 // Where all threads have the same filters, CRIU marks these with SECCOMP_FILTER_FLAG_TSYNC, and only

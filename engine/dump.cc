@@ -80,6 +80,7 @@ Status ReadTasks(Checkpoint& checkpoint) {
     checkpoint.report.threads += process.threads.size();
   }
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
+  RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root());
 }
 
@@ -93,10 +94,18 @@ Status ReadAreas(Checkpoint& checkpoint) {
   });
 }
 
+std::vector<std::uint32_t> TableIds(const std::vector<DumpedProcess>& processes) {
+  std::vector<std::uint32_t> ids;
+  for (const DumpedProcess& process : processes) {
+    ids.push_back(process.zombie ? 0 : process.ids.files_id());
+  }
+  return ids;
+}
+
 // Descriptors, and the files that executable, directories and mappings name.
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;
-  RETURN_IF_ERROR(files.Collect());
+  RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
@@ -199,12 +208,8 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
 }
 
 Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
-  std::vector<std::uint32_t> table_ids;
-  for (const DumpedProcess& process : checkpoint.processes) {
-    table_ids.push_back(process.zombie ? 0 : process.ids.files_id());
-  }
   RETURN_IF_ERROR(WriteTaskImages(checkpoint.processes, sink));
-  RETURN_IF_ERROR(checkpoint.files->WriteImages(table_ids, sink));
+  RETURN_IF_ERROR(checkpoint.files->WriteImages(sink));
   RETURN_IF_ERROR(checkpoint.memory.WritePageMaps(sink));
   RETURN_IF_ERROR(checkpoint.seccomp.WriteImage(sink));
   if (!checkpoint.segments.empty()) {

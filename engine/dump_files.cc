@@ -111,14 +111,17 @@ std::string FileDumper::InRoot(std::string link) const {
   return rest.front() == '/' ? rest : link;
 }
 
-Status FileDumper::Collect() {
+Status FileDumper::Collect(std::vector<std::uint32_t> table_ids) {
+  table_ids_ = std::move(table_ids);
+  std::set<std::uint32_t> known = {0};
   const int self = tree_.root().proc.get();
   if (CompareFiles(self, self) != 0) {
     return Unimplemented("this kernel has no kcmp(2) (CONFIG_KCMP)");
   }
   for (const FrozenProcess& process : tree_.processes()) {
     tables_.emplace_back();
-    if (!process.zombie) RETURN_IF_ERROR(CollectTable(process));
+    if (!known.insert(table_ids_[tables_.size() - 1]).second) continue;
+    RETURN_IF_ERROR(CollectTable(process));
   }
   return OkStatus();
 }
@@ -337,7 +340,7 @@ std::string FileDumper::DescriptorsJson() const {
   return nlohmann::json(links).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-Status FileDumper::WriteImages(const std::vector<std::uint32_t>& table_ids, ImageSink& sink) const {
+Status FileDumper::WriteImages(ImageSink& sink) const {
   ImageFileBuilder files("files");
   for (const image::FileEntry& entry : entries_) RETURN_IF_ERROR(files.Add(entry));
   RETURN_IF_ERROR(sink.Put(ImageName("files"), files.bytes()));
@@ -353,7 +356,7 @@ Status FileDumper::WriteImages(const std::vector<std::uint32_t>& table_ids, Imag
       RETURN_IF_ERROR(table.Add(entry));
     }
     if (table.empty()) continue;
-    RETURN_IF_ERROR(sink.Put(ImageName("fdinfo", table_ids[i]), table.bytes()));
+    RETURN_IF_ERROR(sink.Put(ImageName("fdinfo", table_ids_[i]), table.bytes()));
   }
   for (const auto& [name, image] : shared_images_) {
     RETURN_IF_ERROR(sink.Put(ImageName(name), image.bytes()));

@@ -24,8 +24,9 @@ class FileDumper : public FileDumpContext {
   static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree, const Options& options,
                                                     std::vector<std::string>& notes);
 
-  /// Borrows every open file description of the tree once, and reads the descriptor tables.
-  Status Collect();
+  /// Borrows every open file description of the tree once, and reads the descriptor tables. `table_ids`:
+  /// of each process, equal where processes share one; 0 for a zombie.
+  Status Collect(std::vector<std::uint32_t> table_ids);
   /// Asks the kind of each file for its entry. Unimplemented for what cannot be restored.
   Status DumpAll();
   /// The id of a REG entry for what the link `path` in /proc/PID of `process` leads to ("exe",
@@ -45,9 +46,8 @@ class FileDumper : public FileDumpContext {
   /// because of us.
   void GiveBack();
 
-  /// files.img, fdinfo-ID.img of the `index`-th process under `ids[index]`, shared images, and
-  /// descriptors.json.
-  Status WriteImages(const std::vector<std::uint32_t>& table_ids, ImageSink& sink) const;
+  /// files.img, fdinfo-ID.img of each descriptor table, shared images, and descriptors.json.
+  Status WriteImages(ImageSink& sink) const;
 
   /// The tree runs: see FileDumpContext::only_looks.
   void OnlyLook() { only_looks_ = true; }
@@ -100,8 +100,9 @@ class FileDumper : public FileDumpContext {
   std::map<pid_t, pid_t> namespace_pids_;
 
   std::vector<OpenFile> files_;
-  std::vector<image::FdTypes> types_;            // of files_, once dumped
-  std::vector<std::vector<Descriptor>> tables_;  // one a process of the tree
+  std::vector<image::FdTypes> types_;  // of files_, once dumped
+  std::vector<std::uint32_t> table_ids_;
+  std::vector<std::vector<Descriptor>> tables_;  // by process; the first has what several share
   std::map<FileKey, std::size_t, SameFile> known_;
 
   using LinkKey = std::tuple<std::uint64_t, std::uint64_t, std::string, std::uint32_t>;

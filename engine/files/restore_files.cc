@@ -206,6 +206,8 @@ class Restorer : public FileRestorer {
   }
 
   Status Install(RestoredProcess& process) override {
+    const std::uint32_t table = process.image->ids.files_id();
+    if (table != 0 && !installed_.insert(table).second) return OkStatus();
     std::vector<int> our_fds;
     for (const FdinfoEntry& descriptor : process.image->descriptors) {
       RETURN_IF_ERROR(OpenOfProcess(process, descriptor));
@@ -381,6 +383,7 @@ class Restorer : public FileRestorer {
   std::map<FileKey, Holder> holders_;
   std::map<FileKey, UniqueFd> files_;
   std::map<std::uint32_t, UniqueFd> nameless_;  // mapped files without a path, by id
+  std::set<std::uint32_t> installed_;           // tables, by id: what processes share is made once
   std::vector<std::string> notes_;
 };
 

@@ -23,6 +23,7 @@
 
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
+#include "engine/tasks/fork_plan.h"
 
 namespace stasis::engine {
 namespace {
@@ -57,6 +58,30 @@ Status CheckNotShared(const std::vector<const FrozenProcess*>& living, int type,
                          " (clone(2)), which cannot be checkpointed");
   }
   return OkStatus();
+}
+
+// By pid, numbers that are equal for processes that share `type`.
+std::map<pid_t, std::uint32_t> NumberShared(const std::vector<DumpedProcess>& processes, int type) {
+  std::vector<pid_t> order;
+  for (const DumpedProcess& process : processes) {
+    if (!process.zombie) order.push_back(process.frozen->pid);
+  }
+  // Stable: the first of those that share is the first in the tree.
+  std::ranges::stable_sort(order, [type](pid_t a, pid_t b) { return Compare(a, b, type) == 1; });
+  std::map<pid_t, pid_t> first;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const bool shared = i > 0 && Compare(order[i - 1], order[i], type) == 0;
+    first[order[i]] = shared ? first[order[i - 1]] : order[i];
+  }
+  std::map<pid_t, std::uint32_t> numbers;
+  std::uint32_t number = 1;  // 1 is CRIU's own
+  for (const DumpedProcess& process : processes) {
+    if (process.zombie) continue;
+    const pid_t pid = process.frozen->pid;
+    ++number;
+    numbers[pid] = first[pid] == pid ? number : numbers[first[pid]];
+  }
+  return numbers;
 }
 
 // Threads may have left what they were made to share, by unshare(2).
@@ -181,8 +206,6 @@ Status CheckTree(const FrozenTree& tree) {
     if (!process.zombie) living.push_back(&process);
   }
   RETURN_IF_ERROR(CheckNotShared(living, KCMP_VM, "memory"));
-  RETURN_IF_ERROR(CheckNotShared(living, KCMP_FILES, "descriptors"));
-  RETURN_IF_ERROR(CheckNotShared(living, KCMP_FS, "working directory"));
   RETURN_IF_ERROR(CheckNotShared(living, KCMP_SIGHAND, "signal handlers"));
   ASSIGN_OR_RETURN(const struct stat root, StatLink(tree.root(), "root"));
   for (const FrozenProcess* process : living) {
@@ -201,6 +224,8 @@ void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& n
     pids.insert(process.frozen->ns_pid);
   }
   const TaskStatus& root = processes.front().frozen->status;
+  std::map<pid_t, std::uint32_t> tables = NumberShared(processes, KCMP_FILES);
+  std::map<pid_t, std::uint32_t> places = NumberShared(processes, KCMP_FS);
   std::uint32_t number = 1;  // 1 is CRIU's own
   for (DumpedProcess& process : processes) {
     const FrozenProcess& frozen = *process.frozen;
@@ -217,11 +242,27 @@ void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& n
     }
     ++number;
     process.ids.set_vm_id(number);
-    process.ids.set_files_id(number);
-    process.ids.set_fs_id(number);
+    process.ids.set_files_id(tables[frozen.pid]);
+    process.ids.set_fs_id(places[frozen.pid]);
     process.ids.set_sighand_id(number);
     namespaces.NumberTree(process.ids);
   }
+}
+
+Status CheckForks(const std::vector<DumpedProcess>& processes) {
+  std::map<pid_t, std::size_t> by_pid;
+  std::vector<PlannedProcess> planned;
+  for (const DumpedProcess& process : processes) {
+    const image::PstreeEntry& tree = process.tree;
+    by_pid[static_cast<pid_t>(tree.pid())] = planned.size();
+    planned.push_back({.pid = static_cast<pid_t>(tree.pid()),
+                       .parent = by_pid[static_cast<pid_t>(tree.ppid())],
+                       .session = static_cast<pid_t>(tree.sid()),
+                       .files_id = process.zombie ? 0 : process.ids.files_id(),
+                       .fs_id = process.zombie ? 0 : process.ids.fs_id()});
+  }
+  const PlannedProcess& root = planned.front();
+  return PlanForks(planned, root.session == root.pid ? 0 : root.session).status();
 }
 
 std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,

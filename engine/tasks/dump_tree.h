@@ -22,6 +22,9 @@ Status CheckTree(const FrozenTree& tree);
 /// Fills pstree entries and object numbers of all `processes`.
 void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& namespaces);
 
+/// Unimplemented when no order of forks would make the numbered `processes` again.
+Status CheckForks(const std::vector<DumpedProcess>& processes);
+
 /// A sentence for each process in the pid namespace of the tree, when that is not ours, which
 /// neither is of `pids` (as we see them) nor descends from one.
 std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,

@@ -1,7 +1,8 @@
 // Source  fork(2), setsid(2), setpgid(2), ptrace(2), credentials(7); tested on 6.18
-// Rule    A session can only be inherited or founded: a child whose session is its parent's first one is
-//         forked before the parent founds its own. A session or group whose leader is gone gets a stand-in
-//         with the leader's pid, which ends when its members are in place.
+// Rule    A session can only be inherited or founded: fork_plan.h tells who forks whom, and when. A session
+//         or group whose leader is gone gets a stand-in with the leader's pid, which ends when its members
+//         are in place.
+// Rule    clone3(2) takes no exit signal with CLONE_PARENT: that of the caller is the child's.
 // Rule    execve(2) is the only way to /proc/PID/exe without CAP_CHECKPOINT_RESTORE (PR_SET_MM_MAP), and
 //         comes before a process has children, threads or memory.
 #include "engine/tasks/process_tree.h"
@@ -28,6 +29,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
+#include "engine/tasks/fork_plan.h"
 
 namespace stasis::engine {
 namespace {
@@ -128,11 +130,28 @@ Status MakeReady(RestoredProcess& process, const RemoteArea& area) {
   return OkStatus();
 }
 
-// The tree in the making. Index: place in images.processes.
+std::vector<PlannedProcess> ToPlan(std::span<const ProcessImage> processes) {
+  std::vector<PlannedProcess> planned;
+  std::map<pid_t, std::size_t> by_pid;
+  for (const ProcessImage& process : processes) {
+    by_pid[process.pid()] = planned.size();
+    const auto parent = by_pid.find(process.parent());
+    PlannedProcess& plan = planned.emplace_back();
+    plan.pid = process.pid();
+    plan.parent = parent == by_pid.end() ? 0 : parent->second;
+    plan.session = static_cast<pid_t>(process.tree.sid());
+    if (process.zombie) continue;
+    plan.files_id = process.ids.files_id();
+    plan.fs_id = process.ids.fs_id();
+  }
+  return planned;
+}
+
+// The tree in the making. Index: place in images.processes, then in the plan's extras.
 class Builder {
  public:
   Builder(const CheckpointImages& images, PidReserver& reserver, const Furnish& furnish)
-      : images_(images), reserver_(reserver), furnish_(furnish), made_(images.processes.size()) {
+      : images_(images), reserver_(reserver), furnish_(furnish) {
     for (std::size_t i = 0; i < images.processes.size(); ++i)
       by_pid_[images.processes[i].pid()] = i;
   }
@@ -147,24 +166,16 @@ class Builder {
   }
 
   Result<std::vector<RestoredProcess>> Build(RestoredProcess root) {
-    // Children of stand-ins that end must come to the root, as orphans of a container come to pid 1.
-    // (In a pid namespace of its own the root is the reaper anyway.)
-    RETURN_IF_ERROR(
-        root.remote
-            ->Call("prctl PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            .status());
     ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(root.pid));
-    root_session_ = status.ns_sid.back();
+    ASSIGN_OR_RETURN(plan_, PlanForks(ToPlan(images_.processes), OwnSession(status.ns_sid.back())));
+    made_.resize(images_.processes.size() + plan_.extras.size());
     made_[0].emplace(std::move(root));
     RETURN_IF_ERROR(furnish_(*made_[0], nullptr));
-    RETURN_IF_ERROR(Grow(0, OwnSession(root_session_)));
+    for (const ForkPlan::Step& step : plan_.steps) RETURN_IF_ERROR(Do(step));
     RETURN_IF_ERROR(JoinGroups());
     RETURN_IF_ERROR(EndStandIns());
-    RETURN_IF_ERROR(
-        made_[0]
-            ->remote
-            ->Call("prctl PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-            .status());
+    for (const ForkPlan::End& end : plan_.ends) RETURN_IF_ERROR(EndExtra(end));
+    made_.resize(images_.processes.size());
     std::vector<RestoredProcess> processes;
     for (std::optional<RestoredProcess>& process : made_) processes.push_back(*std::move(process));
     done_ = true;
@@ -179,107 +190,90 @@ class Builder {
 
   // The image's number for the session that the root was started in: 0 says "founded outside".
   pid_t OwnSession(pid_t session) const {
-    const pid_t wanted = SessionOf(0);
+    const auto wanted = static_cast<pid_t>(images_.processes[0].tree.sid());
     return wanted == images_.processes[0].pid() || wanted == 0 ? (wanted == session ? session : 0)
                                                                : wanted;
-  }
-  pid_t SessionOf(std::size_t i) const {
-    return static_cast<pid_t>(images_.processes[i].tree.sid());
   }
   pid_t GroupOf(std::size_t i) const {
     return static_cast<pid_t>(images_.processes[i].tree.pgid());
   }
 
-  // Process `i` stands, in session `born`. Forks what must be born before and after it founds its own.
-  Status Grow(std::size_t i, pid_t born) {
-    const pid_t pid = images_.processes[i].pid();
-    const pid_t session = SessionOf(i);
-    std::vector<std::size_t> before, after;
-    std::map<pid_t, std::vector<std::size_t>> orphans;  // by the session of a leader that is gone
-    for (std::size_t child = 1; child < images_.processes.size(); ++child) {
-      if (images_.processes[child].parent() != pid) continue;
-      const pid_t wanted = SessionOf(child);
-      if (wanted == session || wanted == images_.processes[child].pid()) {
-        after.push_back(child);
-      } else if (wanted == born) {
-        before.push_back(child);
-      } else {
-        orphans[wanted].push_back(child);
-      }
+  Status Do(const ForkPlan::Step& step) {
+    if (step.kind == ForkPlan::Step::Kind::kSetsid) {
+      return Annotate(made_[step.node]->remote->Call("setsid", SYS_setsid).status(),
+                      "pid " + std::to_string(made_[step.node]->pid));
     }
-    for (const std::size_t child : before) RETURN_IF_ERROR(Fork(i, child, born));
-    if (session == pid && born != pid) {
-      RETURN_IF_ERROR(Annotate(made_[i]->remote->Call("setsid", SYS_setsid).status(),
-                               PidText(images_.processes[i])));
-    } else if (session != born) {
-      return Unimplemented(PidText(images_.processes[i]) + " is in session " +
-                           std::to_string(session) + ", which its parent was never in");
+    const bool extra = step.node >= images_.processes.size();
+    pid_t pid = extra ? plan_.extras[step.node - images_.processes.size()].pid
+                      : images_.processes[step.node].pid();
+    if (pid == 0) {
+      ASSIGN_OR_RETURN(pid, FreePid());
     }
-    for (const std::size_t child : after) RETURN_IF_ERROR(Fork(i, child, session));
-    for (const auto& [leader, children] : orphans) {
-      RETURN_IF_ERROR(ForkOrphans(i, leader, children));
-    }
-    return OkStatus();
-  }
-
-  Status Fork(std::size_t parent, std::size_t child, pid_t session) {
-    RETURN_IF_ERROR(ForkFrom(*made_[parent], images_.processes[child].pid(), made_[child]));
-    return Place(child, *made_[parent]->image, session);
+    const unsigned long flags = step.sibling ? CLONE_PARENT | step.shared : SIGCHLD | step.shared;
+    RestoredProcess* parent =
+        step.sibling ? &*made_[by_pid_[images_.processes[step.node].parent()]] : nullptr;
+    RETURN_IF_ERROR(ForkFrom(*made_[step.source], pid, flags, made_[step.node], parent));
+    return extra ? OkStatus() : Place(step.node, images_.processes[step.like], step.shared);
   }
 
   // Process `child` is a fork of one that runs the program of `like`.
-  Status Place(std::size_t child, const ProcessImage& like, pid_t session) {
+  Status Place(std::size_t child, const ProcessImage& like, unsigned long shared) {
     RestoredProcess& process = *made_[child];
     const ProcessImage& image = images_.processes[child];
     process.image = &image;
-    if (!image.zombie) {
-      const bool executes =
-          images_.Path(image.mm.exe_file_id()) != images_.Path(like.mm.exe_file_id());
-      if (executes) RETURN_IF_ERROR(ExecuteProgram(process, images_));
-      RETURN_IF_ERROR(furnish_(process, executes ? nullptr : &like));
+    if (image.zombie) return OkStatus();
+    const bool executes =
+        images_.Path(image.mm.exe_file_id()) != images_.Path(like.mm.exe_file_id());
+    if (executes) {
+      if ((shared & CLONE_FILES) != 0) {
+        return Unimplemented(PidText(image) + " shares its descriptors with another program");
+      }
+      RETURN_IF_ERROR(ExecuteProgram(process, images_));
     }
-    return Grow(child, session);
+    return furnish_(process, executes ? nullptr : &like);
   }
 
-  Status ForkFrom(RestoredProcess& parent, pid_t pid, std::optional<RestoredProcess>& child) {
-    Result<Tracee> tracee = CloneWithId(parent, reserver_, SIGCHLD, pid);
+  Status ForkFrom(RestoredProcess& source, pid_t pid, unsigned long flags,
+                  std::optional<RestoredProcess>& child, RestoredProcess* parent = nullptr) {
+    Result<Tracee> tracee = CloneWithId(source, reserver_, flags, pid, parent);
     if (!tracee.ok()) return tracee.status();
     child.emplace();
     child->pid = tracee->tid();
     child->leader = *std::move(tracee);
-    return MakeReady(*child, parent.area);
+    return MakeReady(*child, source.area);
   }
 
-  Status AddStandIn(std::size_t parent, pid_t pid, long number) {
-    std::optional<RestoredProcess> process;
-    RETURN_IF_ERROR(ForkFrom(*made_[parent], pid, process));
-    StandIn& stand_in = stand_ins_[pid];
-    stand_in.process = *std::move(process);
-    stand_in.parent = parent;
-    return stand_in.process.remote->Call("setsid or setpgid", number, 0, 0).status();
-  }
-
-  Status ForkOrphans(std::size_t parent, pid_t leader, const std::vector<std::size_t>& children) {
-    if (parent != 0 || by_pid_.contains(leader)) {
-      return Unimplemented(PidText(images_.processes[children.front()]) + " is in session " +
-                           std::to_string(leader) + ", which its parent was never in");
+  // One that no task, session or group of the checkpoint has.
+  Result<pid_t> FreePid() {
+    constexpr pid_t kFirst = 301;  // below RESERVED_PIDS (300) pids are seldom free
+    constexpr pid_t kLimit = 4 << 20;
+    if (taken_.empty()) {
+      for (const ProcessImage& process : images_.processes) {
+        for (const ThreadImage& thread : process.threads) taken_.insert(thread.tid);
+        taken_.insert(static_cast<pid_t>(process.tree.pgid()));
+        taken_.insert(static_cast<pid_t>(process.tree.sid()));
+      }
     }
-    RETURN_IF_ERROR(AddStandIn(parent, leader, SYS_setsid));
-    for (const std::size_t child : children) {
-      RETURN_IF_ERROR(
-          ForkFrom(stand_ins_[leader].process, images_.processes[child].pid(), made_[child]));
-      RETURN_IF_ERROR(Place(child, *made_[parent]->image, leader));
+    for (pid_t pid = kFirst; pid < kLimit; ++pid) {
+      if (!taken_.insert(pid).second) continue;
+      const Status free = reserver_.CheckFree(pid);
+      if (free.ok()) return pid;
+      if (free.code() != StatusCode::kAlreadyExists) return free;
     }
-    return OkStatus();
+    return ResourceExhausted("no free pid for a helper process");
   }
 
+  // First those whose number others need lead a group, and at last they leave it for their own.
   Status JoinGroups() {
-    for (int pass = 0; pass < 2; ++pass) {  // leaders first
-      for (std::size_t i = 0; i < made_.size(); ++i) {
-        const pid_t group = GroupOf(i);
-        const bool leads = group == images_.processes[i].pid();
-        if (leads != (pass == 0) || group == 0) continue;
-        RETURN_IF_ERROR(JoinGroup(i, group));
+    std::set<pid_t> groups;
+    for (std::size_t i = 0; i < images_.processes.size(); ++i) groups.insert(GroupOf(i));
+    const auto leads = [&](std::size_t i) { return groups.contains(images_.processes[i].pid()); };
+    for (std::size_t i = 0; i < images_.processes.size(); ++i) {
+      if (leads(i)) RETURN_IF_ERROR(JoinGroup(i, images_.processes[i].pid()));
+    }
+    for (const bool leaders : {false, true}) {
+      for (std::size_t i = 0; i < images_.processes.size(); ++i) {
+        if (leads(i) == leaders && GroupOf(i) != 0) RETURN_IF_ERROR(JoinGroup(i, GroupOf(i)));
       }
     }
     return OkStatus();
@@ -288,23 +282,54 @@ class Builder {
   Status JoinGroup(std::size_t i, pid_t group) {
     ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(made_[i]->pid));
     if (status.ns_pgid.back() == group) return OkStatus();
-    if (!by_pid_.contains(group) && !stand_ins_.contains(group)) {
-      RETURN_IF_ERROR(AddStandIn(i, group, SYS_setpgid));
+    if (!by_pid_.contains(group) && !stand_ins_.contains(group) && !IsExtra(group)) {
+      RETURN_IF_ERROR(AddStandIn(i, group));
     }
     return Annotate(made_[i]->remote->Call("setpgid", SYS_setpgid, 0, group).status(),
                     PidText(images_.processes[i]) + ", process group " + std::to_string(group));
   }
 
+  bool IsExtra(pid_t pid) const {
+    return std::ranges::find(plan_.extras, pid, &ForkPlan::Extra::pid) != plan_.extras.end();
+  }
+
+  // A leader for process group `pid`, in the session of `parent`.
+  Status AddStandIn(std::size_t parent, pid_t pid) {
+    std::optional<RestoredProcess> process;
+    RETURN_IF_ERROR(ForkFrom(*made_[parent], pid, SIGCHLD, process));
+    StandIn& stand_in = stand_ins_[pid];
+    stand_in.process = *std::move(process);
+    stand_in.parent = parent;
+    return stand_in.process.remote->Call("setpgid", SYS_setpgid, 0, 0).status();
+  }
+
   Status EndStandIns() {
     for (auto& [pid, stand_in] : stand_ins_) {
-      (void)stand_in.process.remote->Call("exit_group", SYS_exit_group,
-                                          0);  // it does not come back
-      stand_in.process.remote->Abandon();
-      RETURN_IF_ERROR(
-          made_[stand_in.parent]->remote->Call("wait4", SYS_wait4, pid, 0, __WALL, 0).status());
+      RETURN_IF_ERROR(End(stand_in.process, *made_[stand_in.parent]));
     }
     stand_ins_.clear();
     return OkStatus();
+  }
+
+  // Its children go to the nearest subreaper above it, or to the init of a pid namespace.
+  Status EndExtra(const ForkPlan::End& end) {
+    const auto adopt = [&](int on) {
+      return made_[end.reaper]
+          ->remote->Call("PR_SET_CHILD_SUBREAPER", SYS_prctl, PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
+          .status();
+    };
+    RETURN_IF_ERROR(adopt(1));
+    RETURN_IF_ERROR(End(*made_[end.node], *made_[end.waiter]));
+    made_[end.node].reset();
+    return adopt(0);
+  }
+
+  static Status End(RestoredProcess& process, RestoredProcess& parent) {
+    ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(process.pid));
+    (void)process.remote->Call("exit_group", SYS_exit_group, 0);  // it does not come back
+    process.remote->Abandon();
+    process.leader.Forget();
+    return parent.remote->Call("wait4", SYS_wait4, status.ns_pid.back(), 0, __WALL, 0).status();
   }
 
   const CheckpointImages& images_;
@@ -312,8 +337,9 @@ class Builder {
   const Furnish& furnish_;
   std::vector<std::optional<RestoredProcess>> made_;
   std::map<pid_t, std::size_t> by_pid_;
-  std::map<pid_t, StandIn> stand_ins_;
-  pid_t root_session_ = 0;
+  std::map<pid_t, StandIn> stand_ins_;  // of process groups
+  std::set<pid_t> taken_;               // by FreePid
+  ForkPlan plan_;
   bool done_ = false;
 };
 
@@ -396,7 +422,7 @@ Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
 }
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
-                           pid_t wanted) {
+                           pid_t wanted, RestoredProcess* parent) {
   Result<Tracee> chosen = CloneWithSetTid(*process.remote, flags, wanted);
   const int error = chosen.ok() ? 0 : ErrnoOf(chosen.status());
   if (error != EPERM && error != ENOSYS && error != EINVAL) return chosen;
@@ -405,7 +431,8 @@ Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsi
   for (int attempt = 0; attempt < kPidAttempts; ++attempt) {
     RETURN_IF_ERROR(reserver.MakeNext(wanted));
     ASSIGN_OR_RETURN(Cloned made, CloneStopped(remote, [&remote, flags] {
-                       return remote.Call("clone", SYS_clone, flags, 0, 0, 0, 0);
+                       const unsigned long signal = (flags & CLONE_PARENT) != 0 ? SIGCHLD : 0;
+                       return remote.Call("clone", SYS_clone, flags | signal, 0, 0, 0, 0);
                      }));
     if (made.id == wanted) return std::move(made.tracee);
 
@@ -421,7 +448,8 @@ Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsi
     ::kill(pid, SIGKILL);
     (void)WaitForStop(pid, steady_clock::now() + kStopTimeout);  // reaps what the tracer sees
     made.tracee.Forget();
-    RETURN_IF_ERROR(remote.Call("wait4", SYS_wait4, made.id, 0, __WALL, 0).status());
+    RemoteSyscalls& waiter = parent == nullptr ? remote : *parent->remote;
+    RETURN_IF_ERROR(waiter.Call("wait4", SYS_wait4, made.id, 0, __WALL, 0).status());
     RETURN_IF_ERROR(reserver.CheckFree(wanted));
   }
   return AlreadyExists("pid " + std::to_string(wanted) + " is taken each time by another process");

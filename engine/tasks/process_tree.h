@@ -33,8 +33,9 @@ Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    PidReserver& reserver, const Furnish& furnish);
 
 /// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
+/// `parent`: whose child it is with CLONE_PARENT, which has no exit signal in `flags`.
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
-                           pid_t wanted);
+                           pid_t wanted, RestoredProcess* parent = nullptr);
 
 /// Ends the zombies as they ended, and throws away the SIGCHLDs that their parents got by it.
 Status EndZombies(std::vector<RestoredProcess>& processes);
