@@ -191,8 +191,7 @@ class Restoration {
     for (RestoredProcess& process : processes_) {
       if (process.image->zombie) continue;
       const image::TaskCoreEntry& task = process.image->leader().core.tc();
-      constexpr std::uint32_t kStopped = 3;
-      if (task.task_state() == kStopped || request_.options.leave_stopped) {
+      if (IsToStop(*process.image) || request_.options.leave_stopped) {
         ::kill(process.pid, task.has_stop_signo() ? static_cast<int>(task.stop_signo()) : SIGSTOP);
       }
       report.threads += process.image->threads.size();

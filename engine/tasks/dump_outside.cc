@@ -338,12 +338,30 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
   return dumped;
 }
 
+namespace {
+
+// A pending SIGSTOP is with RemoteSyscalls as long as calls run in the thread, for it cannot be blocked.
+void KeepStop(const image::SignalQueueEntry& before, image::SignalQueueEntry& now) {
+  const auto is_stop = [](const image::SiginfoEntry& entry) {
+    int signal = 0;
+    std::memcpy(&signal, entry.siginfo().data(), sizeof(signal));
+    return signal == SIGSTOP;
+  };
+  if (std::ranges::any_of(now.signals(), is_stop)) return;
+  for (const image::SiginfoEntry& entry : before.signals()) {
+    if (is_stop(entry)) *now.add_signals() = entry;
+  }
+}
+
+}  // namespace
+
 Result<bool> ReadSignalsAgain(DumpedProcess& process) {
   bool changed = false;
   const auto read = [&changed](pid_t tid, std::uint32_t flags,
                                image::SignalQueueEntry& queue) -> Status {
     image::SignalQueueEntry now;
     RETURN_IF_ERROR(ReadPendingSignals(tid, flags, now));
+    KeepStop(queue, now);
     changed = changed || now.SerializeAsString() != queue.SerializeAsString();
     queue = std::move(now);
     return OkStatus();

@@ -18,7 +18,9 @@
 #include <cstddef>
 
 #include "engine/base/io.h"
+#include "engine/files/restore_files.h"
 #include "engine/proc/task.h"
+#include "engine/proc/text.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/waits.h"
@@ -166,6 +168,27 @@ Status RestoreOomScore(RestoredProcess& process, Notes& notes) {
   return OkStatus();
 }
 
+// Only the process itself may write it, credentials aside (fs/proc/base.c, proc_loginuid_write()).
+Status RestoreLoginUid(RestoredProcess& process, Notes& notes) {
+  const image::TaskCoreEntry& task = process.image->leader().core.tc();
+  const auto live = ReadFileAt(process.proc.get(), "loginuid");  // CONFIG_AUDIT
+  const std::string wanted = std::to_string(task.loginuid());
+  if (!task.has_loginuid() || !live.ok() || text::Trim(*live) == wanted) return OkStatus();
+  RemoteSyscalls& remote = *process.remote;
+  const Status status = [&]() -> Status {
+    ASSIGN_OR_RETURN(const int fd, OpenInProcess(process, "/proc/self/loginuid", O_WRONLY));
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote.Put(wanted));
+    const Status written = remote.Call("write", SYS_write, fd, at, wanted.size()).status();
+    RETURN_IF_ERROR(remote.Call("close", SYS_close, fd).status());
+    return written;
+  }();
+  if (!status.ok()) {
+    notes.push_back("pid " + std::to_string(process.image->pid()) + ": the login uid stays " +
+                    *live + " (" + Message(status) + ")");
+  }
+  return OkStatus();
+}
+
 // Begins the wait that was under way, for what was left of it, and interrupts it at once: the kernel then
 // has the notes that it had. Of the program nothing is changed, but for what the kernel writes to `rest`.
 Status BeginWait(const ThreadImage& thread, RemoteSyscalls& remote,
@@ -209,6 +232,7 @@ Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& image
   RETURN_IF_ERROR(RestoreFolder(process, images));
   RETURN_IF_ERROR(RestoreProcessFlags(process));
   RETURN_IF_ERROR(RestoreOomScore(process, notes));
+  RETURN_IF_ERROR(RestoreLoginUid(process, notes));
   const Status threads =
       ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
         return RestoreThread(thread, remote, notes);

@@ -19,6 +19,9 @@ Status MakeThreads(RestoredProcess& process, PidReserver& reserver);
 /// robust list, alternate stack, rseq, scheduling. Memory must be in place.
 Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& images, Notes& notes);
 
+/// True when the process was stopped, or about to be, by SIGSTOP: it is sent once our calls are done.
+bool IsToStop(const ProcessImage& process);
+
 /// Signal actions, pending signals, interval and POSIX timers. After all zombies have ended.
 Status RestoreSignals(RestoredProcess& process);
 

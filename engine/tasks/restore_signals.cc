@@ -6,12 +6,14 @@
 //         SI_TKILL: the calls run in the process. kernel/signal.c do_rt_sigqueueinfo()
 // Rule    Setting an action to "ignored" throws pending signals of that number away, even blocked ones
 //         (POSIX.1-2017 2.4.3): so SIGCHLDs that our own work caused are gone before the saved ones come.
+// Rule    SIGCONT takes back a pending SIGSTOP: a stopped process cannot tell whether it has one.
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -79,6 +81,7 @@ Status QueueSignals(RemoteSyscalls& remote, const image::SignalQueueEntry& queue
     }
     int signal = 0;
     std::memcpy(&signal, entry.siginfo().data(), sizeof(signal));
+    if (signal == SIGSTOP) continue;  // cannot be blocked while our calls run: see IsToStop
     remote.ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t info,
                      remote.Put(std::as_bytes(std::span(entry.siginfo()))));
@@ -163,6 +166,24 @@ Status RestoreTimers(RestoredProcess& process) {
 }
 
 }  // namespace
+
+bool IsToStop(const ProcessImage& process) {
+  constexpr std::uint32_t kStopped = 3;
+  const auto has_stop = [](const image::SignalQueueEntry& queue) {
+    return std::ranges::any_of(queue.signals(), [](const image::SiginfoEntry& entry) {
+      int signal = 0;
+      if (entry.siginfo().size() == kSiginfoBytes) {
+        std::memcpy(&signal, entry.siginfo().data(), sizeof(signal));
+      }
+      return signal == SIGSTOP;
+    });
+  };
+  const image::TaskCoreEntry& task = process.leader().core.tc();
+  return task.task_state() == kStopped || has_stop(task.signals_s()) ||
+         std::ranges::any_of(process.threads, [&](const ThreadImage& thread) {
+           return has_stop(thread.core.thread_core().signals_p());
+         });
+}
 
 Status RestoreSignals(RestoredProcess& process) {
   const pid_t pid = process.image->pid();

@@ -3,7 +3,8 @@
 //         finishes the call and goes on at the next instruction, which in HomewardCode() is rt_sigreturn.
 // Rule    Signals are blocked for the thread meanwhile, so that no handler of the program runs on our
 //         registers. PTRACE_GETSIGMASK before PTRACE_SETSIGMASK: the kernel gives the mask that a
-//         sleeping sigsuspend(2) or ppoll(2) will put back.
+//         sleeping sigsuspend(2) or ppoll(2) will put back. SIGSTOP cannot be blocked: one that comes, or was
+//         pending (a stopped process got a second one), is sent again when the thread is given back.
 #include "engine/tracee/remote_syscalls.h"
 
 #include <absl/cleanup/cleanup.h>
@@ -11,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -34,7 +36,8 @@ constexpr std::uint64_t kAllSignals = ~std::uint64_t{0};
 // Longest error number, include/linux/err.h.
 constexpr std::int64_t kMaxErrno = 4095;
 
-Status NextSyscallStop(Tracee& tracee, const std::function<Status(const Stop&)>& on_event) {
+Status NextSyscallStop(Tracee& tracee, const std::function<Status(const Stop&)>& on_event,
+                       bool& stop_pending) {
   RETURN_IF_ERROR(tracee.ContinueToSyscall());
   while (true) {
     ASSIGN_OR_RETURN(const Stop stop,
@@ -49,6 +52,10 @@ Status NextSyscallStop(Tracee& tracee, const std::function<Status(const Stop&)>&
         if (on_event) RETURN_IF_ERROR(on_event(stop));
         break;
       case Stop::Kind::kSignal:
+        if (stop.signal == SIGSTOP) {
+          stop_pending = true;
+          break;
+        }
         // All signals that can be blocked are; what comes is forced by a fault of ours.
         return Internal("tid " + std::to_string(tracee.tid()) + " got signal " +
                         std::to_string(stop.signal) + " in our code");
@@ -152,7 +159,8 @@ RemoteSyscalls::RemoteSyscalls(RemoteSyscalls&& other) noexcept
       frame_(other.frame_),
       saved_(std::move(other.saved_)),
       saved_mask_(other.saved_mask_),
-      used_(other.used_) {}
+      used_(other.used_),
+      stop_pending_(other.stop_pending_) {}
 
 RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
   if (this == &other) return *this;
@@ -165,6 +173,7 @@ RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
   saved_ = std::move(other.saved_);
   saved_mask_ = other.saved_mask_;
   used_ = other.used_;
+  stop_pending_ = other.stop_pending_;
   return *this;
 }
 
@@ -184,8 +193,8 @@ Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
   // which the thread could be left alone leads it home.
   const pid_t tid = tracee_.tid();
   RETURN_IF_ERROR(arch::WriteGeneral(tid, Calling(number, arguments)));
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
   ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tid));
   const std::int64_t result = arch::SyscallResult(after);
   if (result < 0 && result >= -kMaxErrno) {
@@ -198,10 +207,10 @@ Result<std::int64_t> RemoteSyscalls::CallInterrupted(
     long number, const std::array<std::uint64_t, 6>& arguments) {
   const pid_t tid = tracee_.tid();
   RETURN_IF_ERROR(arch::WriteGeneral(tid, Calling(number, arguments)));
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
   // Before it enters the call: there it finds that it is to stop, as if by a signal.
   RETURN_IF_ERROR(tracee_.Interrupt());
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event));
+  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
   ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tid));
   return arch::SyscallResult(after);
 }
@@ -238,6 +247,9 @@ Status RemoteSyscalls::Finish() {
   // The mask first, as long as the registers lead home whatever becomes of us.
   RETURN_IF_ERROR(tracee.SetSignalMask(saved_mask_));
   RETURN_IF_ERROR(arch::Write(tracee.tid(), saved_));
+  if (stop_pending_ && ::syscall(SYS_tkill, tracee.tid(), SIGSTOP) != 0) {
+    return SyscallError(errno, "tkill SIGSTOP");
+  }
   // The last stop was a syscall-stop: without signal work the kernel would let a result like -512 through
   // to the program. An interrupt makes it look, and restart the call.
   // arch/x86/kernel/signal.c, arch_do_signal_or_restart()

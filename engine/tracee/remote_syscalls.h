@@ -108,6 +108,7 @@ class RemoteSyscalls {
   arch::Registers saved_;
   std::uint64_t saved_mask_ = 0;
   std::uint64_t used_ = 0;
+  bool stop_pending_ = false;  // a SIGSTOP came that is the thread's, not ours
 };
 
 /// Makes the area in the process of the stopped thread `tracee`: at `address`, which must be free there,
