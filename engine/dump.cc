@@ -19,6 +19,7 @@
 #include "engine/memory/dump_memory.h"
 #include "engine/memory/system_v.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/cgroups.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_outside.h"
 #include "engine/tasks/dump_seccomp.h"
@@ -50,6 +51,7 @@ struct Checkpoint {
   DumpReport& report;
   NamespaceDumper namespaces;
   std::unique_ptr<FileDumper> files;
+  CgroupDumper cgroups;
   SeccompDumper seccomp = {};
   MemoryDumper memory{request, report};
   std::vector<DumpedProcess> processes = {};
@@ -121,6 +123,13 @@ Status ReadFiles(Checkpoint& checkpoint) {
     }
     return OkStatus();
   });
+}
+
+Status ReadCgroups(Checkpoint& checkpoint) {
+  for (const DumpedProcess& process : checkpoint.processes) {
+    RETURN_IF_ERROR(checkpoint.cgroups.Add(process));
+  }
+  return checkpoint.cgroups.Read(checkpoint.processes);
 }
 
 // System V segments that somebody of the tree is attached to, and those that wait for somebody.
@@ -202,6 +211,7 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
   ids.set_fs_id(1);
   ids.set_sighand_id(1);
   checkpoint.namespaces.NumberOurs(ids);
+  RETURN_IF_ERROR(checkpoint.cgroups.WriteImage(inventory, sink));
   ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
   inventory.set_dump_criu_run_id(std::string(text::Trim(run_id)));
   return PutOne(sink, ImageName("inventory"), "inventory", inventory);
@@ -253,15 +263,18 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   ASSIGN_OR_RETURN(NamespaceDumper namespaces, NamespaceDumper::Create(tree.root()));
   ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files,
                    FileDumper::Create(tree, request.options, report.notes));
+  ASSIGN_OR_RETURN(CgroupDumper cgroups, CgroupDumper::Create(tree.root(), request.options));
   Checkpoint checkpoint{.request = request,
                         .tree = tree,
                         .report = report,
                         .namespaces = std::move(namespaces),
-                        .files = std::move(files)};
+                        .files = std::move(files),
+                        .cgroups = std::move(cgroups)};
   RETURN_IF_ERROR(ReadTasks(checkpoint));
   RETURN_IF_ERROR(ReadAreas(checkpoint));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
   RETURN_IF_ERROR(ReadSegments(checkpoint));
+  RETURN_IF_ERROR(ReadCgroups(checkpoint));
   request.log.Info("all of " + std::to_string(report.processes) + " processes, " +
                    std::to_string(report.threads) + " threads and " +
                    std::to_string(checkpoint.files->files().size()) + " open files can be saved");

@@ -9,6 +9,16 @@
 
 namespace stasis::engine {
 
+/// What a restore does with cgroups of the tree's own (criu(8) --manage-cgroups).
+enum class ManageCgroups {
+  kIgnore,  ///< Tasks stay where the root is; a dump does not look either.
+  kNone,    ///< Tasks are moved, into what must be there already; its settings stay.
+  kProps,   ///< The same, and its settings are put back.
+  kSoft,    ///< What is missing is made, with its settings; others keep theirs.
+  kFull,    ///< What is missing is made; all settings are put back.
+  kStrict,  ///< All is made, and must not be there before.
+};
+
 struct Options {
   /// Established TCP connections are dumped and restored (TCP_REPAIR); otherwise they come back as after a
   /// reset. Of a checkpoint that holds them, `tcp_close` restores them so all the same.
@@ -20,6 +30,9 @@ struct Options {
   bool ext_unix_sk = false;
   /// Largest deleted file that is put into a checkpoint, bytes.
   std::uint64_t ghost_limit = std::numeric_limits<std::uint64_t>::max();
+  ManageCgroups manage_cgroups = ManageCgroups::kSoft;
+  /// [CONTROLLERS:]/PATH: on the host, cgroups come back below this one. Without controllers: of all others.
+  std::vector<std::string> cgroup_root;
   /// KIND[THING]:NAME, what a restore gets from outside.
   std::vector<std::string> external;
   /// Clocks of a restored tree may go backwards where it has no right to a time namespace.

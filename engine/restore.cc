@@ -15,6 +15,7 @@
 #include "engine/ipc/ipc_objects.h"
 #include "engine/memory/restore_memory.h"
 #include "engine/proc/task.h"
+#include "engine/tasks/cgroups.h"
 #include "engine/tasks/pid_reserver.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/restore_attributes.h"
@@ -49,10 +50,13 @@ class Restoration {
     request_.log.Info("images of " + std::to_string(images_.processes.size()) + " processes and " +
                       std::to_string(images_.files.size()) + " files");
     RETURN_IF_ERROR(Goon());
+    ASSIGN_OR_RETURN(cgroups_, CgroupRestorer::Create(images_, source_, request_.options,
+                                                      request_.placeholder, report.notes));
     RETURN_IF_ERROR(MakeTree());
     request_.log.Info("processes made, " + std::to_string(report.pages_restored) +
                       " pages of memory filled");
     for (RestoredProcess& process : processes_) RETURN_IF_ERROR(FurnishOne(process));
+    RETURN_IF_ERROR(cgroups_->MoveThreads(processes_));
     // Descriptors that refer to others, and to processes, when all are there.
     RETURN_IF_ERROR(files_->Finish(processes_));
     request_.log.Info("descriptors, threads and attributes are as they were");
@@ -113,6 +117,7 @@ class Restoration {
     ASSIGN_OR_RETURN(RestoredProcess root,
                      TakePlaceholder(request_.placeholder, images_.processes.front(), area));
     RETURN_IF_ERROR(CheckRootPid());
+    RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
                                   request_.options.clocks_may_go_back, report.notes));
@@ -149,10 +154,13 @@ class Restoration {
         MakeProcesses(std::move(root), images_, *reserver_,
                       [&](RestoredProcess& process, const ProcessImage* from) {
                         request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
-                        const Status wanted = Goon();
-                        return wanted.ok() ? memory->Restore(process, from) : wanted;
+                        RETURN_IF_ERROR(Goon());
+                        // Its memory is charged to its own cgroup.
+                        RETURN_IF_ERROR(cgroups_->Move(process));
+                        return memory->Restore(process, from);
                       }));
     RETURN_IF_ERROR(memory->Finish());
+    RETURN_IF_ERROR(cgroups_->SetLater());
     report.pages_restored = progress.pages;
     report.notes.insert(report.notes.end(), progress.notes.begin(), progress.notes.end());
     return OkStatus();
@@ -197,7 +205,11 @@ class Restoration {
       report.threads += process.image->threads.size();
     }
     report.processes = processes_.size();
+<<<<<<< HEAD
     request_.log.Info("the tree runs");
+=======
+    cgroups_->Keep();
+>>>>>>> e1e692d (engine/tasks: cgroups of the tree's own)
     released_ = true;
     Status worst;
     for (RestoredProcess& process : processes_) {
@@ -219,6 +231,7 @@ class Restoration {
   CheckpointImages images_;
   std::optional<PidReserver> reserver_;
   std::unique_ptr<FileRestorer> files_;
+  std::unique_ptr<CgroupRestorer> cgroups_;
   std::vector<RestoredProcess> processes_;
   std::vector<std::string> live_filters_;
   bool taken_ = false, released_ = false;
