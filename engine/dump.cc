@@ -19,6 +19,7 @@
 #include "engine/memory/dump_memory.h"
 #include "engine/memory/system_v.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/affinity.h"
 #include "engine/tasks/cgroups.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_outside.h"
@@ -126,6 +127,7 @@ Status ReadFiles(Checkpoint& checkpoint) {
 }
 
 Status ReadCgroups(Checkpoint& checkpoint) {
+  RETURN_IF_ERROR(ReadAffinities(checkpoint.processes));
   for (const DumpedProcess& process : checkpoint.processes) {
     RETURN_IF_ERROR(checkpoint.cgroups.Add(process));
   }

@@ -100,6 +100,8 @@ Result<TaskStatus> ReadTaskStatus(std::string_view text) {
   RETURN_IF_ERROR(ReadOptionalField(text, "Seccomp", status.seccomp));  // CONFIG_SECCOMP
   // Linux 5.9.
   RETURN_IF_ERROR(ReadOptionalField(text, "Seccomp_filters", status.seccomp_filters));
+  status.store_bypass = Field(text, "Speculation_Store_Bypass").value_or("");  // Linux 4.17, 5.12
+  status.indirect_branch = Field(text, "SpeculationIndirectBranch").value_or("");
   RETURN_IF_ERROR(ReadOptionalField(text, "voluntary_ctxt_switches", status.voluntary_switches));
   return status;
 }
@@ -136,6 +138,7 @@ Result<TaskStat> ReadTaskStat(std::string_view text) {
   read(26, stat.start_code);
   read(27, stat.end_code);
   read(28, stat.start_stack);
+  read(38, stat.exit_signal);
   read(39, stat.processor);
   read(45, stat.start_data);
   read(46, stat.end_data);

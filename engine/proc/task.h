@@ -31,9 +31,10 @@ struct TaskStatus {
   std::uint64_t cap_inheritable = 0, cap_permitted = 0, cap_effective = 0, cap_bounding = 0,
                 cap_ambient = 0;
   bool no_new_privs = false;
-  int seccomp = 0;                       ///< 0 none, 1 strict, 2 filter
-  int seccomp_filters = 0;               ///< How many; 0 where the kernel does not say.
-  std::uint64_t voluntary_switches = 0;  ///< voluntary_ctxt_switches
+  std::string store_bypass, indirect_branch;  ///< Speculation_…; empty where it is not shown.
+  int seccomp = 0;                            ///< 0 none, 1 strict, 2 filter
+  int seccomp_filters = 0;                    ///< How many; 0 where the kernel does not say.
+  std::uint64_t voluntary_switches = 0;       ///< voluntary_ctxt_switches
 };
 Result<TaskStatus> ParseTaskStatus(std::string_view text);
 
@@ -52,6 +53,7 @@ struct TaskStat {
   std::uint64_t start_data = 0, end_data = 0, start_brk = 0;    // (45) (46) (47)
   std::uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;  // (48) to (51)
   int processor = -1;                                                    // (39)
+  int exit_signal = 0;                                                   // (38) to the parent
   std::int32_t exit_code = 0;                                            // (52) wait status
 };
 Result<TaskStat> ParseTaskStat(std::string_view text);

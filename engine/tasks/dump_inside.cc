@@ -129,7 +129,7 @@ Status AskTimersAndSignals(RemoteSyscalls& remote, DumpedProcess& process,
   return OkStatus();
 }
 
-Status AskMemory(RemoteSyscalls& remote, image::MmEntry& mm) {
+Status AskMemory(RemoteSyscalls& remote, image::MmEntry& mm, image::TaskCoreEntry& core) {
   ASSIGN_OR_RETURN(const std::uint64_t brk, remote.Call("brk", SYS_brk, 0));
   mm.set_mm_brk(brk);
   ASSIGN_OR_RETURN(const std::uint64_t dumpable,
@@ -138,6 +138,7 @@ Status AskMemory(RemoteSyscalls& remote, image::MmEntry& mm) {
   ASSIGN_OR_RETURN(const std::uint64_t no_huge_pages,
                    remote.Call("prctl GET_THP_DISABLE", SYS_prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0));
   if (no_huge_pages != 0) mm.set_thp_disabled(true);
+  if (no_huge_pages > 1) core.set_stasis_no_huge_pages(static_cast<std::uint32_t>(no_huge_pages));
 #ifdef SYS_modify_ldt
   ASSIGN_OR_RETURN(const std::uint64_t address, remote.Reserve(8));
   const Result<std::uint64_t> ldt = remote.Call("modify_ldt", SYS_modify_ldt, 0, address, 8);
@@ -148,7 +149,7 @@ Status AskMemory(RemoteSyscalls& remote, image::MmEntry& mm) {
 
 Status AskProcess(RemoteSyscalls& remote, DumpedProcess& process, const FileDumpContext& pids) {
   image::TaskCoreEntry& core = *process.threads.front().core.mutable_tc();
-  RETURN_IF_ERROR(AskMemory(remote, process.mm));
+  RETURN_IF_ERROR(AskMemory(remote, process.mm, core));
   RETURN_IF_ERROR(AskSignalActions(remote, process.frozen->status, core));
   RETURN_IF_ERROR(AskTimersAndSignals(remote, process, pids));
   ASSIGN_OR_RETURN(const int subreaper, Ask<int>(remote, [&](std::uint64_t at) {
@@ -184,6 +185,7 @@ Status AskThread(RemoteSyscalls& remote, DumpedThread& thread) {
   ASSIGN_OR_RETURN(const std::uint64_t bits,
                    remote.Call("prctl GET_SECUREBITS", SYS_prctl, PR_GET_SECUREBITS));
   core.mutable_creds()->set_secbits(static_cast<std::uint32_t>(bits));
+  RETURN_IF_ERROR(AskSettings(remote, core));
   return OkStatus();
 }
 

@@ -64,8 +64,9 @@ struct SchedulerAttributes {
   std::int32_t nice;
   std::uint32_t priority;
   std::uint64_t runtime, deadline, period;
+  std::uint32_t utilization_min, utilization_max;
 };
-static_assert(sizeof(SchedulerAttributes) == 48);  // SCHED_ATTR_SIZE_VER0
+static_assert(sizeof(SchedulerAttributes) == 56);  // SCHED_ATTR_SIZE_VER1
 constexpr std::uint32_t kResetOnFork = 0x40000000;
 constexpr std::uint32_t kSchedDeadline = 6;
 
@@ -128,8 +129,17 @@ Status ReadScheduling(pid_t tid, image::ThreadCoreEntry& core) {
   if (attributes.policy == kSchedDeadline) return Unimplemented("runs under SCHED_DEADLINE");
   core.set_sched_nice(attributes.nice);
   core.set_sched_policy(attributes.policy | ((attributes.flags & 1) != 0 ? kResetOnFork : 0));
-  if (attributes.policy == SCHED_FIFO || attributes.policy == SCHED_RR) {
-    core.set_sched_prio(attributes.priority);
+  const bool real_time = attributes.policy == SCHED_FIFO || attributes.policy == SCHED_RR;
+  if (real_time) core.set_sched_prio(attributes.priority);
+  // Unasked, real-time threads are to get all of a processor (sysctl sched_util_clamp_min_rt_default).
+  constexpr std::uint32_t kAll = 1024;  // SCHED_CAPACITY_SCALE
+  const bool clamped =
+      attributes.utilization_max != kAll ||
+      (attributes.utilization_min != 0 && !(real_time && attributes.utilization_min == kAll));
+  const bool has_clamps = attributes.utilization_max != 0;  // CONFIG_UCLAMP_TASK
+  if (has_clamps && clamped) {
+    core.set_stasis_utilization_min(attributes.utilization_min);
+    core.set_stasis_utilization_max(attributes.utilization_max);
   }
   return OkStatus();
 }

@@ -229,6 +229,10 @@ void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& n
   std::uint32_t number = 1;  // 1 is CRIU's own
   for (DumpedProcess& process : processes) {
     const FrozenProcess& frozen = *process.frozen;
+    if (frozen.stat.exit_signal != SIGCHLD && frozen.parent != 0) {
+      image::TaskCoreEntry& core = *process.threads.front().core.mutable_tc();
+      core.set_stasis_exit_signal(static_cast<std::uint32_t>(frozen.stat.exit_signal));
+    }
     process.tree.set_pid(static_cast<std::uint32_t>(frozen.ns_pid));
     process.tree.set_ppid(static_cast<std::uint32_t>(ns_pids[frozen.parent]));
     process.tree.set_pgid(GroupNumber(Last(frozen.status.ns_pgid), Last(root.ns_pgid), pids));
@@ -255,11 +259,13 @@ Status CheckForks(const std::vector<DumpedProcess>& processes) {
   for (const DumpedProcess& process : processes) {
     const image::PstreeEntry& tree = process.tree;
     by_pid[static_cast<pid_t>(tree.pid())] = planned.size();
-    planned.push_back({.pid = static_cast<pid_t>(tree.pid()),
-                       .parent = by_pid[static_cast<pid_t>(tree.ppid())],
-                       .session = static_cast<pid_t>(tree.sid()),
-                       .files_id = process.zombie ? 0 : process.ids.files_id(),
-                       .fs_id = process.zombie ? 0 : process.ids.fs_id()});
+    planned.push_back(
+        {.pid = static_cast<pid_t>(tree.pid()),
+         .parent = by_pid[static_cast<pid_t>(tree.ppid())],
+         .session = static_cast<pid_t>(tree.sid()),
+         .files_id = process.zombie ? 0 : process.ids.files_id(),
+         .fs_id = process.zombie ? 0 : process.ids.fs_id(),
+         .exit_signal = process.frozen->parent == 0 ? SIGCHLD : process.frozen->stat.exit_signal});
   }
   const PlannedProcess& root = planned.front();
   return PlanForks(planned, root.session == root.pid ? 0 : root.session).status();

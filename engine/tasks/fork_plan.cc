@@ -6,6 +6,7 @@
 //         is in a session older than the process was born in that session: there is at most one such.
 // Rule    Pids rise, so that their order tells which of two processes is the older one. Where they wrapped
 //         around, plans may be missed that exist, but no wrong ones made.
+// Rule    An orphan's parent gets SIGCHLD when it ends; with CLONE_PARENT it gets what it gets for the caller.
 // Rule    What ends later gives its children to a process above that is still there: helpers end last-made
 //         first, when all is forked, so that each is below everybody as it was when it was made.
 #include "engine/tasks/fork_plan.h"
@@ -241,6 +242,7 @@ class Planner {
   }
 
   bool TryToMakeOrphan(std::size_t i) {
+    if (processes_[i].exit_signal != SIGCHLD) return false;
     const pid_t session = *nodes_[i].born;
     const std::size_t parent = processes_[i].parent;
     const auto leader = by_pid_.find(session);
@@ -257,7 +259,7 @@ class Planner {
     }
     const std::size_t source = BestSource(i, session, parent);
     if (source == kNone) return false;
-    if (nodes_[source].parent == parent) {
+    if (nodes_[source].parent == parent && ExitSignal(source) == SIGCHLD) {
       Fork(i, source, true);
       return true;
     }
@@ -280,6 +282,10 @@ class Planner {
       if (count > best_count) best = member, best_count = count;
     }
     return best;
+  }
+
+  int ExitSignal(std::size_t node) const {
+    return node < processes_.size() ? processes_[node].exit_signal : SIGCHLD;
   }
 
   // --- What clone(2) shares ---
@@ -317,6 +323,7 @@ class Planner {
   bool TryToMakeBy(std::size_t sharer, std::size_t i) {
     const std::optional<pid_t> born = nodes_[i].born;
     if (nodes_[sharer].parent != processes_[i].parent) return false;
+    if (ExitSignal(sharer) != processes_[i].exit_signal) return false;
     if (born && nodes_[sharer].session != *born) return false;
     Fork(i, sharer, true, SharedWith(i, sharer));
     return true;

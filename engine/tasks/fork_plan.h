@@ -2,6 +2,7 @@
 // in its session. Pure computation: of a dump to refuse what no restore could make, and of the restore.
 #pragma once
 
+#include <signal.h>
 #include <sys/types.h>
 
 #include <cstddef>
@@ -18,6 +19,7 @@ struct PlannedProcess {
   std::size_t parent = 0;  ///< Index; of the first process, the root, without meaning.
   pid_t session = 0;
   std::uint32_t files_id = 0, fs_id = 0;  ///< Equal: shared by clone(2). 0: none, of a zombie.
+  int exit_signal = SIGCHLD;              ///< What its parent gets when it ends.
 };
 
 /// Nodes are numbered: the processes as they came, then stand-ins and helpers that end again.

@@ -130,6 +130,12 @@ Status MakeReady(RestoredProcess& process, const RemoteArea& area) {
   return OkStatus();
 }
 
+int ExitSignalOf(const ProcessImage& process) {
+  const image::TaskCoreEntry& task = process.leader().core.tc();
+  return task.has_stasis_exit_signal() ? static_cast<int>(task.stasis_exit_signal() & 0x7f)
+                                       : SIGCHLD;
+}
+
 std::vector<PlannedProcess> ToPlan(std::span<const ProcessImage> processes) {
   std::vector<PlannedProcess> planned;
   std::map<pid_t, std::size_t> by_pid;
@@ -140,6 +146,7 @@ std::vector<PlannedProcess> ToPlan(std::span<const ProcessImage> processes) {
     plan.pid = process.pid();
     plan.parent = parent == by_pid.end() ? 0 : parent->second;
     plan.session = static_cast<pid_t>(process.tree.sid());
+    plan.exit_signal = ExitSignalOf(process);
     if (process.zombie) continue;
     plan.files_id = process.ids.files_id();
     plan.fs_id = process.ids.fs_id();
@@ -209,7 +216,9 @@ class Builder {
     if (pid == 0) {
       ASSIGN_OR_RETURN(pid, FreePid());
     }
-    const unsigned long flags = step.sibling ? CLONE_PARENT | step.shared : SIGCHLD | step.shared;
+    const auto signal =
+        static_cast<unsigned long>(extra ? SIGCHLD : ExitSignalOf(images_.processes[step.node]));
+    const unsigned long flags = (step.sibling ? CLONE_PARENT : signal) | step.shared;
     RestoredProcess* parent =
         step.sibling ? &*made_[by_pid_[images_.processes[step.node].parent()]] : nullptr;
     RETURN_IF_ERROR(ForkFrom(*made_[step.source], pid, flags, made_[step.node], parent));

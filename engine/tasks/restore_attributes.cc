@@ -21,6 +21,7 @@
 #include "engine/files/restore_files.h"
 #include "engine/proc/task.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/affinity.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/waits.h"
@@ -65,8 +66,10 @@ Status RestoreProcessFlags(RestoredProcess& process) {
   RemoteSyscalls& remote = *process.remote;
   const image::TaskCoreEntry& task = process.image->leader().core.tc();
   if (process.image->mm.thp_disabled()) {
+    // Linux 6.18 shows its flags beside the 1; before, all but 0 was the same.
+    const std::uint32_t flags = task.stasis_no_huge_pages() & ~1u;
     RETURN_IF_ERROR(
-        remote.Call("PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0).status());
+        remote.Call("PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE, 1, flags, 0, 0).status());
   }
   if (task.child_subreaper()) {
     RETURN_IF_ERROR(
@@ -91,13 +94,31 @@ Status RestoreFolder(RestoredProcess& process, const CheckpointImages& images) {
 
 // struct sched_attr, sched_setattr(2).
 struct SchedAttr {
-  std::uint32_t size = 48, policy = 0;
+  std::uint32_t size = 56, policy = 0;
   std::uint64_t flags = 0;
   std::int32_t nice = 0;
   std::uint32_t priority = 0;
   std::uint64_t runtime = 0, deadline = 0, period = 0;
+  std::uint32_t utilization_min = 0, utilization_max = 0;
 };
-static_assert(sizeof(SchedAttr) == 48);
+static_assert(sizeof(SchedAttr) == 56);
+
+Status RestoreUtilization(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  if (!core.has_stasis_utilization_max()) return OkStatus();
+  constexpr std::uint64_t kKeepAll = 0x08 | 0x10, kClamps = 0x20 | 0x40;  // SCHED_FLAG_*
+  SchedAttr wanted;
+  wanted.flags = kKeepAll | kClamps;
+  wanted.utilization_min = core.stasis_utilization_min();
+  wanted.utilization_max = core.stasis_utilization_max();
+  ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(wanted));
+  const Status status = remote.Call("sched_setattr", SYS_sched_setattr, 0, at, 0).status();
+  if (!status.ok()) {
+    notes.push_back("tid " + std::to_string(thread.tid) + ": its utilization clamps are not set (" +
+                    Message(status) + ")");
+  }
+  return OkStatus();
+}
 
 Status RestoreScheduling(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
   const image::ThreadCoreEntry& core = thread.core.thread_core();
@@ -150,20 +171,33 @@ Status RestoreThread(const ThreadImage& thread, RemoteSyscalls& remote, Notes& n
                         .status());
   }
   RETURN_IF_ERROR(RestoreScheduling(thread, remote, notes));
+  RETURN_IF_ERROR(RestoreUtilization(thread, remote, notes));
+  RETURN_IF_ERROR(RestoreAffinity(thread, remote, notes));
   return RestoreSettings(thread, remote, notes);
 }
 
-// Outside a container the agent owns this; inside, the runtime has set it.
+// A file under /proc/self that the process writes by itself, so that the kernel judges its rights.
+Status WriteOwnFile(RestoredProcess& process, const std::string& path, const std::string& text) {
+  RemoteSyscalls& remote = *process.remote;
+  ASSIGN_OR_RETURN(const int fd, OpenInProcess(process, path, O_WRONLY));
+  ASSIGN_OR_RETURN(const std::uint64_t at, remote.Put(text));
+  const Status written = remote.Call("write " + path, SYS_write, fd, at, text.size()).status();
+  RETURN_IF_ERROR(remote.Call("close", SYS_close, fd).status());
+  return written;
+}
+
+// Of a container's first process its runtime has set it. To lower it takes CAP_SYS_RESOURCE.
 Status RestoreOomScore(RestoredProcess& process, Notes& notes) {
   const image::TaskCoreEntry& task = process.image->leader().core.tc();
   if (!task.has_oom_score_adj()) return OkStatus();
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "oom_score_adj"));
-  if (std::atoi(text.c_str()) >= task.oom_score_adj()) return OkStatus();
-  // Raising the score gives no right; lowering it would.
-  ASSIGN_OR_RETURN(const UniqueFd file, OpenAt(process.proc.get(), "oom_score_adj", O_WRONLY));
-  if (!WriteAll(file.get(), std::to_string(task.oom_score_adj())).ok()) {
+  const int live = std::atoi(text.c_str());
+  if (live == task.oom_score_adj()) return OkStatus();
+  const Status written =
+      WriteOwnFile(process, "/proc/self/oom_score_adj", std::to_string(task.oom_score_adj()));
+  if (!written.ok()) {
     notes.push_back("pid " + std::to_string(process.image->pid()) + ": oom_score_adj stays " +
-                    text);
+                    std::to_string(live) + ", was " + std::to_string(task.oom_score_adj()));
   }
   return OkStatus();
 }
@@ -174,14 +208,7 @@ Status RestoreLoginUid(RestoredProcess& process, Notes& notes) {
   const auto live = ReadFileAt(process.proc.get(), "loginuid");  // CONFIG_AUDIT
   const std::string wanted = std::to_string(task.loginuid());
   if (!task.has_loginuid() || !live.ok() || text::Trim(*live) == wanted) return OkStatus();
-  RemoteSyscalls& remote = *process.remote;
-  const Status status = [&]() -> Status {
-    ASSIGN_OR_RETURN(const int fd, OpenInProcess(process, "/proc/self/loginuid", O_WRONLY));
-    ASSIGN_OR_RETURN(const std::uint64_t at, remote.Put(wanted));
-    const Status written = remote.Call("write", SYS_write, fd, at, wanted.size()).status();
-    RETURN_IF_ERROR(remote.Call("close", SYS_close, fd).status());
-    return written;
-  }();
+  const Status status = WriteOwnFile(process, "/proc/self/loginuid", wanted);
   if (!status.ok()) {
     notes.push_back("pid " + std::to_string(process.image->pid()) + ": the login uid stays " +
                     *live + " (" + Message(status) + ")");

@@ -325,8 +325,11 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
   const Status confined = ForEachThread(process, confine);
   RETURN_IF_ERROR(confined);
   if (!process.image->mm.has_dumpable()) return OkStatus();
-  // 2 (root only) is for the kernel to set; prctl(2) takes 0 and 1.
+  // 2 (root only) is for the kernel to set, at a change of ids; prctl(2) takes 0 and 1.
   const int dumpable = process.image->mm.dumpable() == 1 ? 1 : 0;
+  ASSIGN_OR_RETURN(const std::uint64_t live,
+                   process.remote->Call("PR_GET_DUMPABLE", SYS_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0));
+  if (static_cast<std::int32_t>(live) == process.image->mm.dumpable()) return OkStatus();
   return process.remote->Call("PR_SET_DUMPABLE", SYS_prctl, PR_SET_DUMPABLE, dumpable, 0, 0, 0)
       .status();
 }
