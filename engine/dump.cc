@@ -97,14 +97,6 @@ Status ReadAreas(Checkpoint& checkpoint) {
   });
 }
 
-std::vector<std::uint32_t> TableIds(const std::vector<DumpedProcess>& processes) {
-  std::vector<std::uint32_t> ids;
-  for (const DumpedProcess& process : processes) {
-    ids.push_back(process.zombie ? 0 : process.ids.files_id());
-  }
-  return ids;
-}
-
 // Descriptors, and the files that executable, directories and mappings name.
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;

@@ -18,7 +18,7 @@ namespace {
 
 class Checker {
  public:
-  explicit Checker(const FrozenTree& tree, DumpCheck& found) : tree_(tree), found_(found) {}
+  Checker(FrozenTree& tree, DumpCheck& found) : tree_(tree), found_(found) {}
 
   void Add(const Status& status) {
     // Not there any more, or not yet: the tree runs.
@@ -43,13 +43,19 @@ class Checker {
     if (!namespaces.ok()) return;
     NamespaceDumper reader = *namespaces;
     Add(reader.Read(tree_.root()));
+    for (FrozenProcess& process : tree_.processes()) {
+      processes_.push_back({.frozen = &process, .zombie = process.zombie});
+    }
+    NumberTasks(processes_, reader);
+    Add(CheckForks(processes_));
   }
 
   Status Files(const Options& options) {
+    if (processes_.empty()) return OkStatus();  // for lack of a number of its descriptor table
     ASSIGN_OR_RETURN(const std::unique_ptr<FileDumper> files,
                      FileDumper::Create(tree_, options, found_.notes));
     files->OnlyLook();
-    Add(files->Collect());
+    Add(files->Collect(TableIds(processes_)));
     found_.files = files->files().size();
     for (const OpenFile& file : files->files()) Add(DumpFile(file, *files).status());
     ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
@@ -82,8 +88,9 @@ class Checker {
     return OkStatus();
   }
 
-  const FrozenTree& tree_;
+  FrozenTree& tree_;
   DumpCheck& found_;
+  std::vector<DumpedProcess> processes_;
   std::set<std::string> known_;
 };
 
@@ -91,7 +98,7 @@ class Checker {
 
 Result<DumpCheck> CheckDump(pid_t root, const Options& options) {
   RETURN_IF_ERROR(CheckRoot(root));
-  ASSIGN_OR_RETURN(const FrozenTree tree, FrozenTree::Look(root));
+  ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Look(root));
   DumpCheck found;
   Checker checker(tree, found);
   checker.Tasks();

@@ -205,11 +205,8 @@ class Restoration {
       report.threads += process.image->threads.size();
     }
     report.processes = processes_.size();
-<<<<<<< HEAD
     request_.log.Info("the tree runs");
-=======
     cgroups_->Keep();
->>>>>>> e1e692d (engine/tasks: cgroups of the tree's own)
     released_ = true;
     Status worst;
     for (RestoredProcess& process : processes_) {

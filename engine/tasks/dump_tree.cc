@@ -271,6 +271,14 @@ Status CheckForks(const std::vector<DumpedProcess>& processes) {
   return PlanForks(planned, root.session == root.pid ? 0 : root.session).status();
 }
 
+std::vector<std::uint32_t> TableIds(const std::vector<DumpedProcess>& processes) {
+  std::vector<std::uint32_t> ids;
+  for (const DumpedProcess& process : processes) {
+    ids.push_back(process.zombie ? 0 : process.ids.files_id());
+  }
+  return ids;
+}
+
 std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,
                                        const NamespaceDumper& namespaces) {
   std::vector<std::string> notes;

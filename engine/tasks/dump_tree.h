@@ -22,6 +22,9 @@ Status CheckTree(const FrozenTree& tree);
 /// Fills pstree entries and object numbers of all `processes`.
 void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& namespaces);
 
+/// The number of each process's descriptor table; 0 for a zombie's.
+std::vector<std::uint32_t> TableIds(const std::vector<DumpedProcess>& processes);
+
 /// Unimplemented when no order of forks would make the numbered `processes` again.
 Status CheckForks(const std::vector<DumpedProcess>& processes);
 

@@ -268,9 +268,9 @@ Status CgroupRestorer::MoveTask(std::uint32_t number, pid_t task, const char* fi
   if (set == sets_.end()) {
     return InvalidArgument("cgroup.img: no set " + std::to_string(number));
   }
-  for (const CgroupMember& member : set->second) {
+  for (const bool moved = moved_; const CgroupMember& member : set->second) {
     const std::string* const base = PathIn(sets_[base_set_], member.controllers);
-    if (base != nullptr && *base == member.path && !moved_) continue;
+    if (base != nullptr && *base == member.path && !moved) continue;
     ASSIGN_OR_RETURN(Hierarchy* const hierarchy, Find(member.controllers));
     if (hierarchy == nullptr) continue;  // noted before
     const bool is_thread = std::string_view(file) == "tasks";
