@@ -33,6 +33,7 @@ class Program:
     def __init__(self, folder, command, **popen):
         self.folder = folder
         self.images = 0
+        self.options = []  # of both stasis checkpoint and stasis restore
         with open(folder / "out", "ab") as out, open(folder / "err", "ab") as err:
             self.parent = subprocess.Popen(
                 [str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,
@@ -44,7 +45,8 @@ class Program:
         self.images += 1
         images = self.folder / f"images-{self.images}"
         images.mkdir()
-        self._stasis("checkpoint", "--pid", self.pid, "--images-dir", images, fate)
+        self._stasis("checkpoint", "--pid", self.pid, "--images-dir", images, fate,
+                     *self.options)
         if fate == "--kill":
             self.parent.wait(10)
         return images
@@ -54,8 +56,8 @@ class Program:
         pidfile = images / "pid"
         with open(images / "restore.log", "wb") as log:
             self.parent = subprocess.Popen(
-                [STASIS, "restore", "--images-dir", images, "--pidfile", pidfile], cwd="/",
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                [STASIS, "restore", "--images-dir", images, "--pidfile", pidfile, *self.options],
+                cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until(lambda: self._restored(pidfile, images), what="the restore")
         restored = int(pidfile.read_text(encoding="utf-8"))
         assert restored == self.pid, f"restored as pid {restored}, was {self.pid}"

@@ -103,6 +103,8 @@ Status ReadFiles(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
+  // A restore goes on from here only if the tree ends here; else its peers are not kept waiting.
+  if (checkpoint.request.fate != Fate::kKill) files.ResumeConnections();
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
     ASSIGN_OR_RETURN(const std::uint32_t exe, files.AddLink(*process.frozen, "exe", O_RDONLY));
     process.mm.set_exe_file_id(exe);
@@ -196,7 +198,9 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
   inventory.set_fdinfo_per_id(true);
   inventory.set_ns_per_id(true);
   // CRIU then restores only with --tcp-close, which runc does not pass unasked.
-  if (checkpoint.files->HasConnections()) inventory.set_tcp_close(true);
+  if (checkpoint.files->HasConnections() && !checkpoint.request.options.tcp_established) {
+    inventory.set_tcp_close(true);
+  }
   inventory.set_lsmtype(image::LSM_NO_LSM);
   inventory.mutable_plugins_entry();  // CRIU takes its absence for "all of them"
   image::TaskKobjIdsEntry& ids = *inventory.mutable_root_ids();
@@ -227,14 +231,17 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
   return WriteInventory(checkpoint, sink);
 }
 
-Status LetGo(FrozenTree& tree, Fate fate) {
+Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   switch (fate) {
     case Fate::kLeaveRunning:
       return tree.Thaw();
     case Fate::kLeaveStopped:
       return StopAll(tree);
-    case Fate::kKill:
-      return KillAll(tree);
+    case Fate::kKill: {
+      const Status status = KillAll(tree);
+      files.AbandonConnections();
+      return status;
+    }
   }
   return Internal("no such fate");
 }
@@ -284,7 +291,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
 
   // A tree that is to end, or to stay stopped, stands still until its checkpoint is whole.
   const bool runs_on = request.fate == Fate::kLeaveRunning;
-  if (runs_on) RETURN_IF_ERROR(LetGo(tree, request.fate));
+  if (runs_on) RETURN_IF_ERROR(LetGo(tree, *checkpoint.files, request.fate));
   report.frozen = Since(first_stop);
   if (runs_on) request.log.Info("the tree runs again after " + Milliseconds(report.frozen));
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
@@ -292,7 +299,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   report.image_bytes = sink.bytes();
   if (request.commit) RETURN_IF_ERROR(request.commit(report));
   if (!runs_on) {
-    RETURN_IF_ERROR(LetGo(tree, request.fate));
+    RETURN_IF_ERROR(LetGo(tree, *checkpoint.files, request.fate));
     report.frozen = Since(first_stop);
     request.log.Info("the checkpoint is whole; the tree was " +
                      std::string(request.fate == Fate::kKill ? "ended" : "left stopped"));

@@ -269,6 +269,11 @@ bool FileDumper::HasConnections() const {
   });
 }
 
+void FileDumper::AbandonConnections() {
+  for (TcpHold& connection : connections_) connection.Abandon();
+  connections_.clear();
+}
+
 void FileDumper::GiveBack() {
   known_.clear();  // its order needs the descriptors
   for (OpenFile& file : files_) file.borrowed.Reset();
@@ -288,11 +293,8 @@ pid_t FileDumper::ToNamespacePid(pid_t pid) const {
 void FileDumper::AddRecord(std::string_view image_name, std::string record, std::string bytes) {
   auto builder = shared_images_.find(image_name);
   if (builder == shared_images_.end()) {
-    // "ghost-file-1f" is of the type "ghost-file"; the others are named for their types.
-    const bool is_ghost = image_name.starts_with("ghost-file-");
-    builder =
-        shared_images_.emplace(image_name, ImageFileBuilder(is_ghost ? "ghost-file" : image_name))
-            .first;
+    // "ghost-file-1f" is of the type "ghost-file", "pipes-data" of its own.
+    builder = shared_images_.emplace(image_name, ImageFileBuilder(ImageType(image_name))).first;
   }
   builder->second.AddRecord(record);
   builder->second.AddRaw(bytes);

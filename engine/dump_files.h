@@ -12,6 +12,7 @@
 
 #include "engine/dump.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/tcp_hold.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/dump_areas.h"
 #include "engine/tracee/frozen_tree.h"
@@ -42,6 +43,11 @@ class FileDumper : public FileDumpContext {
   /// The memory files whose content is to be saved, by id; each is open to be read.
   std::map<std::uint64_t, UniqueFd>& memory_files() { return memory_files_; }
 
+  /// Lets TCP connections that stand still go on as they were. The destructor does too.
+  void ResumeConnections() { connections_.clear(); }
+  /// The tree has ended: its connections close without a word to their peers.
+  void AbandonConnections();
+
   /// Closes what was borrowed, before the tree runs on or ends: no pipe or socket may stay open
   /// because of us.
   void GiveBack();
@@ -61,6 +67,7 @@ class FileDumper : public FileDumpContext {
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;
   Result<bool> SaveMemoryFile(std::uint64_t id, int fd) override;
+  std::vector<TcpHold>& Connections() override { return connections_; }
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override;
 
@@ -114,6 +121,7 @@ class FileDumper : public FileDumpContext {
   std::set<LockKey> locks_;
 
   std::map<std::uint64_t, UniqueFd> memory_files_;
+  std::vector<TcpHold> connections_;
   std::vector<image::FileEntry> entries_;
   std::map<std::string, ImageFileBuilder, std::less<>> shared_images_;
 };

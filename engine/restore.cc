@@ -195,6 +195,7 @@ class Restoration {
 
   // The point of no return: the tree runs.
   Status Release() {
+    RETURN_IF_ERROR(files_->ResumeConnections());
     reserver_.reset();
     for (RestoredProcess& process : processes_) {
       if (process.image->zombie) continue;

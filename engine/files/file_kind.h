@@ -24,6 +24,9 @@
 
 namespace stasis::engine {
 
+class TcpHold;             // tcp_hold.h
+struct PendingConnection;  // tcp_connection.h
+
 /// One open file description (struct file) of the tree, seen from the dumper.
 struct OpenFile {
   std::uint32_t id = 0;  ///< File id in the images.
@@ -66,6 +69,8 @@ class FileDumpContext {
   /// Saves the content of the memory file (of the kernel's tmpfs) that is open as `fd`, under `id`, its
   /// inode. False when that one is among what is saved already.
   virtual Result<bool> SaveMemoryFile(std::uint64_t id, int fd) = 0;
+  /// TCP connections that stand still until the dump has read what it needs or the tree has ended.
+  virtual std::vector<TcpHold>& Connections() = 0;
   /// A sentence for the report: what a restore will not bring back.
   virtual void Note(std::string text) = 0;
   /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of: a pipe's
@@ -115,6 +120,8 @@ class FileRestoreContext {
   virtual int ExternalStdio(std::string_view link) const = 0;
   /// Descriptors that belong together (two ends of a pipe), kept by kind and key until all are restored.
   virtual std::map<std::string, UniqueFd>& Kept() = 0;
+  /// TCP connections that go on when the tree runs. Outlives this context.
+  virtual std::vector<PendingConnection>& Connections() = 0;
   virtual void Note(std::string text) = 0;
 };
 

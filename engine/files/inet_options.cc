@@ -60,6 +60,12 @@ bool IsKnown(const image::StasisSocketOption& option) {
   return false;
 }
 
+// The kernel tells these of stream sockets too, and lets nobody set them there.
+bool IsMulticast(int level, int name) {
+  if (level == IPPROTO_IP) return name == IP_MULTICAST_TTL || name == IP_MULTICAST_LOOP;
+  return level == IPPROTO_IPV6 && (name == IPV6_MULTICAST_HOPS || name == IPV6_MULTICAST_LOOP);
+}
+
 // Setting a value that is there already may fail in some states and never helps.
 Status SetIfOther(int fd, int level, int name, int wanted) {
   const Result<int> now = SocketOption(fd, level, name);
@@ -180,6 +186,7 @@ Status DumpInetOptions(const OpenFile& file, image::InetSkEntry& entry) {
     RETURN_IF_ERROR(Annotate(DumpTcpOptions(fd, *entry.mutable_tcp_opts()), NameOf(file)));
   }
   for (const auto& [level, name] : kOptions) {
+    if (entry.type() == SOCK_STREAM && IsMulticast(level, name)) continue;
     const Result<int> value = SocketOption(fd, level, name);
     if (!value.ok()) continue;  // not an option of this protocol
     image::StasisSocketOption& option = *entry.add_stasis_options();
@@ -208,6 +215,7 @@ Status RestoreInetOptions(int fd, const image::InetSkEntry& entry) {
   }
   for (const image::StasisSocketOption& option : entry.stasis_options()) {
     if (!IsKnown(option)) continue;
+    if (entry.type() == SOCK_STREAM && IsMulticast(option.level(), option.name())) continue;
     RETURN_IF_ERROR(SetIfOther(fd, option.level(), option.name(), option.value()));
   }
   return OkStatus();

@@ -4,13 +4,15 @@
 //          All by getsockopt and getsockname on the borrowed descriptor: no netlink, no need to be
 //          there
 // Restore  the socket is made, bound and connected by the process under restore, in its namespace
-// Lost     TCP connections: they come back as after a peer's reset, and the report names them. What
-//          waits in a listener's queue, and datagrams that nobody has read. Multicast memberships
+// TCP      a connection is kept when the caller asks (tcp_hold.h, tcp_stream.h, tcp_connection.h);
+//          otherwise it comes back as after a peer's reset, or closed, and the report names it
+// Lost     what waits in a listener's queue, and datagrams that nobody has read. Multicast memberships
 // MPTCP    what Go programs listen with (net.ListenConfig, Go 1.24). The kernel tells and takes fewer
 //          options; an accepted connection of a plain TCP peer is a plain TCP socket. Where a node has
 //          no MPTCP the listener becomes one of TCP, as when the program starts there
 // Not here other protocols, kernel TLS: refused
 // Source   tcp(7), udp(7), socket(7), net/ipv4/tcp.c tcp_get_info; tested on 6.18
+#include <fcntl.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -21,12 +23,18 @@
 #include <cerrno>
 #include <cstring>
 
+#include "engine/base/io.h"
 #include "engine/files/description.h"
+#include "engine/files/ended_connection.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/inet_address.h"
 #include "engine/files/inet_options.h"
-#include "engine/files/reset_connection.h"
 #include "engine/files/socket.h"
+#include "engine/files/tcp_connection.h"
+#include "engine/files/tcp_hold.h"
+#include "engine/files/tcp_stream.h"
+#include "engine/image/image_file.h"
+#include "engine/proc/net_tcp.h"
 
 namespace stasis::engine {
 namespace {
@@ -88,30 +96,105 @@ Status DumpAddresses(const OpenFile& file, image::InetSkEntry& entry) {
   return DumpScope(fd, local.scope != 0 ? local.scope : remote->scope, entry);
 }
 
+void SetEnded(image::InetSkEntry& entry) {
+  entry.set_state(TCP_CLOSE);
+  entry.set_shutdown(image::SHUTDOWN_BOTH);
+}
+
+void AddStream(const image::InetSkEntry& entry, const TcpStream& stream, FileDumpContext& context) {
+  std::string name = ImageName("tcp-stream", entry.ino());
+  name.resize(name.size() - std::string_view(".img").size());
+  context.AddRecord(name, stream.entry.SerializeAsString(), stream.received + stream.sent);
+}
+
+// A socket whose connection ended has both directions shut; one that never had any has not.
+Status DumpClosed(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext& context) {
+  const int fd = file.borrowed.get();
+  entry.set_state(TCP_CLOSE);
+  ASSIGN_OR_RETURN(const short poll, PollNow(fd, POLLRDHUP));
+  if ((poll & POLLRDHUP) == 0) return OkStatus();
+  SetEnded(entry);
+  if ((poll & POLLERR) != 0) entry.set_stasis_reset(true);
+  TcpStream stream;
+  ASSIGN_OR_RETURN(stream.received, ReadClosedQueue(fd));
+  if (stream.received.empty()) return OkStatus();
+  for (const auto set :
+       {&image::TcpStreamEntry::set_inq_seq, &image::TcpStreamEntry::set_outq_len,
+        &image::TcpStreamEntry::set_outq_seq, &image::TcpStreamEntry::set_opt_mask,
+        &image::TcpStreamEntry::set_snd_wscale, &image::TcpStreamEntry::set_mss_clamp}) {
+    (stream.entry.*set)(0);  // required ones
+  }
+  stream.entry.set_inq_len(static_cast<std::uint32_t>(stream.received.size()));
+  AddStream(entry, stream, context);
+  return OkStatus();
+}
+
+Status DumpListener(const OpenFile& file, const tcp_info& info, image::InetSkEntry& entry,
+                    FileDumpContext& context) {
+  // Of a listener these two are the queue's limit and length.
+  entry.set_backlog(info.tcpi_sacked);
+  if (info.tcpi_unacked == 0) return OkStatus();
+  const std::string waiting =
+      std::to_string(info.tcpi_unacked) + " connections that wait to be accepted";
+  if (context.options().tcp_established && !context.options().skip_in_flight) {
+    return Unimplemented(waiting + " cannot be kept (--skip-in-flight leaves them out)");
+  }
+  context.Note(NameOf(file) + ": " + waiting + " will be gone");
+  return OkStatus();
+}
+
+// getpeername(2) does not tell whom a socket is still connecting to.
+Status DumpAwaitedPeer(const OpenFile& file, image::InetSkEntry& entry) {
+  const std::string table = entry.family() == AF_INET ? "tcp" : "tcp6";
+  const std::string path = "/proc/" + std::to_string(file.pid) + "/net/" + table;
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, path));
+  ASSIGN_OR_RETURN(const NetTcpSocket socket, FindNetTcpSocket(text, file.st.st_ino));
+  entry.clear_dst_addr();
+  for (const std::uint32_t word : socket.remote_words) entry.add_dst_addr(word);
+  entry.set_dst_port(socket.remote_port);
+  return OkStatus();
+}
+
+Status KeepConnection(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext& context) {
+  const int fd = file.borrowed.get();
+  if (entry.proto() == IPPROTO_MPTCP) {
+    return Unimplemented("MPTCP connections cannot be kept (TCP_REPAIR)");
+  }
+  ASSIGN_OR_RETURN(TcpHold hold, TcpHold::Take(fd));
+  // Until then its state could change.
+  ASSIGN_OR_RETURN(const tcp_info info, SocketOption<tcp_info>(fd, IPPROTO_TCP, TCP_INFO));
+  entry.set_state(info.tcpi_state);
+  if (info.tcpi_state == TCP_CLOSE) return DumpClosed(file, entry, context);
+  if (!IsKeptState(info.tcpi_state)) {
+    return Unimplemented("TCP connections in state " + std::to_string(info.tcpi_state) +
+                         " cannot be kept");
+  }
+  ASSIGN_OR_RETURN(const TcpStream stream, ReadTcpStream(fd, info));
+  if (info.tcpi_state == TCP_SYN_SENT) RETURN_IF_ERROR(DumpAwaitedPeer(file, entry));
+  ASSIGN_OR_RETURN(const short poll, PollNow(fd, POLLRDHUP));
+  if ((poll & POLLRDHUP) != 0 && !HasPeerFin(entry.state())) {
+    entry.set_shutdown(image::SHUTDOWN_READ);
+  }
+  AddStream(entry, stream, context);
+  context.Connections().push_back(std::move(hold));
+  return OkStatus();
+}
+
 Status DumpTcp(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext& context) {
   const int fd = file.borrowed.get();
   ASSIGN_OR_RETURN(const tcp_info info, SocketOption<tcp_info>(fd, IPPROTO_TCP, TCP_INFO));
   entry.set_state(info.tcpi_state);
-  if (info.tcpi_state == TCP_LISTEN) {
-    // Of a listener these two are the queue's limit and length.
-    entry.set_backlog(info.tcpi_sacked);
-    if (info.tcpi_unacked > 0) {
-      context.Note(NameOf(file) + ": " + std::to_string(info.tcpi_unacked) +
-                   " connections that wait to be accepted will be gone");
-    }
-    return OkStatus();
-  }
-  ASSIGN_OR_RETURN(const short poll, PollNow(fd, POLLRDHUP));
-  if (info.tcpi_state == TCP_CLOSE) {
-    // A socket whose connection ended has both directions shut; one that never had any has not.
-    if ((poll & POLLRDHUP) != 0) entry.set_shutdown(image::SHUTDOWN_BOTH);
-    return OkStatus();
-  }
+  if (info.tcpi_state == TCP_LISTEN) return DumpListener(file, info, entry, context);
+  if (info.tcpi_state == TCP_CLOSE) return DumpClosed(file, entry, context);
+  const Options& options = context.options();
+  if (options.tcp_established && !options.tcp_close) return KeepConnection(file, entry, context);
   ASSIGN_OR_RETURN(const InetAddress local, LocalAddress(fd));
   const Result<InetAddress> remote = RemoteAddress(fd);
-  context.Note(NameOf(file) + ": TCP connection " + local.ToText() + " to " +
-               (remote.ok() ? remote->ToText() : "a peer that is not there yet") +
-               " will be closed as by a reset from the peer");
+  context.Note(
+      NameOf(file) + ": TCP connection " + local.ToText() + " to " +
+      (remote.ok() ? remote->ToText() : "a peer that is not there yet") +
+      (options.tcp_close ? " will be closed" : " will be closed as by a reset from the peer"));
+  if (options.tcp_close) SetEnded(entry);
   return OkStatus();
 }
 
@@ -138,9 +221,11 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   entry.set_backlog(0);
   RETURN_IF_ERROR(DumpProtocol(file, entry));
   RETURN_IF_ERROR(Annotate(DumpAddresses(file, entry), NameOf(file)));
-  RETURN_IF_ERROR(IsTcp(entry) ? DumpTcp(file, entry, context) : DumpUdp(file, entry, context));
   ASSIGN_OR_RETURN(*entry.mutable_opts(), DumpSocketOptions(file));
   RETURN_IF_ERROR(DumpInetOptions(file, entry));
+  // After the options: a connection that is to be kept changes some of them for that time.
+  RETURN_IF_ERROR(Annotate(
+      IsTcp(entry) ? DumpTcp(file, entry, context) : DumpUdp(file, entry, context), NameOf(file)));
   return result;
 }
 
@@ -220,19 +305,69 @@ Status RestoreUdp(int fd, const image::InetSkEntry& entry, const InetAddress& lo
   return OkStatus();
 }
 
-// Connections cannot come back, and neither can a socket whose connection had ended.
 bool IsConnection(const image::InetSkEntry& entry) {
   if (!IsTcp(entry) || entry.state() == TCP_LISTEN) return false;
   return entry.state() != TCP_CLOSE || entry.shutdown() == image::SHUTDOWN_BOTH;
 }
 
-Result<UniqueFd> RestoreConnection(const image::InetSkEntry& entry, FileRestoreContext& context) {
-  ASSIGN_OR_RETURN(UniqueFd fd, MakeResetConnection(static_cast<int>(entry.family()), context));
-  if (entry.state() == TCP_CLOSE) return fd;
-  ASSIGN_OR_RETURN(const InetAddress local, AddressOf(entry, entry.src_addr(), entry.src_port()));
-  ASSIGN_OR_RETURN(const InetAddress remote, AddressOf(entry, entry.dst_addr(), entry.dst_port()));
-  context.Note("TCP connection " + local.ToText() + " to " + remote.ToText() +
+// One that had ended when it was dumped.
+Result<UniqueFd> RestoreEnded(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  const int family = static_cast<int>(entry.family());
+  Result<TcpStream> stream = LoadTcpStream(context.source(), entry.ino());
+  if (stream.status().code() == StatusCode::kNotFound) stream = TcpStream();
+  RETURN_IF_ERROR(stream.status());
+  const Ending ending = entry.stasis_reset() ? Ending::kReset : Ending::kClosed;
+  Result<UniqueFd> fd = MakeEndedConnection(family, ending, stream->received, context);
+  // Without a loopback interface.
+  if (!fd.ok() && ending == Ending::kClosed && stream->received.empty()) {
+    return MakeShutSocket(family, context);
+  }
+  return fd;
+}
+
+struct Ends {
+  InetAddress local, remote;
+};
+Result<Ends> EndsOf(int fd, const image::InetSkEntry& entry) {
+  Ends ends;
+  ASSIGN_OR_RETURN(ends.local, AddressOf(entry, entry.src_addr(), entry.src_port()));
+  ASSIGN_OR_RETURN(ends.remote, AddressOf(entry, entry.dst_addr(), entry.dst_port()));
+  if (fd < 0) return ends;
+  RETURN_IF_ERROR(RestoreScope(fd, entry, ends.local));
+  ends.remote.scope = ends.local.scope;
+  return ends;
+}
+
+Result<UniqueFd> RestoreLost(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  const int family = static_cast<int>(entry.family());
+  if (context.options().tcp_close) return MakeShutSocket(family, context);
+  ASSIGN_OR_RETURN(const Ends ends, EndsOf(-1, entry));
+  context.Note("TCP connection " + ends.local.ToText() + " to " + ends.remote.ToText() +
                " was closed as by a reset from the peer");
+  return MakeEndedConnection(family, Ending::kReset, {}, context);
+}
+
+bool IsKept(const image::InetSkEntry& entry, const Options& options) {
+  return options.tcp_established && !options.tcp_close && entry.proto() == IPPROTO_TCP &&
+         IsKeptState(entry.state());
+}
+
+// NotFound: its dump did not keep it.
+Result<UniqueFd> RestoreKept(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(TcpStream stream, LoadTcpStream(context.source(), entry.ino()));
+  ASSIGN_OR_RETURN(const UniqueFd any,
+                   context.actor().Socket(static_cast<int>(entry.family()), SOCK_STREAM, 0));
+  ASSIGN_OR_RETURN(const Ends ends, EndsOf(any.get(), entry));
+  Result<UniqueFd> fd = MakeConnection(entry, std::move(stream), ends.local, ends.remote, context);
+  if (fd.status().code() == StatusCode::kNotFound) return Internal(Message(fd.status()));
+  return fd;
+}
+
+Result<UniqueFd> RestoreConnection(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  Result<UniqueFd> fd =
+      entry.state() == TCP_CLOSE ? RestoreEnded(entry, context) : RestoreLost(entry, context);
+  RETURN_IF_ERROR(fd.status());
+  RETURN_IF_ERROR(RestoreSocketOptions(fd->get(), entry.opts()));
   return fd;
 }
 
@@ -257,6 +392,7 @@ Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContex
   RETURN_IF_ERROR(IsTcp(entry) ? RestoreTcp(fd.get(), entry, local, context)
                                : RestoreUdp(fd.get(), entry, local, context));
   RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry));
+  RETURN_IF_ERROR(RestoreSocketOptions(fd.get(), entry.opts()));
   return fd;
 }
 
@@ -269,10 +405,13 @@ Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& conte
     return Unimplemented("a socket of family " + std::to_string(entry.family()) + ", protocol " +
                          std::to_string(entry.proto()) + " cannot be restored yet");
   }
-  ASSIGN_OR_RETURN(UniqueFd fd, IsConnection(entry) ? RestoreConnection(entry, context)
-                                                    : RestoreBound(entry, context));
-  RETURN_IF_ERROR(RestoreSocketOptions(fd.get(), entry.opts()));
-  RETURN_IF_ERROR(SetStatusFlags(fd.get(), entry.flags()));
+  Result<UniqueFd> fd = NotFound("not kept");
+  if (IsKept(entry, context.options())) fd = RestoreKept(entry, context);
+  if (fd.status().code() == StatusCode::kNotFound) {
+    fd = IsConnection(entry) ? RestoreConnection(entry, context) : RestoreBound(entry, context);
+  }
+  RETURN_IF_ERROR(fd.status());
+  RETURN_IF_ERROR(SetStatusFlags(fd->get(), entry.flags()));
   return fd;
 }
 

@@ -26,6 +26,7 @@
 #include "engine/base/io.h"
 #include "engine/checkpoint_images.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/tcp_connection.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/restore_pages.h"
 #include "engine/tasks/restored_process.h"
@@ -153,8 +154,14 @@ class RootActor : public FileActor {
 class RestoreContext : public FileRestoreContext {
  public:
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
-                 const Options& options, std::vector<std::string>& notes)
-      : actor_(root), images_(images), source_(source), options_(options), notes_(notes) {}
+                 const Options& options, std::vector<PendingConnection>& connections,
+                 std::vector<std::string>& notes)
+      : actor_(root),
+        images_(images),
+        source_(source),
+        options_(options),
+        connections_(connections),
+        notes_(notes) {}
 
   /// Before anything is opened: takes the root's first descriptors.
   Status TakeStdio() {
@@ -201,6 +208,7 @@ class RestoreContext : public FileRestoreContext {
     return found == external_.end() ? -1 : stdio_[found->second].get();
   }
   std::map<std::string, UniqueFd>& Kept() override { return kept_; }
+  std::vector<PendingConnection>& Connections() override { return connections_; }
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
 
   Status Finish() { return actor_.Finish(); }
@@ -251,6 +259,7 @@ class RestoreContext : public FileRestoreContext {
   const CheckpointImages& images_;
   const ImageSource& source_;
   const Options& options_;
+  std::vector<PendingConnection>& connections_;
   std::vector<std::string>& notes_;
   std::array<UniqueFd, 3> stdio_;
   std::map<std::string, std::size_t, std::less<>> external_;  // index of stdio_ by link

@@ -173,7 +173,7 @@ class Restorer : public FileRestorer {
 
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
-    RestoreContext context(root_, images_, source_, options_, notes_);
+    RestoreContext context(root_, images_, source_, options_, connections_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
@@ -235,6 +235,8 @@ class Restorer : public FileRestorer {
     nameless_.clear();
     return OkStatus();
   }
+
+  Status ResumeConnections() override { return engine::ResumeConnections(connections_); }
 
   const std::vector<std::string>& notes() const override { return notes_; }
 
@@ -384,6 +386,7 @@ class Restorer : public FileRestorer {
   std::map<FileKey, UniqueFd> files_;
   std::map<std::uint32_t, UniqueFd> nameless_;  // mapped files without a path, by id
   std::set<std::uint32_t> installed_;           // tables, by id: what processes share is made once
+  std::vector<PendingConnection> connections_;
   std::vector<std::string> notes_;
 };
 

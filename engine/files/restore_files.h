@@ -30,6 +30,10 @@ class FileRestorer {
   /// Install; our own descriptors are closed by it. Locks and seals come with it.
   virtual Status Finish(std::vector<RestoredProcess>& processes) = 0;
 
+  /// Lets TCP connections go on: the last step before the tree runs, since their peers hear of it. Until
+  /// then closing them is silent.
+  virtual Status ResumeConnections() = 0;
+
   /// What the report has to say of the files.
   virtual const std::vector<std::string>& notes() const = 0;
 };

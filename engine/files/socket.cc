@@ -100,20 +100,10 @@ Status DumpDevice(int fd, image::SkOptsEntry& options) {
   return OkStatus();
 }
 
-// Lengths of SO_GET_FILTER are counts of instructions.
 Status DumpFilter(const OpenFile& file, image::SkOptsEntry& options) {
-  const int fd = file.borrowed.get();
-  socklen_t count = 0;
-  std::vector<sock_filter> program;
-  int failed = ::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, nullptr, &count);
-  if (failed == 0 && count > 0) {
-    program.resize(count);
-    failed = ::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, program.data(), &count);
-  }
-  if (failed != 0) {  // EACCES: an eBPF program
-    return Unimplemented(NameOf(file) + ": its filter cannot be read");
-  }
-  for (const sock_filter& step : program) {
+  const Result<std::vector<sock_filter>> program = SocketFilter(file.borrowed.get());
+  if (!program.ok()) return Annotate(program.status(), NameOf(file));
+  for (const sock_filter& step : *program) {
     options.add_so_filter(std::uint64_t{step.code} << 48 | std::uint64_t{step.jt} << 40 |
                           std::uint64_t{step.jf} << 32 | step.k);
   }
@@ -153,8 +143,7 @@ Status RestoreFilter(int fd, const image::SkOptsEntry& options) {
                        .jf = static_cast<std::uint8_t>(word >> 32),
                        .k = static_cast<std::uint32_t>(word)});
   }
-  const sock_fprog filter = {.len = static_cast<unsigned short>(count), .filter = program.data()};
-  return SetSocketOption(fd, SOL_SOCKET, SO_ATTACH_FILTER, filter);
+  return SetSocketFilter(fd, program);
 }
 
 Result<struct stat> NamespaceOf(int fd) {
@@ -171,6 +160,29 @@ Result<struct stat> NamespaceOf(int fd) {
 int SocketFamily(const OpenFile& file) {
   if (!S_ISSOCK(file.st.st_mode)) return -1;
   return SocketOption(file.borrowed.get(), SOL_SOCKET, SO_DOMAIN).value_or(-1);
+}
+
+// Lengths of SO_GET_FILTER are counts of instructions.
+Result<std::vector<sock_filter>> SocketFilter(int fd) {
+  socklen_t count = 0;
+  std::vector<sock_filter> program;
+  int failed = ::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, nullptr, &count);
+  if (failed == 0 && count > 0) {
+    program.resize(count);
+    failed = ::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, program.data(), &count);
+  }
+  if (failed != 0) return Unimplemented("its filter cannot be read");  // EACCES: an eBPF program
+  return program;
+}
+
+Status SetSocketFilter(int fd, std::span<const sock_filter> program) {
+  if (program.empty()) {
+    const Status status = SetSocketOption(fd, SOL_SOCKET, SO_DETACH_FILTER, 0);
+    return ErrnoOf(status) == ENOENT ? OkStatus() : status;  // there was none
+  }
+  const sock_fprog filter = {.len = static_cast<unsigned short>(program.size()),
+                             .filter = const_cast<sock_filter*>(program.data())};
+  return SetSocketOption(fd, SOL_SOCKET, SO_ATTACH_FILTER, filter);
 }
 
 Result<image::SkOptsEntry> DumpSocketOptions(const OpenFile& file) {

@@ -1,11 +1,14 @@
 // What sockets of all families share: options, the network namespace, addresses.
 #pragma once
 
+#include <linux/filter.h>
 #include <sys/socket.h>
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
@@ -34,6 +37,11 @@ Status SetSocketOption(int fd, int level, int name, const T& value) {
 
 /// SO_DOMAIN, or -1 for what is no socket.
 int SocketFamily(const OpenFile& file);
+
+/// The classic BPF program that a socket's packets pass; empty without one. Unimplemented for one of eBPF.
+Result<std::vector<sock_filter>> SocketFilter(int fd);
+/// Puts it in the place of the one that is there.
+Status SetSocketFilter(int fd, std::span<const sock_filter> program);
 
 /// The SOL_SOCKET options of `file`. Unimplemented for one that a restore may not set.
 Result<image::SkOptsEntry> DumpSocketOptions(const OpenFile& file);

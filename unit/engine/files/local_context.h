@@ -23,6 +23,8 @@
 
 #include "engine/base/io.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/tcp_connection.h"
+#include "engine/files/tcp_hold.h"
 #include "engine/image/image_file.h"
 #include "engine/proc/fdinfo.h"
 #include "unit/support/matchers.h"
@@ -119,6 +121,8 @@ class LocalDumpContext : public FileDumpContext {
   Result<bool> SaveMemoryFile(std::uint64_t id, int) override {
     return memory_files.insert(id).second;
   }
+  std::vector<TcpHold> connections;
+  std::vector<TcpHold>& Connections() override { return connections; }
   void Note(std::string text) override { notes.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override { return file.link == external; }
 
@@ -212,6 +216,8 @@ class LocalRestoreContext : public FileRestoreContext {
     return link == dumped_.external ? external : -1;
   }
   std::map<std::string, UniqueFd>& Kept() override { return kept_; }
+  std::vector<PendingConnection> connections;
+  std::vector<PendingConnection>& Connections() override { return connections; }
   void Note(std::string text) override { notes.push_back(std::move(text)); }
 
   /// As at the end of a restore: what was kept for others is closed.

@@ -1,0 +1,147 @@
+// A connection over the loopback interface of the namespace under restore is really reset or closed:
+// nothing else gives a socket this state.
+//
+// Source  tcp(7), net/ipv4/af_inet.c inet_shutdown; tested on 6.18
+// Rule    close(2) of an end with SO_LINGER of 0 seconds sends a reset, and what had arrived before can
+//         still be read.
+// Rule    shutdown(2) of a socket that is not connected says ENOTCONN, but does shut it.
+#include "engine/files/ended_connection.h"
+
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "engine/files/inet_address.h"
+#include "engine/files/socket.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr int kTimeoutMilliseconds = 1000;
+constexpr char kListenerKey[] = "ended-connection-listener";
+
+InetAddress Loopback() {
+  InetAddress address;
+  address.family = AF_INET;
+  address.words[0] = htonl(INADDR_LOOPBACK);
+  return address;
+}
+
+// ::ffff:127.0.0.1: IPv6 may be off, or its loopback address missing.
+InetAddress Mapped(const InetAddress& v4) {
+  InetAddress address;
+  address.family = AF_INET6;
+  address.words = {0, 0, htonl(0xffff), v4.words[0]};
+  address.port = v4.port;
+  return address;
+}
+
+// One listener serves all connections, until all files are restored.
+Result<int> Listener(FileRestoreContext& context) {
+  UniqueFd& kept = context.Kept()[kListenerKey];
+  if (kept) return kept.get();
+  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(AF_INET, SOCK_STREAM, IPPROTO_TCP));
+  RETURN_IF_ERROR(context.actor().Bind(fd.get(), InetSockaddr(Loopback()).bytes()));
+  if (::listen(fd.get(), 1) != 0) {
+    return SyscallError(errno, "listen on loopback");
+  }
+  kept = std::move(fd);
+  return kept.get();
+}
+
+// Room for all of `received` at once.
+void EnlargeBuffer(int fd, int name, std::string_view received) {
+  if (received.empty()) return;
+  const auto bytes = static_cast<int>(std::min<std::size_t>(received.size() + 65536, 1u << 30));
+  (void)SetSocketOption(fd, SOL_SOCKET, name, bytes);  // what is short then fails below
+}
+
+Status Receive(int fd, int peer, std::string_view received) {
+  if (received.empty()) return OkStatus();
+  EnlargeBuffer(peer, SO_SNDBUFFORCE, received);
+  const ssize_t sent = ::send(peer, received.data(), received.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent < 0) {
+    return SyscallError(errno, "send over loopback");
+  }
+  for (int waited = 0; waited < kTimeoutMilliseconds; ++waited) {
+    int there = 0;
+    if (::ioctl(fd, SIOCINQ, &there) != 0) {
+      return SyscallError(errno, "SIOCINQ");
+    }
+    if (static_cast<std::size_t>(there) == received.size()) return OkStatus();
+    (void)::poll(nullptr, 0, 1);
+  }
+  return ResourceExhausted("unread bytes of a closed connection do not fit into a socket");
+}
+
+Status Reset(int fd, UniqueFd peer) {
+  constexpr linger kReset = {.l_onoff = 1, .l_linger = 0};
+  RETURN_IF_ERROR(SetSocketOption(peer.get(), SOL_SOCKET, SO_LINGER, kReset));
+  peer.Reset();
+  pollfd waiting = {.fd = fd, .events = 0, .revents = 0};
+  if (::poll(&waiting, 1, kTimeoutMilliseconds) != 1 || (waiting.revents & POLLERR) == 0) {
+    return Internal("a connection over loopback was not reset");
+  }
+  return OkStatus();
+}
+
+Status Close(int fd, UniqueFd peer) {
+  peer.Reset();
+  if (::shutdown(fd, SHUT_WR) != 0) {
+    return SyscallError(errno, "shutdown");
+  }
+  pollfd waiting = {.fd = fd, .events = 0, .revents = 0};
+  if (::poll(&waiting, 1, kTimeoutMilliseconds) != 1 || (waiting.revents & POLLHUP) == 0) {
+    return Internal("a connection over loopback was not closed");
+  }
+  return OkStatus();
+}
+
+Result<UniqueFd> Make(int family, Ending ending, std::string_view received,
+                      FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(const int listener, Listener(context));
+  ASSIGN_OR_RETURN(InetAddress address, LocalAddress(listener));
+  if (family == AF_INET6) address = Mapped(address);
+  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(family, SOCK_STREAM, IPPROTO_TCP));
+  if (family == AF_INET6) {
+    RETURN_IF_ERROR(SetSocketOption(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0));
+  }
+  EnlargeBuffer(fd.get(), SO_RCVBUFFORCE, received);
+  RETURN_IF_ERROR(context.actor().Connect(fd.get(), InetSockaddr(address).bytes()));
+  UniqueFd peer(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+  if (!peer) {
+    return SyscallError(errno, "accept on loopback");
+  }
+  RETURN_IF_ERROR(Receive(fd.get(), peer.get(), received));
+  RETURN_IF_ERROR(ending == Ending::kReset ? Reset(fd.get(), std::move(peer))
+                                           : Close(fd.get(), std::move(peer)));
+  return fd;
+}
+
+}  // namespace
+
+Result<UniqueFd> MakeEndedConnection(int family, Ending ending, std::string_view received,
+                                     FileRestoreContext& context) {
+  Result<UniqueFd> fd = Make(family, ending, received, context);
+  if (!fd.ok()) {
+    return Annotate(fd.status(), "make a closed connection (needs the loopback interface up)");
+  }
+  return fd;
+}
+
+Result<UniqueFd> MakeShutSocket(int family, FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(family, SOCK_STREAM, IPPROTO_TCP));
+  // It says so, and shuts all the same.
+  if (::shutdown(fd.get(), SHUT_RDWR) != 0 && errno != ENOTCONN) {
+    return SyscallError(errno, "shutdown");
+  }
+  return fd;
+}
+
+}  // namespace stasis::engine

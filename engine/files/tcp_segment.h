@@ -1,0 +1,25 @@
+// TCP segments of our own making.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/base/status.h"
+#include "engine/files/inet_address.h"
+
+namespace stasis::engine {
+
+struct TcpSegment {
+  InetAddress from, to;  ///< Of one family.
+  std::uint32_t sequence = 0, acknowledged = 0;
+  std::uint16_t window = 0;  ///< Scaled.
+  bool fin = false;
+};
+
+/// The bytes of the segment with its IP header, as a raw socket takes them.
+std::string ToBytes(const TcpSegment& segment);
+
+/// Lets the kernel receive `segment`, whose receiver is in the network namespace of the socket `fd`.
+/// Needs CAP_NET_RAW there.
+Status ReceiveSegment(int fd, const TcpSegment& segment);
+
+}  // namespace stasis::engine
