@@ -160,6 +160,7 @@ Status KeepConnection(const OpenFile& file, image::InetSkEntry& entry, FileDumpC
   if (entry.proto() == IPPROTO_MPTCP) {
     return Unimplemented("MPTCP connections cannot be kept (TCP_REPAIR)");
   }
+  if (context.only_looks()) return OkStatus();
   ASSIGN_OR_RETURN(TcpHold hold, TcpHold::Take(fd));
   // Until then its state could change.
   ASSIGN_OR_RETURN(const tcp_info info, SocketOption<tcp_info>(fd, IPPROTO_TCP, TCP_INFO));
