@@ -363,7 +363,8 @@ class TreeReader {
   Status ReadMemoryMap(ProcessImage& process) {
     const std::string name = ImageName("mm", process.tree.pid());
     ASSIGN_OR_RETURN(process.mm, Needed<image::MmEntry>(source_, "mm", process.tree.pid()));
-    if (images_.File(image::FD_REG, process.mm.exe_file_id()) == nullptr) {
+    if (images_.File(image::FD_REG, process.mm.exe_file_id()) == nullptr &&
+        images_.File(image::FD_MEMFD, process.mm.exe_file_id()) == nullptr) {
       return Broken(name, "the program is file " + Text(process.mm.exe_file_id()) +
                               ", which files.img does not have");
     }
@@ -378,7 +379,8 @@ class TreeReader {
         return Broken(name, "names file " + Text(id) + ", which files.img does not have");
       }
     }
-    if (const std::string root = images_.Path(process.fs.root_id()); root != "/") {
+    const std::string root = images_.Path(process.fs.root_id());
+    if (root != "/" && images_.processes.empty()) {
       return Unimplemented(name + ": pid " + Text(process.tree.pid()) + " has its root at " + root);
     }
     return OkStatus();

@@ -263,7 +263,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
 
   ASSIGN_OR_RETURN(NamespaceDumper namespaces, NamespaceDumper::Create(tree.root()));
   ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files,
-                   FileDumper::Create(tree, request.options, report.notes));
+                   FileDumper::Create(tree, request.options, request.fate, report.notes));
   ASSIGN_OR_RETURN(CgroupDumper cgroups, CgroupDumper::Create(tree.root(), request.options));
   Checkpoint checkpoint{.request = request,
                         .tree = tree,
@@ -297,7 +297,9 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
   RETURN_IF_ERROR(WriteImages(checkpoint, sink));
   report.image_bytes = sink.bytes();
+  RETURN_IF_ERROR(checkpoint.files->links().Make());
   if (request.commit) RETURN_IF_ERROR(request.commit(report));
+  checkpoint.files->links().Commit();
   if (!runs_on) {
     RETURN_IF_ERROR(LetGo(tree, *checkpoint.files, request.fate));
     report.frozen = Since(first_stop);

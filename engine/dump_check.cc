@@ -53,7 +53,7 @@ class Checker {
   Status Files(const Options& options) {
     if (processes_.empty()) return OkStatus();  // for lack of a number of its descriptor table
     ASSIGN_OR_RETURN(const std::unique_ptr<FileDumper> files,
-                     FileDumper::Create(tree_, options, found_.notes));
+                     FileDumper::Create(tree_, options, Fate::kLeaveRunning, found_.notes));
     files->OnlyLook();
     Add(files->Collect(TableIds(processes_)));
     found_.files = files->files().size();

@@ -9,10 +9,12 @@
 #include <linux/kcmp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -80,9 +82,9 @@ bool FileDumper::SameFile::operator()(const FileKey& a, const FileKey& b) const 
 }
 
 Result<std::unique_ptr<FileDumper>> FileDumper::Create(const FrozenTree& tree,
-                                                       const Options& options,
+                                                       const Options& options, Fate fate,
                                                        std::vector<std::string>& notes) {
-  std::unique_ptr<FileDumper> dumper(new FileDumper(tree, options, notes));
+  std::unique_ptr<FileDumper> dumper(new FileDumper(tree, options, fate, notes));
   RETURN_IF_ERROR(dumper->OpenRoots());
   for (const FrozenProcess& process : tree.processes()) {
     dumper->namespace_pids_[process.pid] = process.ns_pid;
@@ -94,9 +96,19 @@ Result<std::unique_ptr<FileDumper>> FileDumper::Create(const FrozenTree& tree,
 }
 
 Status FileDumper::OpenRoots() {
+  ASSIGN_OR_RETURN(root_, OpenAt(tree_.root().proc.get(), "root", O_PATH | O_DIRECTORY));
+  struct stat root = {};
+  if (::fstat(root_.get(), &root) != 0) {
+    return SyscallError(errno, "stat the root directory");
+  }
   for (const FrozenProcess& process : tree_.processes()) {
+    struct stat st = {};
     if (process.zombie) continue;
-    ASSIGN_OR_RETURN(roots_[process.pid], OpenAt(process.proc.get(), "root", O_PATH | O_DIRECTORY));
+    if (::fstatat(process.proc.get(), "root", &st, 0) != 0) {
+      return SyscallError(errno,
+                          "stat the root directory of pid " + std::to_string(process.ns_pid));
+    }
+    if (st.st_dev != root.st_dev || st.st_ino != root.st_ino) changed_root_.insert(process.pid);
   }
   ASSIGN_OR_RETURN(root_prefix_, ReadLinkAt(tree_.root().proc.get(), "root"));
   if (root_prefix_ == "/") root_prefix_.clear();
@@ -200,8 +212,25 @@ Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
   return OkStatus();
 }
 
+// The name of a unix socket counts from the root that its holder had at bind(2).
+Status FileDumper::CheckRoot(const OpenFile& file) const {
+  if (!S_ISSOCK(file.st.st_mode) || !changed_root_.contains(file.pid)) return OkStatus();
+  sockaddr_un address = {};
+  socklen_t length = sizeof(address);
+  if (::getsockname(file.borrowed.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0 ||
+      address.sun_family != AF_UNIX || length <= sizeof(sa_family_t) ||
+      address.sun_path[0] == '\0') {
+    return OkStatus();
+  }
+  return Unimplemented(
+      NameOf(file) +
+      ": a unix socket with a path, of a process with a root directory of its own, "
+      "cannot be checkpointed yet");
+}
+
 Status FileDumper::DumpAll() {
   for (const OpenFile& file : files_) {
+    RETURN_IF_ERROR(CheckRoot(file));
     ASSIGN_OR_RETURN(image::FileEntry entry, DumpFile(file, *this));
     types_.push_back(entry.type());
     AddEntry(std::move(entry));
@@ -277,12 +306,7 @@ void FileDumper::AbandonConnections() {
 void FileDumper::GiveBack() {
   known_.clear();  // its order needs the descriptors
   for (OpenFile& file : files_) file.borrowed.Reset();
-  roots_.clear();
-}
-
-int FileDumper::RootOf(const OpenFile& file) const {
-  const auto root = roots_.find(file.pid);
-  return root == roots_.end() ? -1 : root->second.get();
+  root_.Reset();
 }
 
 pid_t FileDumper::ToNamespacePid(pid_t pid) const {

@@ -12,6 +12,7 @@
 
 #include "engine/dump.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/kept_links.h"
 #include "engine/files/tcp_hold.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/dump_areas.h"
@@ -23,7 +24,7 @@ class FileDumper : public FileDumpContext {
  public:
   /// `tree` and `options` outlive the dumper; notes go to `notes`.
   static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree, const Options& options,
-                                                    std::vector<std::string>& notes);
+                                                    Fate fate, std::vector<std::string>& notes);
 
   /// Borrows every open file description of the tree once, and reads the descriptor tables. `table_ids`:
   /// of each process, equal where processes share one; 0 for a zombie.
@@ -58,10 +59,14 @@ class FileDumper : public FileDumpContext {
   /// The tree runs: see FileDumpContext::only_looks.
   void OnlyLook() { only_looks_ = true; }
 
+  /// Of a tree that does not run on: names for inodes that lost the one they were opened by. Made when the
+  /// images are written; the caller commits them.
+  KeptLinks& links() { return kept_links_; }
+
   const Options& options() const override { return options_; }
   bool only_looks() const override { return only_looks_; }
   std::span<const OpenFile> files() const override { return files_; }
-  int RootOf(const OpenFile& file) const override;
+  int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override;
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
@@ -70,6 +75,10 @@ class FileDumper : public FileDumpContext {
   std::vector<TcpHold>& Connections() override { return connections_; }
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override;
+  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() override {
+    return remaps_;
+  }
+  KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
 
  private:
   struct Descriptor {
@@ -87,23 +96,27 @@ class FileDumper : public FileDumpContext {
     bool operator()(const FileKey& a, const FileKey& b) const;
   };
 
-  FileDumper(const FrozenTree& tree, const Options& options, std::vector<std::string>& notes)
-      : tree_(tree), options_(options), notes_(notes) {}
+  FileDumper(const FrozenTree& tree, const Options& options, Fate fate,
+             std::vector<std::string>& notes)
+      : tree_(tree), options_(options), fate_(fate), notes_(notes) {}
   Status OpenRoots();
   Status CollectTable(const FrozenProcess& process);
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
+  Status CheckRoot(const OpenFile& file) const;
   Status CollectLocks(const OpenFile& file, bool is_new);
   std::string InRoot(std::string link) const;
   std::string DescriptorsJson() const;
 
   const FrozenTree& tree_;
   const Options& options_;
+  const Fate fate_;
   std::vector<std::string>& notes_;
   std::uint32_t next_id_ = 1;
   bool only_looks_ = false;
 
-  std::map<pid_t, UniqueFd> roots_;
-  std::string root_prefix_;  // of the tree's root directory, as we see it; "" for "/"
+  UniqueFd root_;                 // directory of the tree's root process
+  std::set<pid_t> changed_root_;  // processes that have another one
+  std::string root_prefix_;       // of the tree's root directory, as we see it; "" for "/"
   std::map<pid_t, pid_t> namespace_pids_;
 
   std::vector<OpenFile> files_;
@@ -120,6 +133,8 @@ class FileDumper : public FileDumpContext {
   using LockKey = std::tuple<pid_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
   std::set<LockKey> locks_;
 
+  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
+  KeptLinks kept_links_;
   std::map<std::uint64_t, UniqueFd> memory_files_;
   std::vector<TcpHold> connections_;
   std::vector<image::FileEntry> entries_;

@@ -63,6 +63,7 @@ class Restoration {
     RETURN_IF_ERROR(EndZombies(processes_));
     for (RestoredProcess& process : processes_) {
       if (process.image->zombie) continue;
+      RETURN_IF_ERROR(Named(RestoreRoot(process, images_), process));
       RETURN_IF_ERROR(Named(RestoreSignals(process), process));
       RETURN_IF_ERROR(
           Named(RestoreConfinement(process, images_, live_filters_, report.notes), process));
@@ -128,7 +129,7 @@ class Restoration {
     processes_.push_back(std::move(root));
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);
     RETURN_IF_ERROR(files_->RestoreAll());
-    RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_));
+    RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
     return Grow(area);
   }
 
@@ -151,7 +152,7 @@ class Restoration {
     processes_.clear();
     ASSIGN_OR_RETURN(
         processes_,
-        MakeProcesses(std::move(root), images_, *reserver_,
+        MakeProcesses(std::move(root), images_, files_->pathless(), *reserver_,
                       [&](RestoredProcess& process, const ProcessImage* from) {
                         request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
                         RETURN_IF_ERROR(Goon());
@@ -190,13 +191,16 @@ class Restoration {
     RETURN_IF_ERROR(Goon());
     RETURN_IF_ERROR(Named(files_->Install(process), process));
     RETURN_IF_ERROR(Named(MakeThreads(process, *reserver_), process));
-    return Named(RestoreAttributes(process, images_, report.notes), process);
+    return Named(RestoreAttributes(process, images_, files_->pathless(), report.notes), process);
   }
 
   // The point of no return: the tree runs.
   Status Release() {
     RETURN_IF_ERROR(files_->ResumeConnections());
     reserver_.reset();
+    if (const Status status = files_->RemoveLinks(); !status.ok()) {
+      report.notes.push_back(Message(status));
+    }
     for (RestoredProcess& process : processes_) {
       if (process.image->zombie) continue;
       const image::TaskCoreEntry& task = process.image->leader().core.tc();

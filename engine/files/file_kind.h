@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -45,6 +46,8 @@ struct OpenFile {
 /// "pid 7 fd 5 (socket:[123])": how messages name a file.
 std::string NameOf(const OpenFile& file);
 
+class KeptLinks;
+
 /// All that dumping one file may need to know of the rest. The tree stands still.
 class FileDumpContext {
  public:
@@ -55,7 +58,7 @@ class FileDumpContext {
   virtual bool only_looks() const = 0;
   /// Every open file of the tree.
   virtual std::span<const OpenFile> files() const = 0;
-  /// A directory descriptor of the root of `file`'s holder (/proc/PID/root).
+  /// The directory that the paths of `file`'s links count from: the root of the tree's root process.
   virtual int RootOf(const OpenFile& file) const = 0;
   /// Our pid of a task into the tree's own number; 0 when it is not in the tree.
   virtual pid_t ToNamespacePid(pid_t pid) const = 0;
@@ -76,6 +79,11 @@ class FileDumpContext {
   /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of: a pipe's
   /// of which the tree has one end, and the device, a terminal perhaps, that they are.
   virtual bool IsExternalStdio(const OpenFile& file) const = 0;
+  /// What takes the place of inodes without a path, once each: by device and inode the record of the first
+  /// file that needs it.
+  virtual std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() = 0;
+  /// Where to give an inode a name that it keeps until it is restored; null when the tree runs on.
+  virtual KeptLinks* kept_links() { return nullptr; }
 };
 
 /// Acts with the rights, namespaces and root directory of the process under restore, never with ours:
@@ -91,6 +99,11 @@ class FileActor {
   virtual Status Bind(int fd, std::span<const std::byte> address) = 0;
   virtual Status Connect(int fd, std::span<const std::byte> address) = 0;
   virtual Status Unlink(const std::string& path) = 0;
+  virtual Status RemoveFolder(const std::string& path) = 0;
+  /// mkdir(2) for S_IFDIR in `mode`, else mknod(2).
+  virtual Status MakeNode(const std::string& path, unsigned mode, dev_t device) = 0;
+  virtual Status MakeSymlink(const std::string& target, const std::string& path) = 0;
+  virtual Status SetMode(const std::string& path, unsigned mode) = 0;
   /// memfd_create(2) of `size_bytes`, with the content that was saved under `id`; filled through its
   /// memory, so that the pages are charged to the container.
   virtual Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags,

@@ -11,8 +11,11 @@ namespace stasis::engine {
 /// FileLockEntry.flag, numbers of CRIU's own.
 enum FileLockFlag : std::uint32_t { kLockPosix = 1, kLockFlock = 2, kLockOpenFile = 4 };
 
-/// Takes the flock(2) or open file description lock `lock` through our `fd`: it belongs to the open
-/// file description, whoever takes it. FailedPrecondition: another one has it by now.
-Status TakeDescriptionLock(int fd, const image::FileLockEntry& lock);
+/// What trying to take a lock came to. FailedPrecondition: another one has it by now.
+Status LockTaken(const Status& status);
+
+/// Takes the open file description lock `lock` through our `fd`: it belongs to the open file description,
+/// whoever takes it.
+Status TakeOpenFileLock(int fd, const image::FileLockEntry& lock);
 
 }  // namespace stasis::engine

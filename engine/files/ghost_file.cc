@@ -1,13 +1,14 @@
-// Regular files that are open and have no path any more: deleted, replaced by rename(2), or
-// O_TMPFILE.
+// Files that are open and have no path any more: deleted, replaced by rename(2), or O_TMPFILE. Regular
+// files, folders, FIFOs, symbolic links and harmless devices.
 //
-// State    content with its holes, owner, mode, times
+// State    owner, mode, times; content with its holes, where a symbolic link leads to
 // Image    "ghost-file-N": an entry, then runs of content each with its place; "remap-fpath" joins
-//          it to the files. N is the lowest file id of those that share inode and path
+//          it to the files. N is the lowest file id of those that share the inode. An inode that has
+//          another path gets a new one instead (kept_links.h), if the tree does not run on
 // Dump     read through a descriptor of our own: lseek(2) SEEK_DATA on the borrowed one would move
 //          the offset that it shares with its holder
-// Restore  made under a temporary name beside its path, unlinked at once; others that had it open
-//          are opened again through ours
+// Restore  made at its path when that is free, else beside it, and unlinked at once; others that had it
+//          open are opened again through ours
 // Source   lseek(2), proc_pid_fd(5); tested on 6.18 with ext4, tmpfs and overlayfs
 #include "engine/files/ghost_file.h"
 
@@ -19,13 +20,16 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <limits>
+#include <utility>
+#include <vector>
 
 #include "engine/base/io.h"
 #include "engine/files/description.h"
+#include "engine/files/kept_links.h"
 #include "engine/files/path.h"
 #include "engine/image/image_file.h"
 #include "engine/proc/fdinfo.h"
-#include "engine/proc/mountinfo.h"
 
 namespace stasis::engine {
 namespace {
@@ -37,52 +41,41 @@ std::string GhostImage(std::uint32_t number) {
   return name.substr(0, name.size() - std::string_view(".img").size());
 }
 
-std::uint32_t NumberFor(const OpenFile& file, const FileDumpContext& context) {
-  std::uint32_t lowest = file.id;
-  for (const OpenFile& other : context.files()) {
-    const bool same = other.st.st_dev == file.st.st_dev && other.st.st_ino == file.st.st_ino &&
-                      other.link == file.link;
-    if (same) lowest = std::min(lowest, other.id);
-  }
-  return lowest;
-}
-
-// A file of a mount that its holder cannot see (lazily unmounted, or the kernel's own) would come
-// back in another file system.
-Status CheckMount(const OpenFile& file) {
+// A file of a mount that its path does not lead to (lazily unmounted, covered, or the kernel's own) would
+// come back in another file system.
+Status CheckMount(const OpenFile& file, const std::string& path, const FileDumpContext& context) {
   ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(file.pid) + "/mountinfo"));
-  ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(text));
-  if (std::ranges::find(mounts, info.mnt_id, &Mount::id) == mounts.end()) {
-    return Unimplemented(NameOf(file) +
-                         ": it is deleted, and on a mount that its holder cannot see");
+  std::string folder = path;
+  struct statx found = {};
+  int failed = -1;
+  while (failed != 0 && !folder.empty()) {  // folders may be gone too
+    folder.resize(folder.rfind('/'));
+    const std::string below = "." + folder;
+    failed =
+        ::statx(context.RootOf(file), below.c_str(), AT_SYMLINK_NOFOLLOW, STATX_MNT_ID, &found);
   }
-  return OkStatus();
+  const bool same = failed == 0 && (found.stx_mask & STATX_MNT_ID) != 0 &&
+                    found.stx_mnt_id == static_cast<std::uint64_t>(info.mnt_id);
+  if (same) return OkStatus();
+  return Unimplemented(NameOf(file) +
+                       ": it is deleted, and on a mount that its path does not lead to");
 }
 
-Status CheckGhost(const OpenFile& file, const std::string& path, FileDumpContext& context) {
-  if (!S_ISREG(file.st.st_mode) || (file.flags & O_PATH) != 0) {
-    return Unimplemented(NameOf(file) +
-                         ": its path is gone or leads elsewhere; only deleted regular "
-                         "files can be checkpointed yet");
-  }
+std::uint64_t Limit(const FileDumpContext& context) {
+  const std::uint64_t chosen = context.options().ghost_limit;
+  return chosen == std::numeric_limits<std::uint64_t>::max() ? kGhostLimitBytes : chosen;
+}
+
+Status CheckGhost(const OpenFile& file, const std::string& path, const FileDumpContext& context) {
   const auto bytes = static_cast<std::uint64_t>(file.st.st_blocks) * kBlockBytes;
-  if (bytes > kGhostLimitBytes) {
+  if (S_ISREG(file.st.st_mode) && bytes > Limit(context)) {
     return Unimplemented(NameOf(file) + ": a deleted file of " + std::to_string(bytes) +
-                         " bytes; the limit is " + std::to_string(kGhostLimitBytes));
+                         " bytes; the limit is " + std::to_string(Limit(context)));
   }
-  RETURN_IF_ERROR(CheckMount(file));
-  const std::string parent = path.substr(0, path.rfind('/') + 1);
-  struct stat st = {};
-  if (::fstatat(context.RootOf(file), ("." + parent).c_str(), &st, 0) != 0) {
-    return Unimplemented(NameOf(file) + ": its directory is deleted too");
+  if (S_ISSOCK(file.st.st_mode)) {
+    return Unimplemented(NameOf(file) + ": a deleted socket's path cannot be checkpointed yet");
   }
-  if (file.st.st_nlink > 0) {
-    context.Note(NameOf(file) +
-                 ": this path is gone but the file has others; a restore makes a copy");
-  }
-  return OkStatus();
+  return CheckMount(file, path, context);
 }
 
 image::GhostFileEntry GhostEntry(const struct stat& st) {
@@ -97,8 +90,13 @@ image::GhostFileEntry GhostEntry(const struct stat& st) {
   ghost.mutable_atim()->set_tv_usec(static_cast<std::uint64_t>(st.st_atim.tv_nsec / 1000));
   ghost.mutable_mtim()->set_tv_sec(static_cast<std::uint64_t>(st.st_mtim.tv_sec));
   ghost.mutable_mtim()->set_tv_usec(static_cast<std::uint64_t>(st.st_mtim.tv_nsec / 1000));
-  ghost.set_chunks(true);
-  ghost.set_size(static_cast<std::uint64_t>(st.st_size));
+  if (S_ISREG(st.st_mode)) {
+    ghost.set_chunks(true);
+    ghost.set_size(static_cast<std::uint64_t>(st.st_size));
+  }
+  if (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode)) {
+    ghost.set_rdev(major(st.st_rdev) << 20 | minor(st.st_rdev));
+  }
   return ghost;
 }
 
@@ -120,9 +118,9 @@ Status DumpContent(const OpenFile& file, int fd, const std::string& image_name,
     }
     const auto length = static_cast<std::uint64_t>(end - start);
     total += length;
-    if (total > kGhostLimitBytes) {
+    if (total > Limit(context)) {
       return Unimplemented(NameOf(file) + ": a deleted file of more than " +
-                           std::to_string(kGhostLimitBytes) + " bytes");
+                           std::to_string(Limit(context)) + " bytes");
     }
     std::string content(length, '\0');
     const auto bytes = std::as_writable_bytes(std::span(content.data(), content.size()));
@@ -164,71 +162,238 @@ Status FillGhost(int fd, const image::GhostFileEntry& ghost, ImageFileReader& re
   return OkStatus();
 }
 
-// Owner, mode and times. Never set-user-ID bits: the owner is set with our rights, and a program
-// that an archive brings must not run with an identity of the archive's choice.
-Status SetAttributes(int fd, const image::GhostFileEntry& ghost) {
-  struct stat st = {};
-  if (::fstat(fd, &st) != 0) {
-    return SyscallError(errno, "stat a deleted file");
+// Folders above `path` that are gone with it, there again for a moment: a link in /proc shows the whole path
+// of a deleted file.
+class Folders {
+ public:
+  explicit Folders(FileActor& actor) : actor_(actor) {}
+  Folders(const Folders&) = delete;
+  Folders& operator=(const Folders&) = delete;
+  ~Folders() { (void)Remove(); }  // already reporting worse
+
+  Status Make(const std::string& path) {
+    for (std::size_t end = path.find('/', 1); end != std::string::npos;
+         end = path.find('/', end + 1)) {
+      const Status made = actor_.MakeNode(path.substr(0, end), S_IFDIR | 0700, 0);
+      if (made.ok()) made_.push_back(path.substr(0, end));
+      // What cannot be made may be there all the same: on a file system that is read only.
+    }
+    return OkStatus();
   }
-  const bool owned = st.st_uid == ghost.uid() && st.st_gid == ghost.gid();
-  if (!owned && ::fchown(fd, ghost.uid(), ghost.gid()) != 0) {
-    return SyscallError(errno, "set the owner of a deleted file");
+  Status Remove() {
+    Status status;
+    for (; !made_.empty(); made_.pop_back()) {
+      if (Status removed = actor_.RemoveFolder(made_.back()); !removed.ok()) status = removed;
+    }
+    return status;
   }
-  if (::fchmod(fd, ghost.mode() & 0777) != 0) {
-    return SyscallError(errno, "set the mode of a deleted file");
+
+ private:
+  FileActor& actor_;
+  std::vector<std::string> made_;
+};
+
+// A deleted file while it still has a path.
+class Ghost {
+ public:
+  Ghost(const image::GhostFileEntry& entry, FileActor& actor)
+      : entry_(entry), actor_(actor), folders_(actor) {}
+  Ghost(const Ghost&) = delete;
+  Ghost& operator=(const Ghost&) = delete;
+  ~Ghost() { (void)Unlink(); }  // already reporting worse
+
+  int fd() const { return fd_.get(); }
+
+  /// At `path` if nobody has that, else beside it.
+  Status Make(const std::string& path, std::uint32_t number) {
+    RETURN_IF_ERROR(CheckType());
+    RETURN_IF_ERROR(folders_.Make(path));
+    Status status = MakeAt(path);
+    if (ErrnoOf(status) == EEXIST) {
+      status = MakeAt(path + ".stasis-" + std::to_string(number) + ".ghost");
+    }
+    return status;
   }
-  if (!ghost.has_atim() || !ghost.has_mtim()) return OkStatus();
-  const auto time_of = [](const image::Timeval& time) {
-    return timespec{.tv_sec = static_cast<time_t>(time.tv_sec()),
-                    .tv_nsec = static_cast<long>(time.tv_usec() % 1'000'000 * 1000)};
-  };
-  const std::array<timespec, 2> times = {time_of(ghost.atim()), time_of(ghost.mtim())};
-  if (::futimens(fd, times.data()) != 0) {
-    return SyscallError(errno, "set the times of a deleted file");
+
+  // Owner, mode and times. A program that an archive brings must not run with an identity of the archive's
+  // choice, and the owner is set with our rights: set-user-ID bits only as far as the process under restore
+  // may set them itself.
+  Status SetAttributes() {
+    struct stat st = {};
+    if (::fstat(fd(), &st) != 0) {
+      return SyscallError(errno, "stat a deleted file");
+    }
+    const bool owned = st.st_uid == entry_.uid() && st.st_gid == entry_.gid();
+    if (!owned && ::fchownat(fd(), "", entry_.uid(), entry_.gid(), AT_EMPTY_PATH) != 0) {
+      return SyscallError(errno, "set the owner of a deleted file");
+    }
+    if (S_ISLNK(entry_.mode())) return OkStatus();
+    const std::string link = "/proc/self/fd/" + std::to_string(fd());
+    if (::chmod(link.c_str(), entry_.mode() & 01777) != 0) {
+      return SyscallError(errno, "set the mode of a deleted file");
+    }
+    if ((entry_.mode() & 06000) != 0) {
+      (void)actor_.SetMode(path_, entry_.mode() & 07777);  // or not
+    }
+    if (!entry_.has_atim() || !entry_.has_mtim()) return OkStatus();
+    const std::array<timespec, 2> times = {TimeOf(entry_.atim()), TimeOf(entry_.mtim())};
+    if (::utimensat(AT_FDCWD, link.c_str(), times.data(), 0) != 0) {
+      return SyscallError(errno, "set the times of a deleted file");
+    }
+    return OkStatus();
   }
-  return OkStatus();
-}
+
+  Result<UniqueFd> Finish() {
+    RETURN_IF_ERROR(Unlink());
+    RETURN_IF_ERROR(folders_.Remove());
+    return std::move(fd_);
+  }
+
+ private:
+  // We open a node again with our own rights: an archive gets no device but those that do no harm.
+  Status CheckType() const {
+    const bool device = S_ISCHR(entry_.mode()) || S_ISBLK(entry_.mode());
+    if (!S_ISSOCK(entry_.mode()) && (!device || IsHarmlessDevice(entry_.mode(), Device()))) {
+      return OkStatus();
+    }
+    return Unimplemented("a deleted file of this type (mode " + std::to_string(entry_.mode()) +
+                         ") cannot be restored");
+  }
+  dev_t Device() const { return makedev(entry_.rdev() >> 20, entry_.rdev() & 0xfffff); }
+
+  Status MakeAt(const std::string& path) {
+    const unsigned type = entry_.mode() & S_IFMT;
+    if (type == S_IFREG) {
+      ASSIGN_OR_RETURN(fd_, actor_.Open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
+      path_ = path;
+      return OkStatus();
+    }
+    RETURN_IF_ERROR(type == S_IFLNK ? actor_.MakeSymlink(entry_.symlnk_target(), path)
+                                    : actor_.MakeNode(path, type | 0700, Device()));
+    path_ = path;
+    ASSIGN_OR_RETURN(fd_, actor_.Open(path, O_PATH | O_NOFOLLOW, 0));
+    struct stat st = {};
+    if (::fstat(fd(), &st) != 0 || (st.st_mode & S_IFMT) != type) {
+      return FailedPrecondition(path + ": somebody else takes this path");
+    }
+    return OkStatus();
+  }
+
+  Status Unlink() {
+    if (path_.empty()) return OkStatus();
+    const std::string path = std::exchange(path_, "");
+    return S_ISDIR(entry_.mode()) ? actor_.RemoveFolder(path) : actor_.Unlink(path);
+  }
+
+  static timespec TimeOf(const image::Timeval& time) {
+    return {.tv_sec = static_cast<time_t>(time.tv_sec()),
+            .tv_nsec = static_cast<long>(time.tv_usec() % 1'000'000 * 1000)};
+  }
+
+  const image::GhostFileEntry& entry_;
+  FileActor& actor_;
+  Folders folders_;
+  std::string path_;  // where it is, until it is unlinked
+  UniqueFd fd_;       // O_PATH, but for regular files
+};
 
 Result<UniqueFd> MakeGhost(const std::string& path, std::uint32_t number,
                            FileRestoreContext& context) {
+  if (!path.starts_with('/')) {
+    return InvalidArgument("the path \"" + path + "\" is not absolute");
+  }
   const std::string name = ImageName("ghost-file", number);
   ASSIGN_OR_RETURN(ImageFileReader reader,
                    ImageFileReader::Open(context.source(), name, "ghost-file"));
-  image::GhostFileEntry ghost;
-  RETURN_IF_ERROR(reader.Record(ghost));
-  if (!S_ISREG(ghost.mode())) {
-    return Unimplemented(name + ": only deleted regular files can be restored yet");
+  image::GhostFileEntry entry;
+  RETURN_IF_ERROR(reader.Record(entry));
+  Ghost ghost(entry, context.actor());
+  RETURN_IF_ERROR(Annotate(ghost.Make(path, number), "make deleted file " + path + " again"));
+  if (S_ISREG(entry.mode())) RETURN_IF_ERROR(FillGhost(ghost.fd(), entry, reader));
+  RETURN_IF_ERROR(ghost.SetAttributes());
+  return ghost.Finish();
+}
+
+Result<UniqueFd> OpenLink(const image::RegFileEntry& reg, std::uint32_t link_id,
+                          FileRestoreContext& context) {
+  const image::FileEntry* const link = context.Entry(image::FD_REG, link_id);
+  if (link == nullptr || !link->has_reg()) return DataLoss("no link for a file without a name");
+  image::RegFileEntry found = reg;
+  found.set_name(link->reg().name());
+  return OpenRegEntry(found, context);
+}
+
+// A hard link that is made when the checkpoint is whole; false when there can be none.
+Result<bool> PlanLink(const OpenFile& file, const std::string& path,
+                      image::RemapFilePathEntry& remap, FileDumpContext& context) {
+  if (!S_ISREG(file.st.st_mode) || file.st.st_nlink == 0) return false;
+  Result<std::string> name = Unimplemented("the tree runs on");
+  if (context.kept_links() != nullptr) {
+    name = context.kept_links()->Plan(context.RootOf(file), path, file.borrowed.get());
   }
-  const std::string temporary = path + ".stasis-" + std::to_string(number) + ".ghost";
-  Result<UniqueFd> fd =
-      context.actor().Open(temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
-  if (!fd.ok()) return Annotate(fd.status(), "make deleted file " + path + " again");
-  RETURN_IF_ERROR(context.actor().Unlink(temporary));
-  RETURN_IF_ERROR(FillGhost(fd->get(), ghost, reader));
-  RETURN_IF_ERROR(SetAttributes(fd->get(), ghost));
-  return fd;
+  if (!name.ok()) {
+    context.Note(NameOf(file) +
+                 ": this path is gone but the file has others; a restore makes a copy");
+    return false;
+  }
+  image::FileEntry link;
+  link.set_type(image::FD_REG);
+  link.set_id(context.NewFileId());
+  ASSIGN_OR_RETURN(*link.mutable_reg(), DumpRegEntry(file, link.id(), *name, context));
+  remap.set_remap_id(link.id());
+  remap.set_remap_type(image::REMAP_LINKED);
+  context.AddEntry(std::move(link));
+  return true;
+}
+
+Status SaveGhost(const OpenFile& file, const std::string& path, FileDumpContext& context) {
+  RETURN_IF_ERROR(CheckGhost(file, path, context));
+  const std::string image_name = GhostImage(file.id);
+  image::GhostFileEntry entry = GhostEntry(file.st);
+  if (S_ISLNK(file.st.st_mode)) {
+    ASSIGN_OR_RETURN(*entry.mutable_symlnk_target(), ReadLinkAt(file.borrowed.get(), ""));
+  }
+  context.AddRecord(image_name, entry.SerializeAsString(), "");
+  if (!S_ISREG(file.st.st_mode)) return OkStatus();
+  ASSIGN_OR_RETURN(const UniqueFd fd, Reopen(file.borrowed.get(), O_RDONLY));
+  return DumpContent(file, fd.get(), image_name, context);
 }
 
 }  // namespace
 
-Status DumpGhost(const OpenFile& file, const std::string& path, FileDumpContext& context) {
-  RETURN_IF_ERROR(CheckGhost(file, path, context));
-  const std::uint32_t number = NumberFor(file, context);
-  image::RemapFilePathEntry remap;
-  remap.set_orig_id(file.id);
-  remap.set_remap_id(number);
-  remap.set_remap_type(image::REMAP_GHOST);
-  context.AddRecord("remap-fpath", remap.SerializeAsString(), "");
-  if (number != file.id) return OkStatus();
-
-  const std::string image_name = GhostImage(number);
-  ASSIGN_OR_RETURN(const UniqueFd fd, Reopen(file.borrowed.get(), O_RDONLY));
-  context.AddRecord(image_name, GhostEntry(file.st).SerializeAsString(), "");
-  return DumpContent(file, fd.get(), image_name, context);
+bool IsHarmlessDevice(mode_t mode, dev_t device) {
+  if (!S_ISCHR(mode) || major(device) != 1) return false;
+  switch (minor(device)) {
+    case 3:
+    case 5:
+    case 7:
+    case 8:
+    case 9:
+      return true;
+    default:
+      return false;
+  }
 }
 
-Result<std::optional<std::uint32_t>> GhostOf(std::uint32_t id, FileRestoreContext& context) {
+Status DumpGhost(const OpenFile& file, std::uint32_t id, const std::string& path,
+                 FileDumpContext& context) {
+  const auto [known, is_new] = context.Remaps().try_emplace({file.st.st_dev, file.st.st_ino});
+  image::RemapFilePathEntry& remap = known->second;
+  if (is_new) {
+    ASSIGN_OR_RETURN(const bool linked, PlanLink(file, path, remap, context));
+    if (!linked) {
+      RETURN_IF_ERROR(SaveGhost(file, path, context));
+      remap.set_remap_id(file.id);
+      remap.set_remap_type(image::REMAP_GHOST);
+    }
+  }
+  remap.set_orig_id(id);
+  context.AddRecord("remap-fpath", remap.SerializeAsString(), "");
+  return OkStatus();
+}
+
+Result<std::optional<image::RemapFilePathEntry>> RemapOf(std::uint32_t id,
+                                                         FileRestoreContext& context) {
   using Record = FileRestoreContext::Record;
   ASSIGN_OR_RETURN(const std::span<const Record> records, context.Records("remap-fpath"));
   for (const Record& record : records) {
@@ -236,27 +401,33 @@ Result<std::optional<std::uint32_t>> GhostOf(std::uint32_t id, FileRestoreContex
     if (!remap.ParsePartialFromString(record.message) || !remap.IsInitialized()) {
       return DataLoss("remap-fpath: a record does not parse");
     }
-    if (remap.orig_id() != id) continue;
-    if (remap.remap_type() != image::REMAP_GHOST) {
-      return Unimplemented("a deleted file that was kept by a hard link");
-    }
-    return remap.remap_id();
+    if (remap.orig_id() == id) return remap;
   }
   return std::nullopt;
 }
 
-Result<UniqueFd> RestoreGhost(const image::RegFileEntry& reg, std::uint32_t number,
-                              FileRestoreContext& context) {
-  if (!reg.name().starts_with('/')) {
-    return InvalidArgument("the path \"" + reg.name() + "\" is not absolute");
-  }
+Result<int> KeepGhost(const std::string& path, std::uint32_t number, FileRestoreContext& context) {
   const std::string key = KeptKey("ghost", number);
   if (!context.Kept().contains(key)) {
-    ASSIGN_OR_RETURN(UniqueFd made, MakeGhost(reg.name(), number, context));
+    ASSIGN_OR_RETURN(UniqueFd made, MakeGhost(path, number, context));
     context.Kept()[key] = std::move(made);
   }
-  const int flags = OpenFlags(reg.flags()) & ~(O_PATH | O_NOFOLLOW | O_DIRECTORY);
-  ASSIGN_OR_RETURN(UniqueFd fd, Reopen(context.Kept()[key].get(), flags));
+  return context.Kept()[key].get();
+}
+
+Result<UniqueFd> RestoreRemapped(const image::RegFileEntry& reg,
+                                 const image::RemapFilePathEntry& remap,
+                                 FileRestoreContext& context) {
+  if (remap.remap_type() == image::REMAP_LINKED) return OpenLink(reg, remap.remap_id(), context);
+  if (remap.remap_type() != image::REMAP_GHOST) {
+    return Unimplemented(reg.name() + ": a file of a dead process in /proc");
+  }
+  ASSIGN_OR_RETURN(const int ghost, KeepGhost(reg.name(), remap.remap_id(), context));
+  // The link in /proc of a symbolic link leads to that one, but O_NOFOLLOW would stop before.
+  if (S_ISLNK(reg.mode()) && (reg.flags() & O_PATH) != 0) return Duplicate(ghost);
+  const int flags = OpenFlags(reg.flags()) & ~(O_NOFOLLOW | O_DIRECTORY);
+  ASSIGN_OR_RETURN(UniqueFd fd, Reopen(ghost, flags | O_NONBLOCK | O_NOCTTY));
+  RETURN_IF_ERROR(CheckRegEntry(fd.get(), reg));
   RETURN_IF_ERROR(SetRegState(fd.get(), reg));
   return fd;
 }

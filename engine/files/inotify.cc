@@ -40,6 +40,8 @@ constexpr std::size_t kSearchLimit = 300'000;
 
 constexpr std::uint32_t kKeptMask = IN_ALL_EVENTS | IN_ONESHOT | IN_EXCL_UNLINK;
 
+const std::string kProc = "/proc/";
+
 bool Owns(const OpenFile& file) {
   return file.link == "anon_inode:inotify" || file.link == "anon_inode:[inotify]";
 }
@@ -60,6 +62,7 @@ class Search {
     for (const std::string& path : Likely()) {
       if (IsIt(path)) return path;
     }
+    if (const auto link = Held()) return link;
     ASSIGN_OR_RETURN(const std::string text,
                      ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(file_.pid) + "/mountinfo"));
     ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(text));
@@ -91,6 +94,15 @@ class Search {
     return paths;
   }
 
+  // What is deleted, and open somewhere in the tree.
+  std::optional<std::string> Held() const {
+    for (const OpenFile& other : context_.files()) {
+      if (other.st.st_ino != watch_.inode || !IsIt(other.borrowed.get())) continue;
+      return kProc + std::to_string(other.ns_pid) + "/fd/" + std::to_string(other.fd);
+    }
+    return std::nullopt;
+  }
+
   UniqueFd Open(const std::string& path, std::uint64_t flags) const {
     open_how how = {};
     how.flags = flags | O_NOFOLLOW | O_CLOEXEC;
@@ -101,9 +113,13 @@ class Search {
 
   bool IsIt(const std::string& path) const {
     const UniqueFd found = Open(path, O_PATH);
+    return found && IsIt(found.get());
+  }
+
+  bool IsIt(int fd) const {
     const UniqueFd ours(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
-    if (!found || !ours) return false;
-    const std::string link = "/proc/self/fd/" + std::to_string(found.get());
+    if (!ours) return false;
+    const std::string link = "/proc/self/fd/" + std::to_string(fd);
     if (::inotify_add_watch(ours.get(), link.c_str(), IN_DELETE_SELF) < 0) return false;
     const auto text =
         ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" + std::to_string(ours.get()));
@@ -235,8 +251,10 @@ Status Finish(const image::FileEntry& entry, int fd, ProcessActor& process) {
           "an inotify watch without a path, by file handle alone (of CRIU without "
           "--force-irmap), cannot be restored yet");
     }
+    // A link of /proc leads to what a process of the tree has open.
+    const std::uint32_t follow = path.starts_with(kProc) ? 0 : IN_DONT_FOLLOW;
     const Status status = process.AddWatch(fd, static_cast<int>(watch.wd()), path,
-                                           (watch.mask() & kKeptMask) | IN_DONT_FOLLOW);
+                                           (watch.mask() & kKeptMask) | follow);
     const int error = ErrnoOf(status);
     if (error == ENOENT || error == ENOTDIR || error == EACCES) {
       return FailedPrecondition(Message(status) +

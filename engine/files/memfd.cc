@@ -5,6 +5,10 @@
 //          shared memory: "pagemap-shmem-N". N and the inode's id are the inode's number
 // Restore  made and filled by the process under restore; other open files of it by its link in /proc.
 //          Seals come last (restore_files.cc), since they forbid to fill and to map
+// Rule     What memfd_create(2) returns does not count as open for writing, other open files do: as long
+//          as one of those is there, or mapped, the memfd cannot be executed (ETXTBSY). So the first
+//          open file that may be the one from memfd_create(2) is it again, and what is mapped for
+//          writing maps that one
 // Not here huge pages (MFD_HUGETLB): refused
 // Source   memfd_create(2), fcntl(2) F_ADD_SEALS, mm/memfd.c; tested on 6.18
 #include "engine/files/memfd.h"
@@ -91,17 +95,29 @@ Result<UniqueFd> Make(const image::MemfdInodeEntry& inode, FileRestoreContext& c
   return fd;
 }
 
+// What memfd_create(2) gave is in Kept() from here on.
+Status KeepMade(std::uint32_t inode_id, FileRestoreContext& context) {
+  const std::string key = KeptKey("memfd", inode_id);
+  if (context.Kept().contains(key)) return OkStatus();
+  ASSIGN_OR_RETURN(const auto records, context.Records("memfd"));
+  ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, FindMemfd(records, inode_id));
+  ASSIGN_OR_RETURN(UniqueFd made, Make(inode, context));
+  context.Kept()[key] = std::move(made);
+  return OkStatus();
+}
+
 Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& context) {
   if (!entry.has_memfd()) return DataLoss("no memfd in the entry");
   const image::MemfdFileEntry& memfd = entry.memfd();
   const std::string key = KeptKey("memfd", memfd.inode_id());
-  if (!context.Kept().contains(key)) {
-    ASSIGN_OR_RETURN(const auto records, context.Records("memfd"));
-    ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, FindMemfd(records, memfd.inode_id()));
-    ASSIGN_OR_RETURN(UniqueFd made, Make(inode, context));
-    context.Kept()[key] = std::move(made);
+  RETURN_IF_ERROR(KeepMade(memfd.inode_id(), context));
+  UniqueFd fd;
+  const bool may_be_first = (OpenFlags(memfd.flags()) & (O_ACCMODE | O_PATH)) == O_RDWR;
+  if (may_be_first && context.Kept().try_emplace(key + "-given").second) {
+    ASSIGN_OR_RETURN(fd, Duplicate(context.Kept()[key].get()));
+  } else {
+    ASSIGN_OR_RETURN(fd, Reopen(context.Kept()[key].get(), OpenFlags(memfd.flags())));
   }
-  ASSIGN_OR_RETURN(UniqueFd fd, Reopen(context.Kept()[key].get(), OpenFlags(memfd.flags())));
   RETURN_IF_ERROR(SetStatusFlags(fd.get(), memfd.flags()));
   if (memfd.pos() != 0 && ::lseek(fd.get(), static_cast<off_t>(memfd.pos()), SEEK_SET) < 0) {
     return SyscallError(errno, "lseek a memfd to " + std::to_string(memfd.pos()));
@@ -121,6 +137,12 @@ Result<image::MemfdInodeEntry> FindMemfd(std::span<const FileRestoreContext::Rec
     if (inode.inode_id() == inode_id) return inode;
   }
   return DataLoss("memfd " + std::to_string(inode_id) + " is not in the images");
+}
+
+Result<UniqueFd> RestoreMappedMemfd(const image::MemfdFileEntry& memfd,
+                                    FileRestoreContext& context) {
+  RETURN_IF_ERROR(KeepMade(memfd.inode_id(), context));
+  return Duplicate(context.Kept()[KeptKey("memfd", memfd.inode_id())].get());
 }
 
 Status SealMemfd(int fd, std::uint32_t seals) {

@@ -14,6 +14,10 @@ namespace stasis::engine {
 Result<image::MemfdInodeEntry> FindMemfd(std::span<const FileRestoreContext::Record> records,
                                          std::uint64_t inode_id);
 
+/// What memfd_create(2) gave, to be mapped; its open flags do not matter to a mapping.
+Result<UniqueFd> RestoreMappedMemfd(const image::MemfdFileEntry& memfd,
+                                    FileRestoreContext& context);
+
 /// Adds `seals` (F_SEAL_*) to the memfd that is open as `fd`.
 Status SealMemfd(int fd, std::uint32_t seals);
 

@@ -2,8 +2,8 @@
 // path.
 //
 // State    path, flags, offset; size and type for a check at restore
-// Dump     the path must lead to the open file in its holder's root. A regular file that it does
-//          not lead to any more was deleted or replaced: its content is saved (ghost_file.cc)
+// Dump     the path must lead to the open file in its holder's root. What it does not lead to
+//          any more was deleted or replaced: it is saved (ghost_file.cc)
 // Restore  openat(2) in the new root, with the rights of the process under restore
 // Not here terminals (terminal.cc), file locks (file_locks.cc). Other devices: refused
 // Source   open(2), openat2(2), proc_pid_fd(5); tested on 6.18
@@ -24,22 +24,6 @@ namespace {
 constexpr std::uint64_t kNsfsMagic = 0x6e736673;
 constexpr std::uint64_t kMqueueMagic = 0x19800202;  // ipc/mqueue.c
 
-// Devices without state, the same everywhere, Documentation/admin-guide/devices.txt: /dev/null,
-// zero, full, random, urandom.
-bool IsHarmlessDevice(const struct stat& st) {
-  if (!S_ISCHR(st.st_mode) || major(st.st_rdev) != 1) return false;
-  switch (minor(st.st_rdev)) {
-    case 3:
-    case 5:
-    case 7:
-    case 8:
-    case 9:
-      return true;
-    default:
-      return false;
-  }
-}
-
 bool Owns(const OpenFile& file) {
   // Objects without a name ("anon_inode:[eventfd]") may have any type.
   if (!file.link.starts_with('/')) return false;
@@ -59,7 +43,8 @@ Status CheckType(const OpenFile& file) {
   }
   if ((file.flags & O_PATH) != 0) return OkStatus();
   const unsigned number = major(file.st.st_rdev);
-  if ((S_ISCHR(file.st.st_mode) || S_ISBLK(file.st.st_mode)) && !IsHarmlessDevice(file.st)) {
+  if ((S_ISCHR(file.st.st_mode) || S_ISBLK(file.st.st_mode)) &&
+      !IsHarmlessDevice(file.st.st_mode, file.st.st_rdev)) {
     return Unimplemented(name + ": device " + std::to_string(number) + ":" +
                          std::to_string(minor(file.st.st_rdev)) +
                          " has a state of its own and cannot be checkpointed");
@@ -72,7 +57,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   ASSIGN_OR_RETURN(const PathState state, LookUp(file, context));
   image::FileEntry entry = NewEntry(file, image::FD_REG);
   ASSIGN_OR_RETURN(*entry.mutable_reg(), DumpRegEntry(file, file.id, state.path, context));
-  if (!state.reaches) RETURN_IF_ERROR(DumpGhost(file, state.path, context));
+  if (!state.reaches) RETURN_IF_ERROR(DumpGhost(file, file.id, state.path, context));
   return entry;
 }
 
@@ -81,8 +66,8 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
   if (entry.reg().ext()) {
     return Unimplemented(entry.reg().name() + ": a file that came from outside the tree");
   }
-  ASSIGN_OR_RETURN(const std::optional<std::uint32_t> ghost, GhostOf(entry.id(), context));
-  if (ghost) return RestoreGhost(entry.reg(), *ghost, context);
+  ASSIGN_OR_RETURN(const auto remap, RemapOf(entry.id(), context));
+  if (remap) return RestoreRemapped(entry.reg(), *remap, context);
   return OpenRegEntry(entry.reg(), context);
 }
 

@@ -95,6 +95,34 @@ class RootActor : public FileActor {
     return remote().Call("unlink " + path, SYS_unlinkat, AT_FDCWD, address, 0).status();
   }
 
+  Status RemoveFolder(const std::string& path) override {
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
+    return remote().Call("rmdir " + path, SYS_unlinkat, AT_FDCWD, address, AT_REMOVEDIR).status();
+  }
+
+  Status MakeNode(const std::string& path, unsigned mode, dev_t device) override {
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
+    if (S_ISDIR(mode)) {
+      return remote().Call("mkdir " + path, SYS_mkdirat, AT_FDCWD, address, mode & 07777).status();
+    }
+    return remote().Call("mknod " + path, SYS_mknodat, AT_FDCWD, address, mode, device).status();
+  }
+
+  Status MakeSymlink(const std::string& target, const std::string& path) override {
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t from, remote().Put(target));
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
+    return remote().Call("symlink " + path, SYS_symlinkat, from, AT_FDCWD, address).status();
+  }
+
+  Status SetMode(const std::string& path, unsigned mode) override {
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
+    return remote().Call("chmod " + path, SYS_fchmodat, AT_FDCWD, address, mode).status();
+  }
+
   /// A copy of descriptor `number` of the root; empty when it has none.
   Result<UniqueFd> Copy(int number) {
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, root_.pidfd.get(), number, 0)));

@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -27,6 +28,7 @@
 #include "engine/files/descriptor_table.h"
 #include "engine/files/file_locks.h"
 #include "engine/files/ghost_file.h"
+#include "engine/files/kept_links.h"
 #include "engine/files/memfd.h"
 #include "engine/files/path.h"
 #include "engine/files/restore_context.h"
@@ -105,13 +107,14 @@ class TableActor : public ProcessActor {
     range.l_len = lock.len();
     remote().ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(range));
-    const Status status =
-        remote().Call("fcntl F_SETLK", SYS_fcntl, lock.fd(), F_SETLK, address).status();
-    if (ErrnoOf(status) == EAGAIN || ErrnoOf(status) == EACCES) {
-      return FailedPrecondition(
-          "another process has a lock on it that excludes the one to restore");
-    }
-    return status;
+    return LockTaken(
+        remote().Call("fcntl F_SETLK", SYS_fcntl, lock.fd(), F_SETLK, address).status());
+  }
+
+  /// So does a flock(2) lock as far as /proc/locks shows it, though any holder of the file may release it.
+  Status Flock(const image::FileLockEntry& lock) {
+    const int operation = (lock.type() == F_WRLCK ? LOCK_EX : LOCK_SH) | LOCK_NB;
+    return LockTaken(remote().Call("flock", SYS_flock, lock.fd(), operation).status());
   }
 
   Status SetOwner(int fd, const FownEntry& owner) override {
@@ -173,6 +176,7 @@ class Restorer : public FileRestorer {
 
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
+    ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
     RestoreContext context(root_, images_, source_, options_, connections_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     for (const auto& [key, holder] : holders_) {
@@ -183,22 +187,26 @@ class Restorer : public FileRestorer {
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
     }
-    RETURN_IF_ERROR(OpenNameless(context));
+    RETURN_IF_ERROR(OpenPathless(context));
     return context.Finish();
   }
 
   Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) override {
-    const auto found = nameless_.find(id);
-    if (found == nameless_.end()) return OpenInProcess(process, images_.Path(id), flags);
+    const auto found = pathless_.find(id);
+    if (found == pathless_.end()) return OpenInProcess(process, images_.Path(id), flags);
     const FileEntry* const memfd = images_.File(image::FD_MEMFD, id);
     if (memfd != nullptr) {
       ASSIGN_OR_RETURN(const std::uint32_t seals, SealsOf(*memfd));
       // Else the mapping could become writable, which the seal that is to come forbids.
       if ((seals & F_SEAL_WRITE) != 0) flags = O_RDONLY;
     }
-    ASSIGN_OR_RETURN(const UniqueFd fd, Reopen(found->second.get(), flags));
+    UniqueFd again;
+    int ours = found->second.get();
+    if (memfd == nullptr || (flags & O_ACCMODE) != O_RDWR) {
+      ASSIGN_OR_RETURN(again, Reopen(ours, flags));
+      ours = again.get();
+    }
     ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(*process.remote, process.pidfd.get()));
-    const int ours = fd.get();
     ASSIGN_OR_RETURN(const std::vector<int> numbers,
                      channel.Send(*process.remote, std::span(&ours, 1)));
     RETURN_IF_ERROR(channel.Close(*process.remote));
@@ -218,7 +226,25 @@ class Restorer : public FileRestorer {
     return MakeDescriptorTable(process, our_fds);
   }
 
+  const PathlessFiles& pathless() const override { return pathless_; }
+
+  Status RemoveLinks() override {
+    ASSIGN_OR_RETURN(
+        const std::vector<image::RemapFilePathEntry> remaps,
+        ReadRecords<image::RemapFilePathEntry>(source_, ImageName("remap-fpath"), "remap-fpath"));
+    for (const image::RemapFilePathEntry& remap : remaps) {
+      if (remap.remap_type() != image::REMAP_LINKED) continue;
+      RETURN_IF_ERROR(RemoveKeptLink(root_folder_.get(), images_.Path(remap.remap_id())));
+    }
+    return OkStatus();
+  }
+
   Status Finish(std::vector<RestoredProcess>& processes) override {
+    // What is watched must not see them go.
+    const bool watches = std::ranges::any_of(images_.files, [](const FileEntry& entry) {
+      return entry.type() == image::FD_INOTIFY || entry.type() == image::FD_FANOTIFY;
+    });
+    if (watches) RETURN_IF_ERROR(RemoveLinks());
     std::map<pid_t, TableActor> actors;
     for (RestoredProcess& process : processes) {
       if (!process.image->zombie) actors.try_emplace(process.image->pid(), process, notes_);
@@ -232,7 +258,7 @@ class Restorer : public FileRestorer {
     RETURN_IF_ERROR(TakeLocks(actors));
     RETURN_IF_ERROR(SealAll());
     files_.clear();
-    nameless_.clear();
+    pathless_.clear();
     return OkStatus();
   }
 
@@ -277,34 +303,37 @@ class Restorer : public FileRestorer {
     return OkStatus();
   }
 
-  // Opens what is mapped and has no path to be opened by in each process: memfds, deleted files.
-  Status OpenNameless(RestoreContext& context) {
+  // Opens what each process runs, is in or maps, and which has no path to be opened by there: memfds, deleted
+  // files.
+  Status OpenPathless(RestoreContext& context) {
     for (const ProcessImage& process : images_.processes) {
+      if (process.zombie) continue;
+      std::set<std::uint32_t> ids = {process.mm.exe_file_id(), process.fs.cwd_id()};
       for (const image::VmaEntry& vma : process.mm.vmas()) {
         constexpr std::uint32_t kOfFile = 0x40 | 0x80;  // private, shared
-        const auto id = static_cast<std::uint32_t>(vma.shmid());
-        if ((vma.status() & kOfFile) == 0 || nameless_.contains(id)) continue;
-        Result<UniqueFd> fd = OpenIfNameless(id, context);
-        if (!fd.ok()) {
-          return Annotate(fd.status(), "pid " + std::to_string(process.pid()) + ", mapped file");
-        }
-        if (*fd) nameless_[id] = *std::move(fd);
+        if ((vma.status() & kOfFile) != 0) ids.insert(static_cast<std::uint32_t>(vma.shmid()));
+      }
+      for (const std::uint32_t id : ids) {
+        if (pathless_.contains(id)) continue;
+        Result<UniqueFd> fd = OpenIfPathless(id, context);
+        if (!fd.ok()) return Annotate(fd.status(), "pid " + std::to_string(process.pid()));
+        if (*fd) pathless_[id] = *std::move(fd);
       }
     }
     return OkStatus();
   }
 
-  Result<UniqueFd> OpenIfNameless(std::uint32_t id, RestoreContext& context) {
+  Result<UniqueFd> OpenIfPathless(std::uint32_t id, RestoreContext& context) {
     if (const FileEntry* const memfd = images_.File(image::FD_MEMFD, id)) {
       ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, InodeOf(*memfd));
       // Nameless shared memory, as CRIU dumps it: a memory area's own (restore_layout.h).
       if (inode.name() == "/dev/zero") return UniqueFd();
-      return RestoreFile(*memfd, context);
+      return RestoreMappedMemfd(memfd->memfd(), context);
     }
     const FileEntry* const file = images_.File(image::FD_REG, id);
     if (file == nullptr) return UniqueFd();  // for the memory's restore to complain about
-    ASSIGN_OR_RETURN(const std::optional<std::uint32_t> ghost, GhostOf(id, context));
-    if (!ghost) return UniqueFd();
+    ASSIGN_OR_RETURN(const auto remap, RemapOf(id, context));
+    if (!remap) return UniqueFd();
     return RestoreFile(*file, context);
   }
 
@@ -334,9 +363,10 @@ class Restorer : public FileRestorer {
       if (descriptor == descriptors.end()) return InvalidArgument(name + ": no such descriptor");
       if (lock.flag() == kLockPosix) {
         RETURN_IF_ERROR(Annotate(actor->second.TakeLock(lock), name));
-      } else if (lock.flag() == kLockFlock || lock.flag() == kLockOpenFile) {
-        RETURN_IF_ERROR(
-            Annotate(TakeDescriptionLock(files_[KeyOf(*descriptor)].get(), lock), name));
+      } else if (lock.flag() == kLockFlock) {
+        RETURN_IF_ERROR(Annotate(actor->second.Flock(lock), name));
+      } else if (lock.flag() == kLockOpenFile) {
+        RETURN_IF_ERROR(Annotate(TakeOpenFileLock(files_[KeyOf(*descriptor)].get(), lock), name));
       } else {
         return Unimplemented(name + " of kind " + std::to_string(lock.flag()));
       }
@@ -354,7 +384,7 @@ class Restorer : public FileRestorer {
     for (const auto& [key, fd] : files_) {
       if (key.first == image::FD_MEMFD) RETURN_IF_ERROR(seal(key.second, fd));
     }
-    for (const auto& [id, fd] : nameless_) RETURN_IF_ERROR(seal(id, fd));
+    for (const auto& [id, fd] : pathless_) RETURN_IF_ERROR(seal(id, fd));
     return OkStatus();
   }
 
@@ -379,13 +409,14 @@ class Restorer : public FileRestorer {
   }
 
   RestoredProcess& root_;  // only until RestoreAll() has ended
+  UniqueFd root_folder_;
   const CheckpointImages& images_;
   const ImageSource& source_;
   const Options options_;
   std::map<FileKey, Holder> holders_;
   std::map<FileKey, UniqueFd> files_;
-  std::map<std::uint32_t, UniqueFd> nameless_;  // mapped files without a path, by id
-  std::set<std::uint32_t> installed_;           // tables, by id: what processes share is made once
+  PathlessFiles pathless_;
+  std::set<std::uint32_t> installed_;  // tables, by id: what processes share is made once
   std::vector<PendingConnection> connections_;
   std::vector<std::string> notes_;
 };

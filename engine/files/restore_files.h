@@ -23,6 +23,10 @@ class FileRestorer {
   /// Opens REG or MEMFD entry `id` of files.img with `flags` to be mapped in `process`; the number is in
   /// its table. What has no path was opened by RestoreAll().
   virtual Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) = 0;
+  /// Programs, working directories and mapped files without a path, from RestoreAll() to Finish().
+  virtual const PathlessFiles& pathless() const = 0;
+  /// Removes the names that the dump gave to files which had lost theirs. Once nothing can fail any more.
+  virtual Status RemoveLinks() = 0;
   /// Gives `process` its descriptor table: exactly the numbers and flags of its image, nothing else. Its
   /// soft RLIMIT_NOFILE is raised to the hard one. FailedPrecondition: that one is too low.
   virtual Status Install(RestoredProcess& process) = 0;

@@ -109,20 +109,11 @@ Result<struct stat> StatLink(const FrozenProcess& process, const char* link) {
   return st;
 }
 
-Status CheckLinks(const FrozenProcess& process, const struct stat& tree_root) {
+Status CheckLinks(const FrozenProcess& process) {
   ASSIGN_OR_RETURN(const struct stat root, StatLink(process, "root"));
-  if (root.st_dev != tree_root.st_dev || root.st_ino != tree_root.st_ino) {
-    return Unimplemented(Name(process) + " has another root directory than the root of its tree");
-  }
-  for (const char* const link : {"exe", "cwd"}) {
-    ASSIGN_OR_RETURN(const struct stat st, StatLink(process, link));
-    if (st.st_nlink == 0) {
-      return Unimplemented(Name(process) + ": its " +
-                           (link[0] == 'e' ? "executable" : "working directory") +
-                           " was deleted, which cannot be checkpointed");
-    }
-  }
-  return OkStatus();
+  if (root.st_nlink > 0) return OkStatus();
+  return Unimplemented(Name(process) +
+                       ": its root directory was deleted, which cannot be checkpointed");
 }
 
 // The terminal that controls the root's session is its starter's, and a new one takes its place. Those
@@ -207,10 +198,9 @@ Status CheckTree(const FrozenTree& tree) {
   }
   RETURN_IF_ERROR(CheckNotShared(living, KCMP_VM, "memory"));
   RETURN_IF_ERROR(CheckNotShared(living, KCMP_SIGHAND, "signal handlers"));
-  ASSIGN_OR_RETURN(const struct stat root, StatLink(tree.root(), "root"));
   for (const FrozenProcess* process : living) {
     RETURN_IF_ERROR(CheckThreadsShare(*process));
-    RETURN_IF_ERROR(CheckLinks(*process, root));
+    RETURN_IF_ERROR(CheckLinks(*process));
     RETURN_IF_ERROR(CheckTerminal(*process, tree.root()));
   }
   return OkStatus();

@@ -30,6 +30,7 @@
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/fork_plan.h"
+#include "engine/tracee/fd_channel.h"
 
 namespace stasis::engine {
 namespace {
@@ -157,8 +158,9 @@ std::vector<PlannedProcess> ToPlan(std::span<const ProcessImage> processes) {
 // The tree in the making. Index: place in images.processes, then in the plan's extras.
 class Builder {
  public:
-  Builder(const CheckpointImages& images, PidReserver& reserver, const Furnish& furnish)
-      : images_(images), reserver_(reserver), furnish_(furnish) {
+  Builder(const CheckpointImages& images, const PathlessFiles& pathless, PidReserver& reserver,
+          const Furnish& furnish)
+      : images_(images), pathless_(pathless), reserver_(reserver), furnish_(furnish) {
     for (std::size_t i = 0; i < images.processes.size(); ++i)
       by_pid_[images.processes[i].pid()] = i;
   }
@@ -231,15 +233,21 @@ class Builder {
     const ProcessImage& image = images_.processes[child];
     process.image = &image;
     if (image.zombie) return OkStatus();
-    const bool executes =
-        images_.Path(image.mm.exe_file_id()) != images_.Path(like.mm.exe_file_id());
+    const bool executes = !SameProgram(image, like);
     if (executes) {
       if ((shared & CLONE_FILES) != 0) {
         return Unimplemented(PidText(image) + " shares its descriptors with another program");
       }
-      RETURN_IF_ERROR(ExecuteProgram(process, images_));
+      RETURN_IF_ERROR(ExecuteProgram(process, images_, pathless_));
     }
     return furnish_(process, executes ? nullptr : &like);
+  }
+
+  // At one path there may be a program, and those that were deleted from there.
+  bool SameProgram(const ProcessImage& a, const ProcessImage& b) const {
+    const std::uint32_t one = a.mm.exe_file_id(), other = b.mm.exe_file_id();
+    if (pathless_.contains(one) || pathless_.contains(other)) return one == other;
+    return images_.Path(one) == images_.Path(other);
   }
 
   Status ForkFrom(RestoredProcess& source, pid_t pid, unsigned long flags,
@@ -342,6 +350,7 @@ class Builder {
   }
 
   const CheckpointImages& images_;
+  const PathlessFiles& pathless_;
   PidReserver& reserver_;
   const Furnish& furnish_;
   std::vector<std::optional<RestoredProcess>> made_;
@@ -391,18 +400,38 @@ Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& i
   return process;
 }
 
-Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images) {
+Result<int> SendInto(RestoredProcess& process, int our_fd) {
+  ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(*process.remote, process.pidfd.get()));
+  ASSIGN_OR_RETURN(const std::vector<int> numbers,
+                   channel.Send(*process.remote, std::span(&our_fd, 1)));
+  RETURN_IF_ERROR(channel.Close(*process.remote));
+  return numbers.front();
+}
+
+Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
+                      const PathlessFiles& pathless) {
   const std::string path = images.Path(process.image->mm.exe_file_id());
   const std::string context = PidText(*process.image) + ", program " + path;
   RemoteSyscalls& remote = *process.remote;
+  int program = -1;
+  if (const auto found = pathless.find(process.image->mm.exe_file_id()); found != pathless.end()) {
+    ASSIGN_OR_RETURN(program, SendInto(process, found->second.get()));
+  }
   remote.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t name, remote.Put(path));
   const std::uint64_t vector[2] = {name, 0};
   ASSIGN_OR_RETURN(const std::uint64_t argv, remote.PutValue(vector));
   const std::uint64_t environment = argv + sizeof(std::uint64_t);  // its terminating null
   const std::uint64_t address = process.area.address;
-  if (Status status = remote.Call("execve", SYS_execve, name, argv, environment).status();
-      !status.ok()) {
+  Result<std::uint64_t> executed = 0;
+  if (program >= 0) {
+    ASSIGN_OR_RETURN(const std::uint64_t nothing, remote.Put(std::string_view()));
+    executed =
+        remote.Call("execveat", SYS_execveat, program, nothing, argv, environment, AT_EMPTY_PATH);
+  } else {
+    executed = remote.Call("execve", SYS_execve, name, argv, environment);
+  }
+  if (const Status status = executed.status(); !status.ok()) {
     return Annotate(MakeStatus(StatusCode::kFailedPrecondition, Message(status)), context);
   }
   remote.Abandon();
@@ -426,8 +455,9 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images) 
 
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
+                                                   const PathlessFiles& pathless,
                                                    PidReserver& reserver, const Furnish& furnish) {
-  return Builder(images, reserver, furnish).Build(std::move(root));
+  return Builder(images, pathless, reserver, furnish).Build(std::move(root));
 }
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,

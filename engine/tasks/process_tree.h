@@ -18,9 +18,14 @@ unsigned RestoreOptions();
 Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& image,
                                         std::uint64_t area_address);
 
+/// A descriptor of `process`, O_CLOEXEC, for what our `our_fd` has open. Uses the argument room of
+/// `process.remote` and gives all of it back.
+Result<int> SendInto(RestoredProcess& process, int our_fd);
+
 /// Lets `process` execute the program of its image, so that /proc/PID/exe is right, and stops it before
 /// its first instruction. FailedPrecondition: the file is missing or another one.
-Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images);
+Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
+                      const PathlessFiles& pathless);
 
 /// Called for each process that lives once it runs its program, before it has children: with the image of
 /// the process whose fork it is and whose memory it has, or null when it was executed.
@@ -30,6 +35,7 @@ using Furnish = std::function<Status(RestoredProcess& process, const ProcessImag
 /// AlreadyExists: a pid is taken. Order of the result: that of `images`.
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
+                                                   const PathlessFiles& pathless,
                                                    PidReserver& reserver, const Furnish& furnish);
 
 /// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.

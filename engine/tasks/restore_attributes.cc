@@ -83,12 +83,26 @@ Status RestoreProcessFlags(RestoredProcess& process) {
   return OkStatus();
 }
 
-Status RestoreFolder(RestoredProcess& process, const CheckpointImages& images) {
+// The path counts from the root of the tree, which the process still has.
+Status ChangeFolder(RestoredProcess& process, const CheckpointImages& images,
+                    const PathlessFiles& pathless) {
   RemoteSyscalls& remote = *process.remote;
+  const std::uint32_t id = process.image->fs.cwd_id();
+  if (const auto deleted = pathless.find(id); deleted != pathless.end()) {
+    ASSIGN_OR_RETURN(const int number, SendInto(process, deleted->second.get()));
+    RETURN_IF_ERROR(remote.Call("fchdir", SYS_fchdir, number).status());
+    return remote.Call("close", SYS_close, number).status();
+  }
   remote.ResetArguments();
-  const std::string cwd = images.Path(process.image->fs.cwd_id());
+  const std::string cwd = images.Path(id);
   ASSIGN_OR_RETURN(const std::uint64_t path, remote.Put(cwd));
-  RETURN_IF_ERROR(remote.Call("chdir " + cwd, SYS_chdir, path).status());
+  return remote.Call("chdir " + cwd, SYS_chdir, path).status();
+}
+
+Status RestoreFolder(RestoredProcess& process, const CheckpointImages& images,
+                     const PathlessFiles& pathless) {
+  RETURN_IF_ERROR(ChangeFolder(process, images, pathless));
+  RemoteSyscalls& remote = *process.remote;
   return remote.Call("umask", SYS_umask, process.image->fs.umask()).status();
 }
 
@@ -255,8 +269,18 @@ Status MakeThreads(RestoredProcess& process, PidReserver& reserver) {
   return OkStatus();
 }
 
-Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& images, Notes& notes) {
-  RETURN_IF_ERROR(RestoreFolder(process, images));
+Status RestoreRoot(RestoredProcess& process, const CheckpointImages& images) {
+  const std::string root = images.Path(process.image->fs.root_id());
+  if (root == "/") return OkStatus();
+  RemoteSyscalls& remote = *process.remote;
+  remote.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t path, remote.Put(root));
+  return remote.Call("chroot " + root, SYS_chroot, path).status();
+}
+
+Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& images,
+                         const PathlessFiles& pathless, Notes& notes) {
+  RETURN_IF_ERROR(RestoreFolder(process, images, pathless));
   RETURN_IF_ERROR(RestoreProcessFlags(process));
   RETURN_IF_ERROR(RestoreOomScore(process, notes));
   RETURN_IF_ERROR(RestoreLoginUid(process, notes));

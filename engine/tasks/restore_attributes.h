@@ -17,7 +17,12 @@ Status MakeThreads(RestoredProcess& process, PidReserver& reserver);
 
 /// Working directory, umask, personality, prctl flags, resource limits; then of each thread its name,
 /// robust list, alternate stack, rseq, scheduling. Memory must be in place.
-Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& images, Notes& notes);
+Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& images,
+                         const PathlessFiles& pathless, Notes& notes);
+
+/// A root directory of its own, while it still has the rights for that, and nothing more is looked up by
+/// paths of the tree.
+Status RestoreRoot(RestoredProcess& process, const CheckpointImages& images);
 
 /// True when the process was stopped, or about to be, by SIGSTOP: it is sent once our calls are done.
 bool IsToStop(const ProcessImage& process);

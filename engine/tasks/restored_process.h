@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -12,6 +13,10 @@
 #include "engine/tracee/tracee.h"
 
 namespace stasis::engine {
+
+/// Open files of the images that have no path to be opened by, in our table; by the id of their REG or MEMFD
+/// entry.
+using PathlessFiles = std::map<std::uint32_t, UniqueFd>;
 
 struct RestoredProcess {
   const ProcessImage* image = nullptr;

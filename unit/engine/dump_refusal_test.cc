@@ -66,17 +66,6 @@ const Case kCases[] = {
        while (done == 0) ::usleep(1000);
        return true;
      }},
-    {"DeletedDirectory", "working directory was deleted",
-     [](const SharedWords&) {
-       char path[] = "/tmp/stasis-dump-XXXXXX";
-       return ::mkdtemp(path) != nullptr && ::chdir(path) == 0 && ::rmdir(path) == 0;
-     }},
-    {"ChildWithAnotherRoot", "another root directory",
-     [](const SharedWords& words) {
-       if (::fork() != 0) return words.WaitAbove(3, 0);
-       words[3] = ::chroot("/tmp") == 0;
-       return Sleep() == 0;
-     }},
     {"ChildInANamespace", "another uts namespace",
      [](const SharedWords& words) {
        if (::fork() != 0) return words.WaitAbove(3, 0);

@@ -11,12 +11,12 @@ namespace {
 using ::stasis::testing::IsOk;
 using ::stasis::testing::StatusIs;
 
-class FileLocksTest : public ::testing::TestWithParam<FileLockFlag> {
+class FileLocksTest : public ::testing::Test {
  protected:
   UniqueFd Open() const { return Fd(::open((scratch_ / "file").c_str(), O_CREAT | O_RDWR, 0600)); }
   static image::FileLockEntry Lock(short type) {
     image::FileLockEntry lock;
-    lock.set_flag(GetParam());
+    lock.set_flag(kLockOpenFile);
     lock.set_type(static_cast<std::uint32_t>(type));
     lock.set_start(0);
     lock.set_len(0);
@@ -25,20 +25,18 @@ class FileLocksTest : public ::testing::TestWithParam<FileLockFlag> {
   ScratchDirectory scratch_;
 };
 
-TEST_P(FileLocksTest, AnExclusiveLockKeepsOthersOut) {
+TEST_F(FileLocksTest, AnExclusiveLockKeepsOthersOut) {
   const UniqueFd one = Open(), other = Open();
-  ASSERT_THAT(TakeDescriptionLock(one.get(), Lock(F_WRLCK)), IsOk());
-  EXPECT_THAT(TakeDescriptionLock(other.get(), Lock(F_RDLCK)),
+  ASSERT_THAT(TakeOpenFileLock(one.get(), Lock(F_WRLCK)), IsOk());
+  EXPECT_THAT(TakeOpenFileLock(other.get(), Lock(F_RDLCK)),
               StatusIs(StatusCode::kFailedPrecondition));
 }
 
-TEST_P(FileLocksTest, SharedLocksGoTogether) {
+TEST_F(FileLocksTest, SharedLocksGoTogether) {
   const UniqueFd one = Open(), other = Open();
-  ASSERT_THAT(TakeDescriptionLock(one.get(), Lock(F_RDLCK)), IsOk());
-  EXPECT_THAT(TakeDescriptionLock(other.get(), Lock(F_RDLCK)), IsOk());
+  ASSERT_THAT(TakeOpenFileLock(one.get(), Lock(F_RDLCK)), IsOk());
+  EXPECT_THAT(TakeOpenFileLock(other.get(), Lock(F_RDLCK)), IsOk());
 }
-
-INSTANTIATE_TEST_SUITE_P(Kinds, FileLocksTest, ::testing::Values(kLockFlock, kLockOpenFile));
 
 }  // namespace
 }  // namespace stasis::engine

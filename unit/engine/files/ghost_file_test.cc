@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include "engine/files/kept_links.h"
 #include "unit/engine/files/local_context.h"
 #include "unit/engine/files/scratch_directory.h"
 
@@ -75,18 +76,96 @@ TEST(GhostFileTest, RefusesALargeOne) {
   EXPECT_THAT(RoundTrip(fd.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("limit")));
 }
 
-TEST(GhostFileTest, RefusesADeletedDirectoryAndAFileWithin) {
+TEST(GhostFileTest, ADeletedDirectoryAndAFileWithinKeepTheirLinks) {
   const ScratchDirectory scratch;
   ASSERT_EQ(::mkdir((scratch / "dir").c_str(), 0700), 0);
   const UniqueFd dir = Fd(::open((scratch / "dir").c_str(), O_RDONLY | O_DIRECTORY));
   const UniqueFd file = Fd(::open((scratch / "dir/file").c_str(), O_RDWR | O_CREAT, 0600));
   std::filesystem::remove_all(scratch / "dir");
-  EXPECT_THAT(RoundTrip(dir.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("dir")));
-  EXPECT_THAT(RoundTrip(file.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("its directory")));
+  for (const int fd : {dir.get(), file.get()}) {
+    const RoundTrip trip(fd);
+    ASSERT_THAT(trip.status, IsOk());
+    EXPECT_EQ(Describe(trip.restored.get(), 1).link, Describe(fd, 1).link);
+    EXPECT_EQ(Describe(trip.restored.get(), 1).st.st_mode, Describe(fd, 1).st.st_mode);
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(scratch / "."));
 }
 
-TEST(GhostFileTest, AnArchiveCannotMakeASetUserIdFile) {
+TEST(GhostFileTest, ADeletedSymbolicLinkKeepsItsTarget) {
+  const ScratchDirectory scratch;
+  ASSERT_EQ(::symlink("far/away", (scratch / "link").c_str()), 0);
+  const UniqueFd link = Fd(::open((scratch / "link").c_str(), O_PATH | O_NOFOLLOW));
+  ASSERT_EQ(::unlink((scratch / "link").c_str()), 0);
+  const RoundTrip trip(link.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_EQ(ReadLinkAt(trip.restored.get(), "").value_or(""), "far/away");
+}
+
+TEST(GhostFileTest, AnArchiveGetsNoDeviceOfItsChoice) {
+  const ScratchDirectory scratch;
+  LocalDumpContext dump;
+  image::GhostFileEntry ghost;
+  ghost.set_uid(0);
+  ghost.set_gid(0);
+  ghost.set_mode(S_IFBLK | 0666);
+  ghost.set_rdev(8 << 20);
+  dump.images.Add("ghost-file-1", ghost.SerializeAsString(), "");
+  LocalRestoreContext restore(dump);
+  EXPECT_THAT(KeepGhost(scratch / "disk", 1, restore), StatusIs(StatusCode::kUnimplemented));
+  EXPECT_TRUE(std::filesystem::is_empty(scratch / "."));
+}
+
+TEST(GhostFileTest, AFileWithAnotherNameStaysTheSame) {
+  const ScratchDirectory scratch;
+  const UniqueFd file = Fd(::open((scratch / "lost").c_str(), O_RDWR | O_CREAT, 0600));
+  ASSERT_EQ(::link((scratch / "lost").c_str(), (scratch / "other").c_str()), 0);
+  ASSERT_EQ(::unlink((scratch / "lost").c_str()), 0);
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(file.get());
+  KeptLinks links;
+  dump.links = &links;
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  ASSERT_THAT(links.Make(), IsOk());
+  links.Commit();
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> restored = restore.Restore(id);
+  ASSERT_THAT(restored, IsOk());
+  EXPECT_EQ(Describe(restored->get(), 1).st.st_ino, Describe(file.get(), 1).st.st_ino);
+  const UniqueFd root = Fd(::open("/", O_PATH));
+  for (const image::FileEntry& entry : dump.entries) {
+    EXPECT_THAT(RemoveKeptLink(root.get(), entry.reg().name()), IsOk());
+  }
+  EXPECT_EQ(Describe(file.get(), 1).st.st_nlink, 1u);
+}
+
+TEST(KeptLinksTest, AreTakenBackUnlessTheyAreCommitted) {
+  const ScratchDirectory scratch;
+  const UniqueFd file = Fd(::open((scratch / "file").c_str(), O_RDWR | O_CREAT, 0600));
+  const UniqueFd root = Fd(::open("/", O_PATH));
+  {
+    KeptLinks links;
+    ASSERT_THAT(links.Plan(root.get(), scratch / "lost", file.get()), IsOk());
+    ASSERT_THAT(links.Make(), IsOk());
+    EXPECT_EQ(Describe(file.get(), 1).st.st_nlink, 2u);
+  }
+  EXPECT_EQ(Describe(file.get(), 1).st.st_nlink, 1u);
+}
+
+TEST(KeptLinksTest, OnlyLinksOfOursAreRemoved) {
+  const ScratchDirectory scratch;
+  const UniqueFd file = Fd(::open((scratch / "file").c_str(), O_RDWR | O_CREAT, 0600));
+  const UniqueFd root = Fd(::open("/", O_PATH));
+  EXPECT_THAT(RemoveKeptLink(root.get(), scratch / "file"), IsOk());
+  EXPECT_EQ(Describe(file.get(), 1).st.st_nlink, 1u);
+}
+
+// Whether the bits come back is for the process under restore, which may set them or not.
+class NoSetId : public LocalFileActor {
+ public:
+  Status SetMode(const std::string&, unsigned) override { return PermissionDenied("not yours"); }
+};
+
+TEST(GhostFileTest, SetUserIdBitsAreTheProcesssToSet) {
   const ScratchDirectory scratch;
   const std::string path = scratch / "file";
   const UniqueFd fd = Fd(::open(path.c_str(), O_RDWR | O_CREAT, 0755));
@@ -94,7 +173,15 @@ TEST(GhostFileTest, AnArchiveCannotMakeASetUserIdFile) {
   ASSERT_EQ(::unlink(path.c_str()), 0);
   const RoundTrip trip(fd.get());
   ASSERT_THAT(trip.status, IsOk());
-  EXPECT_EQ(Describe(trip.restored.get(), 1).st.st_mode, S_IFREG | 0755u);
+  EXPECT_EQ(Describe(trip.restored.get(), 1).st.st_mode, S_IFREG | 06755u);
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  NoSetId actor;
+  LocalRestoreContext restore(dump, &actor);
+  const Result<UniqueFd> restored = restore.Restore(id);
+  ASSERT_THAT(restored, IsOk());
+  EXPECT_EQ(Describe(restored->get(), 1).st.st_mode, S_IFREG | 0755u);
 }
 
 }  // namespace

@@ -125,8 +125,14 @@ class LocalDumpContext : public FileDumpContext {
   std::vector<TcpHold>& Connections() override { return connections; }
   void Note(std::string text) override { notes.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override { return file.link == external; }
+  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() override {
+    return remaps_;
+  }
+  KeptLinks* kept_links() override { return links; }
+  KeptLinks* links = nullptr;
 
  private:
+  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
   UniqueFd root_;
   std::vector<OpenFile> files_;
   std::uint32_t next_id_ = 1;
@@ -169,6 +175,19 @@ class LocalFileActor : public FileActor {
     return fd;
   }
   Status Unlink(const std::string& path) override { return Check(::unlink(path.c_str()), path); }
+  Status RemoveFolder(const std::string& path) override {
+    return Check(::rmdir(path.c_str()), path);
+  }
+  Status MakeNode(const std::string& path, unsigned mode, dev_t device) override {
+    if (S_ISDIR(mode)) return Check(::mkdir(path.c_str(), mode & 07777), path);
+    return Check(::mknod(path.c_str(), mode, device), path);
+  }
+  Status MakeSymlink(const std::string& target, const std::string& path) override {
+    return Check(::symlink(target.c_str(), path.c_str()), path);
+  }
+  Status SetMode(const std::string& path, unsigned mode) override {
+    return Check(::chmod(path.c_str(), mode), path);
+  }
 
  private:
   static Status Check(int result, std::string_view what) {
@@ -181,7 +200,8 @@ class LocalRestoreContext : public FileRestoreContext {
  public:
   Options chosen;
   const Options& options() const override { return chosen; }
-  explicit LocalRestoreContext(LocalDumpContext& dumped) : dumped_(dumped) {}
+  explicit LocalRestoreContext(LocalDumpContext& dumped, FileActor* actor = nullptr)
+      : dumped_(dumped), actor_(actor == nullptr ? local_ : *actor) {}
 
   /// The file that was added to the dump with `id`.
   Result<UniqueFd> Restore(std::uint32_t id) {
@@ -225,7 +245,8 @@ class LocalRestoreContext : public FileRestoreContext {
 
  private:
   LocalDumpContext& dumped_;
-  LocalFileActor actor_;
+  LocalFileActor local_;
+  FileActor& actor_;
   std::map<std::string, UniqueFd> kept_;
   std::map<std::string, std::vector<Record>> records_;
 };
