@@ -314,6 +314,10 @@ pid_t FileDumper::ToNamespacePid(pid_t pid) const {
   return found == namespace_pids_.end() ? 0 : found->second;
 }
 
+bool FileDumper::IsProcess(pid_t pid) const {
+  return std::ranges::find(tree_.processes(), pid, &FrozenProcess::pid) != tree_.processes().end();
+}
+
 void FileDumper::AddRecord(std::string_view image_name, std::string record, std::string bytes) {
   auto builder = shared_images_.find(image_name);
   if (builder == shared_images_.end()) {

@@ -68,6 +68,7 @@ class FileDumper : public FileDumpContext {
   std::span<const OpenFile> files() const override { return files_; }
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override;
+  bool IsProcess(pid_t pid) const override;
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;

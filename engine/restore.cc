@@ -160,6 +160,7 @@ class Restoration {
                         RETURN_IF_ERROR(cgroups_->Move(process));
                         return memory->Restore(process, from);
                       }));
+    files_->SetTree(processes_);
     RETURN_IF_ERROR(memory->Finish());
     RETURN_IF_ERROR(cgroups_->SetLater());
     report.pages_restored = progress.pages;

@@ -62,6 +62,8 @@ class FileDumpContext {
   virtual int RootOf(const OpenFile& file) const = 0;
   /// Our pid of a task into the tree's own number; 0 when it is not in the tree.
   virtual pid_t ToNamespacePid(pid_t pid) const = 0;
+  /// Is it a process of the tree, not one of its other threads? Our pid.
+  virtual bool IsProcess(pid_t pid) const = 0;
   /// A new file id, for entries that no descriptor has (paths of FIFOs).
   virtual std::uint32_t NewFileId() = 0;
   /// Adds an entry to files.img beside the one that Dump returns.
@@ -184,6 +186,7 @@ struct FileKind {
   X(kSignalfd)               \
   X(kEpoll)                  \
   X(kInotify)                \
+  X(kPidfd)                  \
   X(kInetSocket)             \
   X(kUnixSocket)             \
   X(kNetlinkSocket)

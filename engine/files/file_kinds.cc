@@ -57,6 +57,8 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
       return &entry.memfd().fown();
     case image::FD_TIMERFD:
       return &entry.tfd().fown();
+    case image::FD_PIDFD:
+      return &entry.pidfd().fown();
     case image::FD_TTY:
       return &entry.tty().fown();
     case image::FD_NETLINKSK:

@@ -31,6 +31,7 @@
 #include "engine/files/kept_links.h"
 #include "engine/files/memfd.h"
 #include "engine/files/path.h"
+#include "engine/files/pidfd.h"
 #include "engine/files/restore_context.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
@@ -213,6 +214,12 @@ class Restorer : public FileRestorer {
     return numbers.front();
   }
 
+  void SetTree(std::span<const RestoredProcess> processes) override {
+    for (const RestoredProcess& process : processes) {
+      host_pids_[process.image->pid()] = process.pid;
+    }
+  }
+
   Status Install(RestoredProcess& process) override {
     const std::uint32_t table = process.image->ids.files_id();
     if (table != 0 && !installed_.insert(table).second) return OkStatus();
@@ -259,6 +266,7 @@ class Restorer : public FileRestorer {
     RETURN_IF_ERROR(SealAll());
     files_.clear();
     pathless_.clear();
+    dead_.End();
     return OkStatus();
   }
 
@@ -273,9 +281,10 @@ class Restorer : public FileRestorer {
     int fd;
   };
 
-  // A file under /proc/PID of the tree: it shows the process and the memory that were there when it was
-  // opened, so it waits for those of the checkpoint.
+  // A pidfd, or a file under /proc/PID of the tree: it shows the process and the memory that were there when it
+  // was opened, so it waits for those of the checkpoint.
   bool IsOfProcess(const FileEntry& entry) const {
+    if (entry.type() == image::FD_PIDFD) return true;
     std::string_view path = entry.reg().name();
     if (entry.type() != image::FD_REG || !path.starts_with(kProc)) return false;
     path.remove_prefix(kProc.size());
@@ -289,6 +298,14 @@ class Restorer : public FileRestorer {
     const FileKey key = KeyOf(descriptor);
     const FileEntry* const entry = images_.File(key.first, key.second);
     if (files_.contains(key) || entry == nullptr || !IsOfProcess(*entry)) return OkStatus();
+    if (entry->type() == image::FD_PIDFD) {
+      const auto host_pid = [this](pid_t pid) {
+        const auto found = host_pids_.find(pid);
+        return found == host_pids_.end() ? 0 : found->second;
+      };
+      ASSIGN_OR_RETURN(files_[key], OpenPidfd(entry->pidfd(), host_pid, dead_));
+      return OkStatus();
+    }
     const image::RegFileEntry& reg = entry->reg();
     const int flags = OpenFlags(reg.flags()) | O_NOCTTY | O_NONBLOCK;
     ASSIGN_OR_RETURN(const int number, OpenInProcess(process, reg.name(), flags));
@@ -418,6 +435,8 @@ class Restorer : public FileRestorer {
   PathlessFiles pathless_;
   std::set<std::uint32_t> installed_;  // tables, by id: what processes share is made once
   std::vector<PendingConnection> connections_;
+  std::map<pid_t, pid_t> host_pids_;  // as we see them, by those of the images
+  DeadProcesses dead_;
   std::vector<std::string> notes_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ class FileRestorer {
   virtual const PathlessFiles& pathless() const = 0;
   /// Removes the names that the dump gave to files which had lost theirs. Once nothing can fail any more.
   virtual Status RemoveLinks() = 0;
+  /// All processes of the tree, before the first Install(); they outlive Finish().
+  virtual void SetTree(std::span<const RestoredProcess> processes) = 0;
   /// Gives `process` its descriptor table: exactly the numbers and flags of its image, nothing else. Its
   /// soft RLIMIT_NOFILE is raised to the hard one. FailedPrecondition: that one is too low.
   virtual Status Install(RestoredProcess& process) = 0;

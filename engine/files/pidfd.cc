@@ -1,0 +1,115 @@
+// pidfd_open(2): a process as a file, behind the link "anon_inode:[pidfd]".
+//
+// State    fdinfo "Pid", -1 once the process is dead and waited for; O_NONBLOCK, PIDFD_THREAD (O_EXCL)
+// Image    FD_PIDFD; those of one dead process are joined by the inode's number
+// Restore  when all processes of the tree are there, by us: it makes no difference who opens it. For a dead
+//          process one of ours, which then ends
+// Lost     how a dead process ended (PIDFD_GET_INFO, Linux 6.15)
+// Refused  processes outside the tree; threads, which are made after the descriptors
+// Source   pidfd_open(2), proc_pid_fdinfo(5), clone(2) on exit_signal, wait(2) __WALL; tested on 6.18
+// Rule     A child without an exit signal is waited for by __WALL alone: no other wait of ours sees it.
+#include "engine/files/pidfd.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "engine/files/description.h"
+#include "engine/files/file_kind.h"
+#include "engine/proc/text.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::uint32_t kThread = O_EXCL;  // PIDFD_THREAD, Linux 6.9
+constexpr std::uint32_t kKept = O_NONBLOCK | kThread;
+
+bool Owns(const OpenFile& file) {
+  return file.link == "anon_inode:[pidfd]" || file.link.starts_with("pidfd:[");
+}
+
+Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
+  const auto pid = text::Number<pid_t>(text::Field(file.fdinfo, "Pid").value_or(""));
+  if (!pid.ok()) return Annotate(pid.status(), NameOf(file) + ", fdinfo Pid");
+  image::FileEntry entry = NewEntry(file, image::FD_PIDFD);
+  image::PidfdEntry& pidfd = *entry.mutable_pidfd();
+  RETURN_IF_ERROR(DumpCommon(file, context, pidfd));
+  pidfd.set_flags(file.flags & kKept);
+  pidfd.set_ino(static_cast<std::uint32_t>(file.st.st_ino));
+  pidfd.set_nspid(-1);
+  if (*pid == -1) return entry;
+  pidfd.set_nspid(context.ToNamespacePid(*pid));
+  if (pidfd.nspid() <= 0) {
+    return Unimplemented(NameOf(file) + ": its process is not in the tree");
+  }
+  if (!context.IsProcess(*pid)) {
+    return Unimplemented(NameOf(file) + ": a pidfd of thread " + std::to_string(pidfd.nspid()) +
+                         " cannot be checkpointed yet");
+  }
+  return entry;
+}
+
+Result<UniqueFd> Restore(const image::FileEntry&, FileRestoreContext&) {
+  return Unimplemented("a pidfd on its way through a socket");
+}
+
+}  // namespace
+
+Result<pid_t> DeadProcesses::Get(std::uint32_t inode) {
+  const auto [known, is_new] = pids_.try_emplace(inode, 0);
+  if (!is_new) return known->second;
+  clone_args clone = {};  // without a signal at its end
+  const pid_t parent = ::getpid();
+  const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
+  if (pid == 0) {
+    // Only system calls: a thread that does not exist here may hold any lock.
+    ::syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+    while (::syscall(SYS_getppid) == parent) ::syscall(SYS_pause);
+    ::_exit(0);
+  }
+  if (pid < 0) {
+    const int error = errno;
+    pids_.erase(known);
+    return SyscallError(error, "clone3");
+  }
+  return known->second = static_cast<pid_t>(pid);
+}
+
+void DeadProcesses::End() {
+  for (const auto& [inode, pid] : pids_) {
+    ::kill(pid, SIGKILL);
+    while (::waitpid(pid, nullptr, __WALL) < 0 && errno == EINTR) {
+    }
+  }
+  pids_.clear();
+}
+
+Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd,
+                           const std::function<pid_t(pid_t)>& host_pid, DeadProcesses& dead) {
+  pid_t pid = 0;
+  if (pidfd.nspid() > 0) {
+    pid = host_pid(pidfd.nspid());
+    if (pid == 0) {
+      return InvalidArgument("a pidfd of process " + std::to_string(pidfd.nspid()) +
+                             ", which the checkpoint does not have");
+    }
+  } else {
+    ASSIGN_OR_RETURN(pid, dead.Get(pidfd.ino()));
+  }
+  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, pidfd.flags() & kKept)));
+  if (!fd) {
+    return SyscallError(errno, "pidfd_open");
+  }
+  return fd;
+}
+
+const FileKind kPidfd = {
+    .name = "pidfd", .owns = Owns, .dump = Dump, .type = image::FD_PIDFD, .restore = Restore};
+
+}  // namespace stasis::engine

@@ -1,0 +1,36 @@
+// pidfds, which a restore opens when all processes are there.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/schema/files.pb.h"
+
+namespace stasis::engine {
+
+/// Processes that stand in for dead ones until their pidfds are open, then end.
+class DeadProcesses {
+ public:
+  DeadProcesses() = default;
+  DeadProcesses(const DeadProcesses&) = delete;
+  DeadProcesses& operator=(const DeadProcesses&) = delete;
+  ~DeadProcesses() { End(); }
+
+  /// The one that stands for what the images know as `inode`.
+  Result<pid_t> Get(std::uint32_t inode);
+  void End();
+
+ private:
+  std::map<std::uint32_t, pid_t> pids_;
+};
+
+/// Opens a pidfd as it was. `host_pid` gives a process of the tree as we see it, 0: there is none.
+Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd,
+                           const std::function<pid_t(pid_t)>& host_pid, DeadProcesses& dead);
+
+}  // namespace stasis::engine
