@@ -302,8 +302,8 @@ Result<MemoryLayout> ReadLayout(const image::MmEntry& mm, const ZeroFiles& zero_
   }
   RETURN_IF_ERROR(CheckOrder(mm, our_area));
   RETURN_IF_ERROR(CheckGuards(layout));
-  if (layout.vdso.empty() || layout.vvar.empty()) {
-    return Unimplemented("a process without vDSO cannot be restored");
+  if (layout.vdso.empty() != layout.vvar.empty()) {
+    return Unimplemented("a process with a part of its vDSO cannot be restored");
   }
   return layout;
 }

@@ -54,11 +54,14 @@ Result<LiveVdso> FindVdso(const RestoredProcess& process) {
     if (!follows) break;
     if (vma.path == "[vdso]" && live.parts.size() > 1) return live;
   }
+  if (live.parts.empty()) return live;
   return Unimplemented("the vDSO of this kernel is laid out in a way that is not known");
 }
 
 Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
                  const PageSet& pages, const ImageSource& source) {
+  if (image.vdso.empty()) return OkStatus();
+  if (live.parts.empty()) return Internal("the vDSO is gone before its process was restored");
   if (image.vdso.size() != live.vdso().size() || image.vvar.size() != live.vvar().size() ||
       image.vvar.end != image.vdso.start) {
     return FailedPrecondition(kOtherKernel);
@@ -71,6 +74,13 @@ Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const Mem
 }
 
 Status MoveVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image) {
+  if (image.vdso.empty()) {
+    for (const AddressRange& part : live.parts) {
+      RETURN_IF_ERROR(
+          process.remote->Call("munmap of the vDSO", SYS_munmap, part.start, part.size()).status());
+    }
+    return OkStatus();
+  }
   const AddressRange target = {image.vvar.start, image.vdso.end};
   AddressRange now = live.whole();
   if (now == target) return OkStatus();

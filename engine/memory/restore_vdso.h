@@ -17,10 +17,13 @@ struct LiveVdso {
 
   AddressRange vvar() const { return {parts.front().start, parts.back().start}; }
   AddressRange vdso() const { return parts.back(); }
-  AddressRange whole() const { return {parts.front().start, parts.back().end}; }
+  AddressRange whole() const {
+    return parts.empty() ? AddressRange{} : AddressRange{parts.front().start, parts.back().end};
+  }
 };
 
-/// Unimplemented: `process` has none, or one of a shape that we do not know.
+/// No parts: `process` has none, as a fork of one that unmapped it. Unimplemented: one of a shape that we do
+/// not know.
 Result<LiveVdso> FindVdso(const RestoredProcess& process);
 
 /// FailedPrecondition when the vDSO in the image, whose pages are in `pages`, is another than the one of
@@ -28,7 +31,7 @@ Result<LiveVdso> FindVdso(const RestoredProcess& process);
 Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
                  const PageSet& pages, const ImageSource& source);
 
-/// Moves the vDSO to where the image has it. Nothing but that and our area may be in the process.
+/// Moves the vDSO to where the image has it, or unmaps it where the image has none. Nothing but that and our area may be in the process.
 Status MoveVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image);
 
 }  // namespace stasis::engine

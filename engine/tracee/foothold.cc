@@ -2,14 +2,19 @@
 // Rule    The vDSO is an ELF file in whole pages: its last bytes are padding, or section headers that
 //         nobody looks at in memory. A tracer may write there (VM_MAYWRITE); the process gets its own
 //         copy of the page.
+// Rule    A program may unmap its vDSO. Then a private executable area gives room: the linker fills the last
+//         page of code with zeros, and else the bytes are put back as all others are. No thread runs there
+//         meanwhile: those of a frozen process stand still.
 // Rule    The first program's stack area begins 128 KiB below what exec(2) puts there. A page of it that
 //         was never touched holds nothing of the program, whatever stacks its threads use by now.
 //         Below a stack pointer there may be: a coroutine's stack can be a few KiB in a heap.
 #include "engine/tracee/foothold.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <utility>
 
@@ -40,6 +45,27 @@ Result<bool> IsUntouched(pid_t tid, std::uint64_t start, std::size_t size) {
                              [](std::uint64_t word) { return (word & kPresentOrSwapped) == 0; });
 }
 
+// Where kCodeBytes may be written for a while: at the end of the vDSO, or of another executable area, at best
+// one of zeros.
+Result<std::uint64_t> ChooseCode(const std::vector<Vma>& areas, int memory_fd,
+                                 std::uint64_t avoid) {
+  if (const Vma* const vdso = Find(areas, "[vdso]")) return vdso->end - kCodeBytes;
+  std::uint64_t chosen = 0;
+  for (const Vma& area : areas) {
+    if ((area.prot & PROT_EXEC) == 0 || area.shared || area.path == "[vsyscall]" ||
+        area.start == avoid)
+      continue;
+    const std::uint64_t at = area.end - kCodeBytes;
+    std::array<std::byte, kCodeBytes> bytes;
+    // The last page may be behind the end of its file.
+    if (!ReadMemoryForced(memory_fd, at, bytes).ok()) continue;
+    chosen = at;
+    if (std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; })) break;
+  }
+  if (chosen == 0) return Unimplemented("has neither a vDSO nor other code of its own");
+  return chosen;
+}
+
 }  // namespace
 
 Result<std::uint64_t> Foothold::ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
@@ -53,25 +79,22 @@ Result<std::uint64_t> Foothold::ChooseFrame(const Tracee& tracee, std::uint64_t 
   return (arch::StackPointer(registers) - arch::kRedZoneBytes - size) & ~(kFrameAlignment - 1);
 }
 
-Result<Foothold> Foothold::Take(const Tracee& tracee) {
+Result<Foothold> Foothold::Take(const Tracee& tracee, std::uint64_t avoid) {
   const std::string folder = "/proc/" + std::to_string(tracee.tid());
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, folder + "/maps"));
   ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
-  const Vma* const vdso = Find(areas, "[vdso]");
-  if (vdso == nullptr) {
-    return Unimplemented("tid " + std::to_string(tracee.tid()) + " has no vDSO");
-  }
   ASSIGN_OR_RETURN(const arch::Registers registers, arch::Read(tracee.tid()));
   const std::size_t frame_size = arch::SignalFrame(registers, 0, 0).size();
   const Vma* const stack = Find(areas, "[stack]");
   const bool roomy = stack != nullptr && stack->size() >= 2 * frame_size;
 
   ASSIGN_OR_RETURN(UniqueFd memory, OpenAt(AT_FDCWD, folder + "/mem", O_RDWR));
+  ASSIGN_OR_RETURN(const std::uint64_t code, ChooseCode(areas, memory.get(), avoid));
   Foothold foothold(std::move(memory));
   ASSIGN_OR_RETURN(foothold.frame_, ChooseFrame(tracee, roomy ? stack->start : 0, frame_size));
   foothold.frame_bytes_.resize(frame_size);
   RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.frame_, foothold.frame_bytes_));
-  foothold.code_ = vdso->end - kCodeBytes;
+  foothold.code_ = code;
   foothold.code_bytes_.resize(arch::HomewardCode().size());
   RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.code_, foothold.code_bytes_));
   RETURN_IF_ERROR(WriteMemoryForced(foothold.memory_.get(), foothold.code_, arch::HomewardCode()));

@@ -17,8 +17,8 @@ namespace stasis::engine {
 /// put back.
 class Foothold {
  public:
-  /// `tracee` is in a ptrace stop.
-  static Result<Foothold> Take(const Tracee& tracee);
+  /// `tracee` is in a ptrace stop. Not in the area that begins at `avoid`: it is about to go.
+  static Result<Foothold> Take(const Tracee& tracee, std::uint64_t avoid = 0);
 
   Foothold(Foothold&&) = default;
   Foothold& operator=(Foothold&&) = delete;

@@ -110,7 +110,7 @@ Result<RemoteArea> MakeArea(Tracee& tracee, std::optional<std::uint64_t> address
 }
 
 Status RemoveArea(Tracee& tracee, const RemoteArea& area) {
-  ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(tracee));
+  ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(tracee, area.address));
   ASSIGN_OR_RETURN(RemoteSyscalls remote,
                    RemoteSyscalls::BeginAt(tracee, {}, foothold.code(), foothold.frame()));
   const Status status =
