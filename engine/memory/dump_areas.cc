@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include <bit>
 #include <cerrno>
 #include <initializer_list>
 #include <utility>
@@ -31,9 +32,7 @@ constexpr Refusal kRefused[] = {
     {"um", "memory under userfaultfd"},
     {"uw", "memory under userfaultfd"},
     {"ui", "memory under userfaultfd"},
-    {"ht", "huge pages (hugetlbfs)"},
     {"ss", "a shadow stack"},
-    {"sl", "sealed memory (mseal)"},
     {"io", "device memory"},
     {"pf", "device memory"},
 };
@@ -62,6 +61,15 @@ bool IsAnonymous(const Vma& vma) {
          vma.path.starts_with("[anon:");
 }
 
+// Anonymous memory of huge pages is a file of the kernel's own hugetlbfs. A private area without the right to
+// write could not be filled: hugetlb knows no FOLL_FORCE (mm/gup.c).
+Result<std::uint32_t> StatusOfHuge(const Vma& vma, pid_t ns_pid) {
+  if (vma.path != "/anon_hugepage (deleted)") return Refuse(vma, ns_pid, "a file of huge pages");
+  if (vma.shared) return kAreaRegular | kAreaAnonShared;
+  if ((vma.prot & PROT_WRITE) == 0) return Refuse(vma, ns_pid, "read-only huge pages");
+  return kAreaRegular | kAreaAnonPrivate;
+}
+
 Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device) {
   if (vma.path == "[vsyscall]") return kAreaVsyscall | kAreaAnonPrivate;
   if (IsVvar(vma)) return kAreaRegular | kAreaAnonPrivate | kAreaVvar;
@@ -69,6 +77,7 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
     if (vma.Has(refusal.flag)) return Refuse(vma, ns_pid, refusal.what);
   }
   if (vma.protection_key != 0) return Refuse(vma, ns_pid, "memory with a protection key");
+  if (vma.Has("ht")) return StatusOfHuge(vma, ns_pid);
   if (vma.path == "[vdso]") return kAreaRegular | kAreaAnonPrivate | kAreaVdso;
   if (IsAnonymous(vma)) {
     return kAreaRegular | kAreaAnonPrivate | (vma.path == "[heap]" ? kAreaHeap : 0u);
@@ -97,6 +106,10 @@ std::uint32_t MapFlags(const Vma& vma, std::uint32_t status) {
   if (vma.Has("dp")) flags = kMapDroppable;
   if ((status & (kAreaFilePrivate | kAreaFileShared)) == 0) flags |= MAP_ANONYMOUS;
   if (vma.Has("gd")) flags |= MAP_GROWSDOWN;
+  if (vma.Has("ht")) {
+    const auto shift = static_cast<std::uint32_t>(std::countr_zero(vma.kernel_page_size));
+    flags |= MAP_HUGETLB | shift << MAP_HUGE_SHIFT;
+  }
   if (vma.Has("lo")) flags |= MAP_LOCKED;
   if (vma.Has("nr")) flags |= MAP_NORESERVE;
   return flags;
@@ -123,6 +136,7 @@ image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
   // The kernel's own areas have "dd" by themselves, and refuse madvise.
   const bool own = (status & (kAreaVvar | kAreaVdso | kAreaVsyscall)) != 0;
   if (advices != 0 && !own) entry.set_madv(advices);
+  if (vma.Has("sl") && !own) entry.set_stasis_sealed(true);
   return entry;
 }
 

@@ -39,7 +39,7 @@ Result<AddressRange> MapWhole(RestoredProcess& process, const SharedObject& obje
       const std::uint64_t start,
       process.remote->Call("mmap " + std::to_string(object.size) + " bytes of shared memory",
                            SYS_mmap, 0, object.size, PROT_READ | PROT_WRITE,
-                           MAP_SHARED | MAP_ANONYMOUS | reserve, -1, 0));
+                           MAP_SHARED | MAP_ANONYMOUS | reserve | object.huge_pages, -1, 0));
   return AddressRange{start, start + object.size};
 }
 
@@ -69,6 +69,12 @@ Status Lock(RestoredProcess& process, const AddressRange& range) {
   return remote.Call("mlock2", SYS_mlock2, range.start, range.size(), MLOCK_ONFAULT).status();
 }
 
+// Huge pages come from a pool that the node's administrator sizes.
+Status OfPool(const Status& status, int map_flags) {
+  if (ErrnoOf(status) != ENOMEM || (map_flags & MAP_HUGETLB) == 0) return status;
+  return Annotate(status, "not enough huge pages here (sysctl vm.nr_hugepages)");
+}
+
 }  // namespace
 
 Status CollectSharedObjects(const MemoryLayout& layout, SharedObjects& objects) {
@@ -82,6 +88,7 @@ Status CollectSharedObjects(const MemoryLayout& layout, SharedObjects& objects) 
     object.size = std::max(object.size, area.offset + area.range.size());
     ++object.areas;
     if (area.map_flags & MAP_NORESERVE) ++object.no_reserve;
+    object.huge_pages = area.map_flags & static_cast<int>(kHugePageFlags);
   }
   return OkStatus();
 }
@@ -119,12 +126,13 @@ Status AreaMapper::Map(const AreaImage& area) {
   }
   ASSIGN_OR_RETURN(const int fd, DescriptorOf(area));
   // An object has a descriptor, so its memory is no longer "anonymous" in mmap's sense.
-  const int flags = fd < 0 ? area.map_flags : area.map_flags & ~MAP_ANONYMOUS;
-  ASSIGN_OR_RETURN(const std::uint64_t start,
-                   process_.remote->Call("mmap " + ToText(area.range), SYS_mmap, area.range.start,
-                                         area.range.size(), area.prot, flags | MAP_FIXED_NOREPLACE,
-                                         fd, fd < 0 ? 0 : area.offset));
-  if (start != area.range.start) {
+  const int flags =
+      fd < 0 ? area.map_flags : area.map_flags & ~MAP_ANONYMOUS & ~static_cast<int>(kHugePageFlags);
+  const Result<std::uint64_t> start = process_.remote->Call(
+      "mmap " + ToText(area.range), SYS_mmap, area.range.start, area.range.size(), area.prot,
+      flags | MAP_FIXED_NOREPLACE, fd, fd < 0 ? 0 : area.offset);
+  RETURN_IF_ERROR(OfPool(start.status(), flags));
+  if (*start != area.range.start) {
     return Internal("mmap " + ToText(area.range) + ": the kernel chose another address");
   }
   return Advise(area);

@@ -21,6 +21,7 @@ namespace stasis::engine {
 
 /// An object of MAP_SHARED | MAP_ANONYMOUS memory, which several processes or areas may share.
 struct SharedObject {
+  int huge_pages = 0;            ///< kHugePageFlags of its areas.
   std::uint64_t size = 0;        ///< Bytes, up to the end of the farthest area or page.
   std::uint64_t areas = 0;       ///< That are still to be mapped.
   std::uint64_t no_reserve = 0;  ///< Of them with MAP_NORESERVE.

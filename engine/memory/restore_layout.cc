@@ -56,7 +56,7 @@ constexpr std::array kUnsupported = {
 // Flags that say nothing about the area any more (mmap(2): ignored), or that we apply by other means.
 constexpr std::uint32_t kIgnoredFlags = MAP_LOCKED | MAP_STACK | MAP_DENYWRITE | MAP_EXECUTABLE |
                                         MAP_FIXED | MAP_POPULATE | MAP_NONBLOCK;
-constexpr std::uint32_t kKeptFlags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_ANONYMOUS;
+constexpr std::uint32_t kKeptFlags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_ANONYMOUS | kHugePageFlags;
 
 // Areas that a process has besides those of its image while we work in it: our area's two, the three
 // of the vDSO, one for shared memory under construction.
@@ -91,7 +91,10 @@ Status CheckSupported(const image::VmaEntry& vma) {
       return Unimplemented(std::string(kind.name) + " cannot be restored");
     }
   }
-  if (vma.flags() & MAP_HUGETLB) return Unimplemented("huge pages (hugetlb) cannot be restored");
+  const bool anonymous = (vma.status() & (kAnonPrivate | kAnonShared)) != 0;
+  if ((vma.flags() & MAP_HUGETLB) != 0 && (!anonymous || (vma.status() & kSysVIpc) != 0)) {
+    return Unimplemented("files and segments of huge pages (hugetlb) cannot be restored");
+  }
   return OkStatus();
 }
 
@@ -149,6 +152,7 @@ Status ReadFlags(const image::VmaEntry& vma, AreaImage& area) {
   if (flags & ~known) return Unimplemented(absl::StrCat("unknown mmap flags ", flags & ~known));
   const int map_type = area.droppable ? MAP_DROPPABLE : shared ? MAP_SHARED : MAP_PRIVATE;
   area.map_flags = map_type | static_cast<int>(flags & kKeptFlags);
+  if ((flags & MAP_HUGETLB) == 0) area.map_flags &= ~static_cast<int>(kHugePageFlags);
   area.locked = (flags & MAP_LOCKED) != 0;
   return OkStatus();
 }

@@ -1,6 +1,9 @@
 // What mm-PID.img says of an address space, checked before any of it is made.
 #pragma once
 
+#include <linux/mman.h>
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -33,6 +36,10 @@ struct AddressRange {
   bool Overlaps(const AddressRange& other) const { return start < other.end && other.start < end; }
   bool operator==(const AddressRange&) const = default;
 };
+
+/// MAP_HUGETLB and the size of the pages, of mmap(2)'s flags.
+inline constexpr std::uint32_t kHugePageFlags = MAP_HUGETLB | std::uint32_t{MAP_HUGE_MASK}
+                                                                  << MAP_HUGE_SHIFT;
 
 /// "7f0000000000-7f0000001000", as in /proc/PID/maps.
 std::string ToText(const AddressRange& range);

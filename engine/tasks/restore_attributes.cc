@@ -216,6 +216,21 @@ Status RestoreOomScore(RestoredProcess& process, Notes& notes) {
   return OkStatus();
 }
 
+// Nothing can be unmapped, remapped or protected otherwise afterwards: last of all that is done to areas.
+Status SealMemory(RestoredProcess& process) {
+  constexpr long kMseal = 462;  // Linux 6.10
+  for (const image::VmaEntry& vma : process.image->mm.vmas()) {
+    if (!vma.stasis_sealed()) continue;
+    const Status status =
+        process.remote->Call("mseal", kMseal, vma.start(), vma.end() - vma.start(), 0).status();
+    if (ErrnoOf(status) == ENOSYS) {
+      return FailedPrecondition("sealed memory: this kernel has none (mseal, Linux 6.10)");
+    }
+    RETURN_IF_ERROR(status);
+  }
+  return OkStatus();
+}
+
 // Only the process itself may write it, credentials aside (fs/proc/base.c, proc_loginuid_write()).
 Status RestoreLoginUid(RestoredProcess& process, Notes& notes) {
   const image::TaskCoreEntry& task = process.image->leader().core.tc();
@@ -289,6 +304,7 @@ Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& image
         return RestoreThread(thread, remote, notes);
       });
   RETURN_IF_ERROR(threads);
+  RETURN_IF_ERROR(SealMemory(process));
   RETURN_IF_ERROR(RestoreSettings(process));
   return RestoreLimits(process, notes);
 }

@@ -51,7 +51,7 @@ std::vector<Hostile> Areas() {
        }},
       {"HugePages", kMissing, "huge pages",
        [](MemoryImage& image, image::MmEntry&) {
-         image.Add(kBase, 1, 3, MemoryImage::kAnonymous, MAP_HUGETLB);
+         image.Add(kBase, 1, 3, MemoryImage::kPrivateFile, MAP_HUGETLB);
        }},
       {"UnknownFlag", kMissing, "unknown mmap flags",
        [](MemoryImage& image, image::MmEntry&) {
