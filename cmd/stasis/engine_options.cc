@@ -1,5 +1,8 @@
 #include "cmd/stasis/engine_options.h"
 
+#include <map>
+#include <string>
+
 namespace stasis::cli {
 namespace {
 
@@ -31,6 +34,26 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
       .add_option("--external", options.external,
                   "KIND[THING]:NAME, what is outside; may be repeated")
       ->option_text("KEY");
+  using Mode = engine::ManageCgroups;
+  static const std::map<std::string, Mode> kModes = {
+      {"ignore", Mode::kIgnore}, {"none", Mode::kNone}, {"props", Mode::kProps},
+      {"soft", Mode::kSoft},     {"full", Mode::kFull}, {"strict", Mode::kStrict}};
+  group
+      .add_option_function<std::string>(
+          "--manage-cgroups",
+          [&options](const std::string& mode) {
+            options.manage_cgroups = mode.empty() ? Mode::kSoft : kModes.at(mode);
+          },
+          "Cgroups of the tree's own: ignore, none, props, soft (the default), full, strict")
+      ->option_text("[MODE]")
+      ->expected(0, 1)
+      ->check([](const std::string& mode) {
+        return mode.empty() || kModes.contains(mode) ? "" : "no such mode: " + mode;
+      });
+  group
+      .add_option("--cgroup-root", options.cgroup_root,
+                  "On this host, cgroups come back below PATH; may be repeated")
+      ->option_text("[CONTROLLERS:]/PATH");
   Accept(group, "--file-locks", "File locks are kept (they always are)");
   Accept(group, "--link-remap", "Deleted files with other names are kept (they always are)");
   Accept(group, "--shell-job,-j", "The tree has a shell's terminal (found out unasked)");

@@ -18,7 +18,9 @@ constexpr std::uint64_t kNotInherited = Bit(MADV_DONTFORK) | Bit(MADV_WIPEONFORK
 bool CanKeep(const AreaImage& area, const std::vector<AddressRange>& guards) {
   const bool is_private =
       area.kind == AreaImage::Kind::kAnonymous || area.kind == AreaImage::Kind::kPrivateFile;
-  return is_private && !area.droppable && (area.advice & kNotInherited) == 0 &&
+  // MADV_DONTNEED takes huge pages only whole.
+  const bool is_huge = (area.map_flags & MAP_HUGETLB) != 0;
+  return is_private && !is_huge && !area.droppable && (area.advice & kNotInherited) == 0 &&
          std::ranges::none_of(guards,
                               [&](const auto& guard) { return guard.Overlaps(area.range); });
 }
