@@ -16,6 +16,7 @@
 #include "engine/dump_watch.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/inventory.pb.h"
+#include "engine/memory/aio_ring.h"
 #include "engine/memory/dump_memory.h"
 #include "engine/memory/system_v.h"
 #include "engine/proc/text.h"
@@ -87,13 +88,31 @@ Status ReadTasks(Checkpoint& checkpoint) {
   return checkpoint.namespaces.Read(checkpoint.tree.root());
 }
 
+Status ReadAioRings(DumpedProcess& process, DumpReport& report) {
+  bool any = false;
+  for (const Area& area : process.areas) {
+    if (!area.Is(kAreaAioRing)) continue;
+    ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(process.frozen->proc.get(), "mem", O_RDONLY));
+    ASSIGN_OR_RETURN(*process.mm.add_aios(),
+                     ReadAioRing(mem.get(), area.vma.start, area.vma.size()));
+    any = true;
+  }
+  if (any) {
+    report.notes.push_back(
+        Name(*process.frozen) +
+        ": asynchronous I/O (io_submit) stood still when it was looked at; a request "
+        "that had not ended by then never will");
+  }
+  return OkStatus();
+}
+
 Status ReadAreas(Checkpoint& checkpoint) {
   ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
     ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.frozen->proc.get(), "smaps"));
     ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));
     ASSIGN_OR_RETURN(process.areas, ClassifyAreas(std::move(vmas), process.frozen->ns_pid, shmem));
-    return OkStatus();
+    return ReadAioRings(process, checkpoint.report);
   });
 }
 

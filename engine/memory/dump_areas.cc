@@ -96,7 +96,7 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
   if (!vma.path.starts_with('/') || vma.inode == 0) {
     return Refuse(vma, ns_pid, "memory of an unknown kind");
   }
-  if (vma.path == "/[aio] (deleted)") return Refuse(vma, ns_pid, "an io_setup(2) ring");
+  if (vma.path == "/[aio] (deleted)") return kAreaRegular | kAreaAioRing;
   if (vma.path == "/secretmem (deleted)") return Refuse(vma, ns_pid, "secret memory");
   return kAreaRegular | (vma.shared ? kAreaFileShared : kAreaFilePrivate);
 }

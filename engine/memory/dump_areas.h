@@ -24,6 +24,7 @@ enum AreaStatus : std::uint32_t {
   kAreaAnonPrivate = 0x200,
   kAreaSystemV = 0x400,
   kAreaVvar = 0x1000,
+  kAreaAioRing = 0x2000,
   kAreaMemfd = 0x4000,
   kAreaGuard = 0x10000,
 };

@@ -28,7 +28,7 @@ constexpr std::uint32_t kLazy = 2, kPresent = 4;  // PE_LAZY, PE_PRESENT
 bool HasPrivateContent(const Area& area) {
   if (area.Is(kAreaVvar) || area.Is(kAreaVsyscall)) return false;
   if (area.vma.Has("dp")) return false;  // MAP_DROPPABLE: may vanish at any time
-  return area.Is(kAreaAnonPrivate) || area.Is(kAreaFilePrivate);
+  return area.Is(kAreaAnonPrivate) || area.Is(kAreaFilePrivate) || area.Is(kAreaAioRing);
 }
 
 // CRIU's rule for what may come after the process runs.
@@ -111,9 +111,10 @@ Status MemoryDumper::Add(const FrozenProcess& process, std::vector<Area>& areas,
 
 Status MemoryDumper::AddArea(const Area& area, const PageMap& map,
                              std::span<const std::uint64_t> stack_pointers, Content& content) {
-  // All of the vDSO, touched or not: a restore compares it with its own kernel's.
+  // All of the vDSO, touched or not: a restore compares it with its own kernel's. And all of a ring, which is
+  // the kernel's own file.
   std::vector<PageRange> ranges = {{area.vma.start, area.vma.end}};
-  if (!area.Is(kAreaVdso)) {
+  if (!area.Is(kAreaVdso) && !area.Is(kAreaAioRing)) {
     ASSIGN_OR_RETURN(ranges, map.WithContent(area.vma.start, area.vma.end, false));
   }
   const bool copied_on_write = area.vma.shared_or_swapped > 0;

@@ -15,14 +15,18 @@ namespace {
 constexpr std::uint64_t Bit(int advice) { return std::uint64_t{1} << advice; }
 constexpr std::uint64_t kNotInherited = Bit(MADV_DONTFORK) | Bit(MADV_WIPEONFORK);
 
-bool CanKeep(const AreaImage& area, const std::vector<AddressRange>& guards) {
+bool OverlapsAny(const AreaImage& area, const std::vector<AddressRange>& ranges) {
+  return std::ranges::any_of(ranges, [&](const auto& range) { return range.Overlaps(area.range); });
+}
+
+// A child has no asynchronous I/O contexts, whatever lies where its parent's are.
+bool CanKeep(const AreaImage& area, const MemoryLayout& layout) {
   const bool is_private =
       area.kind == AreaImage::Kind::kAnonymous || area.kind == AreaImage::Kind::kPrivateFile;
   // MADV_DONTNEED takes huge pages only whole.
   const bool is_huge = (area.map_flags & MAP_HUGETLB) != 0;
   return is_private && !is_huge && !area.droppable && (area.advice & kNotInherited) == 0 &&
-         std::ranges::none_of(guards,
-                              [&](const auto& guard) { return guard.Overlaps(area.range); });
+         !OverlapsAny(area, layout.guards) && !OverlapsAny(area, layout.aio_rings);
 }
 
 bool IsAlike(const AreaImage& a, const AreaImage& b) {
@@ -48,7 +52,7 @@ Inheritance::Inheritance(const MemoryLayout& parent, const PageSet& parent_pages
   for (const AreaImage& area : own.areas) {
     while (theirs != parent.areas.end() && theirs->range.start < area.range.start) ++theirs;
     if (theirs == parent.areas.end()) break;
-    if (!IsAlike(area, *theirs) || !CanKeep(area, own.guards) || !CanKeep(area, parent.guards)) {
+    if (!IsAlike(area, *theirs) || !CanKeep(area, own) || !CanKeep(area, parent)) {
       continue;
     }
     areas_.push_back(area.range);

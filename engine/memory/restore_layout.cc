@@ -47,7 +47,6 @@ struct NamedStatus {
 };
 constexpr std::array kUnsupported = {
     NamedStatus{kSocket, "a mapped packet socket"},
-    NamedStatus{kAioRing, "an asynchronous I/O ring"},
     NamedStatus{kShadowStack, "a shadow stack"},
     NamedStatus{kUprobes, "a uprobes area"},
     NamedStatus{kPlugin, "memory of a CRIU plugin"},
@@ -203,6 +202,11 @@ Status AddVma(const image::VmaEntry& vma, MemoryLayout& layout) {
   } else if (vma.status() & kVdso) {
     if (!layout.vdso.empty()) return InvalidArgument("a second vDSO");
     layout.vdso = range;
+  } else if (vma.status() & kAioRing) {
+    // Memory of its own, for its content, until the ring takes its place.
+    layout.areas.push_back(
+        {.range = range, .prot = PROT_READ | PROT_WRITE, .map_flags = MAP_PRIVATE | MAP_ANONYMOUS});
+    layout.aio_rings.push_back(range);
   } else {
     ASSIGN_OR_RETURN(AreaImage area, ReadArea(vma));
     layout.areas.push_back(std::move(area));
@@ -290,7 +294,6 @@ Result<ZeroFiles> ReadZeroFiles(const CheckpointImages& images, const ImageSourc
 
 Result<MemoryLayout> ReadLayout(const image::MmEntry& mm, const ZeroFiles& zero_files,
                                 const AddressRange& our_area) {
-  if (mm.aios_size() > 0) return Unimplemented("asynchronous I/O contexts cannot be restored");
   ASSIGN_OR_RETURN(const std::uint64_t limit, VmSysctl("max_map_count"));
   const auto count = static_cast<std::uint64_t>(mm.vmas_size());
   if (count + kAreasOfOurs > limit) {

@@ -69,7 +69,8 @@ struct MemoryLayout {
   std::vector<AreaImage> areas;  ///< By rising address.
   AddressRange vvar = {};        ///< All of the vDSO's data pages.
   AddressRange vdso = {};
-  std::vector<AddressRange> guards = {};  ///< MADV_GUARD_INSTALL, within areas.
+  std::vector<AddressRange> aio_rings = {};  ///< Each is one of the areas, too.
+  std::vector<AddressRange> guards = {};     ///< MADV_GUARD_INSTALL, within areas.
 };
 
 /// Shared anonymous memory that CRIU dumped as the nameless memfd that it is inside the kernel: the number

@@ -16,6 +16,7 @@
 
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
+#include "engine/memory/aio_ring.h"
 #include "engine/memory/inheritance.h"
 #include "engine/memory/restore_areas.h"
 #include "engine/memory/restore_layout.h"
@@ -150,6 +151,9 @@ class Restorer : public MemoryRestorer {
     RETURN_IF_ERROR(DropPages(process, inherited, plan.pages));
     RETURN_IF_ERROR(Fill(process, plan, inherited));
     RETURN_IF_ERROR(FinishAreas(process, plan.layout, progress_.notes));
+    for (const AddressRange& ring : plan.layout.aio_rings) {
+      RETURN_IF_ERROR(RestoreAioRing(process, ring.start, ring.size()));
+    }
     return SetMmAddresses(*process.remote, plan.addresses);
   }
 

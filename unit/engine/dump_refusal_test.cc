@@ -48,11 +48,6 @@ const Case kCases[] = {
        const int key = ::pkey_alloc(0, 0);
        return key > 0 && ::pkey_mprotect(Map(), kSize, PROT_READ, key) == 0;
      }},
-    {"AsynchronousIo", "io_setup",
-     [](const SharedWords&) {
-       unsigned long context = 0;
-       return ::syscall(SYS_io_setup, 8, &context) == 0;
-     }},
     {"SharedMemory", "share their memory",
      [](const SharedWords&) { return CloneWith(CLONE_VM), true; }},
     {"ThreadWithItsOwnDescriptors", "of its own",
