@@ -190,11 +190,21 @@ Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
     image::FileLockEntry entry;
     switch (lock.kind) {
       case FileLock::Kind::kOther:
-        return Unimplemented("(" + file.link + ") a lease cannot be checkpointed yet");
+        return Unimplemented("(" + file.link +
+                             ") a lease that is about to break cannot be checkpointed");
       case FileLock::Kind::kPosix:
         if (!locks_.insert({file.pid, file.st.st_dev, file.st.st_ino, lock.start, lock.end}).second)
           continue;
         entry.set_flag(kLockPosix);
+        break;
+      case FileLock::Kind::kLease:
+        if (!is_new) continue;
+        leased_.insert({file.st.st_dev, file.st.st_ino});
+        if (file.st.st_nlink == 0) {
+          return Unimplemented("(" + file.link +
+                               ") a lease on a deleted file cannot be checkpointed");
+        }
+        entry.set_flag(kLockLease);
         break;
       case FileLock::Kind::kFlock:
       case FileLock::Kind::kOpenFile:
@@ -249,6 +259,10 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
   ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_PATH));
   RETURN_IF_ERROR(Describe(file));
   const bool memory_device = S_ISCHR(file.st.st_mode) && major(file.st.st_rdev) == 1;  // /dev/zero
+  if (leased_.contains({file.st.st_dev, file.st.st_ino})) {
+    return Unimplemented("pid " + std::to_string(process.ns_pid) + " " + path + " (" + file.link +
+                         "): it is under a lease, which looking at it would break");
+  }
   if (S_ISREG(file.st.st_mode) || S_ISDIR(file.st.st_mode) || memory_device) {
     // Its content may have to be saved. Other things could act on being opened.
     ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_RDONLY));

@@ -134,6 +134,7 @@ class FileDumper : public FileDumpContext {
   using LockKey = std::tuple<pid_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
   std::set<LockKey> locks_;
 
+  std::set<std::pair<dev_t, ino_t>> leased_;
   std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
   KeptLinks kept_links_;
   std::map<std::uint64_t, UniqueFd> memory_files_;

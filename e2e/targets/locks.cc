@@ -1,4 +1,4 @@
-// Locks on files: flock(2), POSIX and open file description locks, of two processes.
+// Locks on files: flock(2), POSIX and open file description locks, of two processes; a lease.
 #include <sys/file.h>
 
 #include "target.h"
@@ -38,6 +38,9 @@ int main(int, char** argv) {
   CHECK(fcntl(ranges, F_SETLK, &own) == 0);
   struct flock by_description = Range(F_RDLCK, 10, 0);
   CHECK(fcntl(ofd, F_OFD_SETLK, &by_description) == 0);
+  target::Touch(target::In(argv[1], "lease"));
+  const int leased = open(target::In(argv[1], "lease").c_str(), O_RDONLY | O_CLOEXEC);
+  const bool has_lease = fcntl(leased, F_SETLEASE, F_RDLCK) == 0;  // not on every file system
   const pid_t child = fork();
   if (child == 0) {
     struct flock its = Range(F_RDLCK, 1000, 1);
@@ -63,6 +66,10 @@ int main(int, char** argv) {
   CHECK(fcntl(stranger, F_OFD_SETLK, &wanted) == -1 && (errno == EAGAIN || errno == EACCES));
   wanted = Range(F_WRLCK, 0, 10);
   CHECK(fcntl(stranger, F_OFD_SETLK, &wanted) == 0);
+  CHECK_EQ(fcntl(leased, F_GETLEASE), has_lease ? F_RDLCK : F_UNLCK);
+  const std::string pid = " WRITE " + std::to_string(getpid()) + " ";
+  CHECK(target::Read("/proc/self/fdinfo/" + std::to_string(exclusive)).find(pid) !=
+        std::string::npos);
   target::Touch(target::In(argv[1], "end"));
   CHECK_EQ(target::ExitCode(child), 0);
   close(exclusive);

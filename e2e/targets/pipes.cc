@@ -32,6 +32,11 @@ int main(int, char** argv) {
     _exit(0);
   }
 
+  int packets[2];
+  CHECK(pipe2(packets, O_DIRECT | O_CLOEXEC) == 0);
+  CHECK_EQ(write(packets[1], "first", 5), 5);
+  CHECK_EQ(write(packets[1], "second", 6), 6);
+
   target::PassCheckpoint(argv[1]);
 
   CHECK(fcntl(full[0], F_GETPIPE_SZ) >= 131072);
@@ -55,4 +60,12 @@ int main(int, char** argv) {
   CHECK_EQ(read(answer[0], &byte, 1), 1);
   CHECK_EQ(byte, 'b');
   CHECK_EQ(target::ExitCode(child), 0);
+  CHECK(fcntl(packets[1], F_GETFL) & O_DIRECT);
+  CHECK_EQ(fcntl(packets[1], F_GETFL) & O_NONBLOCK, 0);
+  CHECK_EQ(write(packets[1], "third", 5), 5);
+  char packet[16];
+  CHECK_EQ(read(packets[0], packet, sizeof(packet)), 5);
+  CHECK_EQ(read(packets[0], packet, sizeof(packet)), 6);
+  CHECK(memcmp(packet, "second", 6) == 0);
+  CHECK_EQ(read(packets[0], packet, sizeof(packet)), 5);
 }

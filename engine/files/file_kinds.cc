@@ -26,6 +26,9 @@ std::string NameOf(const image::FileEntry& entry) {
 
 // Why no kind took `file`, as far as we can tell.
 std::string WhatIs(const OpenFile& file) {
+  // docs/decisions/0008-io-uring-is-refused.md
+  if (file.link == "anon_inode:[io_uring]")
+    return "an io_uring, whose state the kernel does not show,";
   int family = 0;
   socklen_t length = sizeof(family);
   if (::getsockopt(file.borrowed.get(), SOL_SOCKET, SO_DOMAIN, &family, &length) == 0) {

@@ -9,7 +9,12 @@
 namespace stasis::engine {
 
 /// FileLockEntry.flag, numbers of CRIU's own.
-enum FileLockFlag : std::uint32_t { kLockPosix = 1, kLockFlock = 2, kLockOpenFile = 4 };
+enum FileLockFlag : std::uint32_t {
+  kLockPosix = 1,
+  kLockFlock = 2,
+  kLockOpenFile = 4,
+  kLockLease = 8
+};
 
 /// What trying to take a lock came to. FailedPrecondition: another one has it by now.
 Status LockTaken(const Status& status);

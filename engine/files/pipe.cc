@@ -1,7 +1,8 @@
 // pipe(2): two or more open files on one inode of pipefs, behind the link "pipe:[12]".
 //
 // State    which ends there are, the bytes in between, the buffer's size
-// Image    FD_PIPE an open file, joined by the inode's number; "pipes-data" once an inode
+// Image    FD_PIPE an open file, joined by the inode's number; "pipes-data" once an inode, or once a
+//          packet (O_DIRECT)
 // Dump     bytes by tee(2), which leaves them there. An end whose other side nobody holds any more
 //          has POLLHUP (no writers) or POLLERR (no readers), poll(2)
 // Restore  one pipe an inode, whose ends go to the first open file that needs each; others are
@@ -85,10 +86,14 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
   // The first to need an end gets ours; a mark stays for the others, who open it again.
   if (access != O_RDWR && context.Kept().try_emplace(key + "-given").second) {
     ASSIGN_OR_RETURN(UniqueFd first, Duplicate(end.get()));
-    RETURN_IF_ERROR(SetStatusFlags(first.get(), pipe.flags() & ~O_DIRECT));
+    RETURN_IF_ERROR(SetStatusFlags(first.get(), pipe.flags()));
     return first;
   }
-  return Reopen(end.get(), OpenFlags(pipe.flags()) & ~(O_PATH | O_DIRECTORY | O_DIRECT));
+  // open(2) takes no O_DIRECT here, F_SETFL does.
+  ASSIGN_OR_RETURN(UniqueFd other,
+                   Reopen(end.get(), OpenFlags(pipe.flags()) & ~(O_PATH | O_DIRECTORY | O_DIRECT)));
+  RETURN_IF_ERROR(SetStatusFlags(other.get(), pipe.flags()));
+  return other;
 }
 
 }  // namespace

@@ -26,9 +26,9 @@ Result<std::size_t> BytesWaiting(const OpenFile& file) {
   return static_cast<std::size_t>(bytes);
 }
 
-// tee(2) duplicates references to the buffers, from the oldest on, without taking anything out. It
+// A pipe of ours with the same content, at its end: tee(2) duplicates references to the buffers, from the oldest on, without taking anything out. It
 // stops when the target has no free slot, so ours gets as many as the source has.
-Result<std::string> PeekAll(const OpenFile& file, std::size_t length, int size) {
+Result<UniqueFd> Copy(const OpenFile& file, std::size_t length, int size) {
   UniqueFd again;
   int source = file.borrowed.get();
   if ((file.flags & O_ACCMODE) == O_WRONLY) {
@@ -55,7 +55,22 @@ Result<std::string> PeekAll(const OpenFile& file, std::size_t length, int size) 
                          std::to_string(size));
   }
   writer.Reset();
-  return ReadFd(reader.get());
+  return reader;
+}
+
+// What each read(2) gives that has room for all: everything, or one packet of a pipe with borders (O_DIRECT).
+Result<std::vector<std::string>> ReadParts(int reader, std::size_t length) {
+  std::vector<std::string> parts;
+  std::string part(length, '\0');
+  while (true) {
+    const ssize_t got = ::read(reader, part.data(), part.size());
+    if (got == 0) return parts;
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      return SyscallError(errno, "read a copy of a pipe");
+    }
+    parts.emplace_back(part, 0, static_cast<std::size_t>(got));
+  }
 }
 
 struct PipeRecord {
@@ -100,25 +115,24 @@ PipeEnds EndsInTree(const OpenFile& file, const FileDumpContext& context) {
 }
 
 Status DumpPipeData(const OpenFile& file, std::string_view image_name, FileDumpContext& context) {
-  // Packets (pipe2(2) O_DIRECT) have borders that the image does not keep.
-  if ((file.flags & O_DIRECT) != 0) {
-    return Unimplemented(NameOf(file) + ": a pipe of packets cannot be checkpointed yet");
-  }
   if (!IsFirstOfItsInode(file, context)) return OkStatus();
   const int size = ::fcntl(file.borrowed.get(), F_GETPIPE_SZ);
   if (size < 0) {
     return SyscallError(errno, "F_GETPIPE_SZ " + NameOf(file));
   }
   ASSIGN_OR_RETURN(const std::size_t length, BytesWaiting(file));
-  std::string content;
+  std::vector<std::string> parts(1);
   if (length > 0) {
-    ASSIGN_OR_RETURN(content, PeekAll(file, length, size));
+    ASSIGN_OR_RETURN(const UniqueFd copy, Copy(file, length, size));
+    ASSIGN_OR_RETURN(parts, ReadParts(copy.get(), length));
   }
-  image::PipeDataEntry record;
-  record.set_pipe_id(static_cast<std::uint32_t>(file.st.st_ino));
-  record.set_bytes(static_cast<std::uint32_t>(content.size()));
-  record.set_size(static_cast<std::uint32_t>(size));
-  context.AddRecord(image_name, record.SerializeAsString(), std::move(content));
+  for (std::string& part : parts) {
+    image::PipeDataEntry record;
+    record.set_pipe_id(static_cast<std::uint32_t>(file.st.st_ino));
+    record.set_bytes(static_cast<std::uint32_t>(part.size()));
+    record.set_size(static_cast<std::uint32_t>(size));
+    context.AddRecord(image_name, record.SerializeAsString(), std::move(part));
+  }
   return OkStatus();
 }
 
@@ -132,6 +146,8 @@ Result<bool> HasPipeData(std::uint32_t inode, std::string_view image_name,
 Status RestorePipeData(int fd, std::uint32_t inode, std::string_view image_name,
                        FileRestoreContext& context) {
   ASSIGN_OR_RETURN(const PipeRecords records, RecordsOf(inode, image_name, context));
+  // Several are packets. The end that is given to the program gets its own flags.
+  if (records.size() > 1) RETURN_IF_ERROR(SetStatusFlags(fd, O_NONBLOCK | O_DIRECT));
   for (const PipeRecord& record : records) {
     // The limits on pipes hold for us as for anybody; a smaller buffer is fine when the data fit.
     if (record.entry.size() > 0 && record.entry.size() <= INT_MAX) {

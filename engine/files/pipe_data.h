@@ -21,7 +21,7 @@ struct PipeEnds {
 PipeEnds EndsInTree(const OpenFile& file, const FileDumpContext& context);
 
 /// Adds the record of `file`'s content to the image `image_name` ("pipes-data", "fifo-data"); the
-/// content stays where it is. Unimplemented for a pipe of packets.
+/// content stays where it is. One record a packet, if it has any.
 Status DumpPipeData(const OpenFile& file, std::string_view image_name, FileDumpContext& context);
 
 /// Is there content of the pipe or FIFO `inode` in `image_name`?

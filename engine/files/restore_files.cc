@@ -118,6 +118,13 @@ class TableActor : public ProcessActor {
     return LockTaken(remote().Call("flock", SYS_flock, lock.fd(), operation).status());
   }
 
+  /// After the owner of its signal, which it would make this process.
+  Status Lease(const image::FileLockEntry& lock) {
+    const int type = lock.type() == F_WRLCK ? F_WRLCK : F_RDLCK;
+    return LockTaken(
+        remote().Call("fcntl F_SETLEASE", SYS_fcntl, lock.fd(), F_SETLEASE, type).status());
+  }
+
   Status SetOwner(int fd, const FownEntry& owner) override {
     if (owner.pid() != 0) {
       // struct f_owner_ex, whose enumeration takes no strange value.
@@ -382,6 +389,8 @@ class Restorer : public FileRestorer {
         RETURN_IF_ERROR(Annotate(actor->second.TakeLock(lock), name));
       } else if (lock.flag() == kLockFlock) {
         RETURN_IF_ERROR(Annotate(actor->second.Flock(lock), name));
+      } else if (lock.flag() == kLockLease && lock.type() <= F_WRLCK) {
+        RETURN_IF_ERROR(Annotate(actor->second.Lease(lock), name));
       } else if (lock.flag() == kLockOpenFile) {
         RETURN_IF_ERROR(Annotate(TakeOpenFileLock(files_[KeyOf(*descriptor)].get(), lock), name));
       } else {

@@ -30,7 +30,8 @@ struct EventfdInfo {
 Result<EventfdInfo> ParseEventfd(std::string_view text);
 
 struct FileLock {
-  enum class Kind { kPosix, kFlock, kOpenFile, kOther };  ///< kOther: leases, delegations.
+  /// kOther: delegations, leases that are about to break.
+  enum class Kind { kPosix, kFlock, kOpenFile, kLease, kOther };
   Kind kind = Kind::kOther;
   bool write = false;
   std::uint64_t start = 0;

@@ -118,12 +118,24 @@ TEST(PipeTest, StandardOutputBecomesTheNewOne) {
   EXPECT_EQ(ReadSome(other.reader.get()), "to the new log");
 }
 
-TEST(PipeTest, RefusesPackets) {
+TEST(PipeTest, PacketsKeepTheirBorders) {
   const Pipe pipe = MakePipe(O_DIRECT);
+  for (const char* const packet : {"one", "", "three"}) {
+    ASSERT_THAT(WriteAll(pipe.writer.get(), packet), IsOk());
+  }
   LocalDumpContext dump;
-  dump.Add(pipe.reader.get());
-  dump.Add(pipe.writer.get());
-  EXPECT_THAT(dump.DumpAll(), StatusIs(StatusCode::kUnimplemented, HasSubstr("packets")));
+  const std::uint32_t reader_id = dump.Add(pipe.reader.get());
+  const std::uint32_t writer_id = dump.Add(pipe.writer.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> reader = restore.Restore(reader_id), writer = restore.Restore(writer_id);
+  ASSERT_THAT(reader, IsOk());
+  ASSERT_THAT(writer, IsOk());
+  EXPECT_EQ(Describe(writer->get(), 1).flags, Describe(pipe.writer.get(), 1).flags);
+  ASSERT_THAT(WriteAll(writer->get(), "four"), IsOk());
+  for (const char* const packet : {"one", "three", "four"}) {
+    EXPECT_EQ(ReadSome(reader->get()), packet);
+  }
 }
 
 }  // namespace
