@@ -119,6 +119,7 @@ Status ReadAreas(Checkpoint& checkpoint) {
 // Descriptors, and the files that executable, directories and mappings name.
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;
+  files.SetNamespaces(checkpoint.processes.front().ids);
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());

@@ -55,6 +55,7 @@ class Checker {
     ASSIGN_OR_RETURN(const std::unique_ptr<FileDumper> files,
                      FileDumper::Create(tree_, options, Fate::kLeaveRunning, found_.notes));
     files->OnlyLook();
+    files->SetNamespaces(processes_.front().ids);
     Add(files->Collect(TableIds(processes_)));
     found_.files = files->files().size();
     for (const OpenFile& file : files->files()) Add(DumpFile(file, *files).status());

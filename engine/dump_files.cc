@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <linux/sched.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -326,6 +327,27 @@ void FileDumper::GiveBack() {
 pid_t FileDumper::ToNamespacePid(pid_t pid) const {
   const auto found = namespace_pids_.find(pid);
   return found == namespace_pids_.end() ? 0 : found->second;
+}
+
+std::uint32_t FileDumper::NamespaceId(std::uint32_t type) const {
+  switch (type) {
+    case CLONE_NEWNET:
+      return namespaces_.net_ns_id();
+    case CLONE_NEWIPC:
+      return namespaces_.ipc_ns_id();
+    case CLONE_NEWUTS:
+      return namespaces_.uts_ns_id();
+    case CLONE_NEWNS:
+      return namespaces_.mnt_ns_id();
+    case CLONE_NEWPID:
+      return namespaces_.pid_ns_id();
+    case CLONE_NEWUSER:
+      return namespaces_.user_ns_id();
+    case CLONE_NEWCGROUP:
+      return namespaces_.cgroup_ns_id();
+    default:
+      return namespaces_.time_ns_id();
+  }
 }
 
 bool FileDumper::IsProcess(pid_t pid) const {

@@ -15,6 +15,7 @@
 #include "engine/files/kept_links.h"
 #include "engine/files/tcp_hold.h"
 #include "engine/image/image_file.h"
+#include "engine/image/schema/tasks.pb.h"
 #include "engine/memory/dump_areas.h"
 #include "engine/tracee/frozen_tree.h"
 
@@ -26,6 +27,8 @@ class FileDumper : public FileDumpContext {
   static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree, const Options& options,
                                                     Fate fate, std::vector<std::string>& notes);
 
+  /// What the tree's namespaces are called in the images; before DumpAll().
+  void SetNamespaces(const image::TaskKobjIdsEntry& ids) { namespaces_ = ids; }
   /// Borrows every open file description of the tree once, and reads the descriptor tables. `table_ids`:
   /// of each process, equal where processes share one; 0 for a zombie.
   Status Collect(std::vector<std::uint32_t> table_ids);
@@ -69,6 +72,7 @@ class FileDumper : public FileDumpContext {
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override;
   bool IsProcess(pid_t pid) const override;
+  std::uint32_t NamespaceId(std::uint32_t type) const override;
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;
@@ -137,6 +141,7 @@ class FileDumper : public FileDumpContext {
   std::set<std::pair<dev_t, ino_t>> leased_;
   std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
   KeptLinks kept_links_;
+  image::TaskKobjIdsEntry namespaces_;
   std::map<std::uint64_t, UniqueFd> memory_files_;
   std::vector<TcpHold> connections_;
   std::vector<image::FileEntry> entries_;

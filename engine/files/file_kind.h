@@ -64,6 +64,8 @@ class FileDumpContext {
   virtual pid_t ToNamespacePid(pid_t pid) const = 0;
   /// Is it a process of the tree, not one of its other threads? Our pid.
   virtual bool IsProcess(pid_t pid) const = 0;
+  /// The number in the images of the tree's namespace of the kind `type` (CLONE_NEW*).
+  virtual std::uint32_t NamespaceId(std::uint32_t type) const = 0;
   /// A new file id, for entries that no descriptor has (paths of FIFOs).
   virtual std::uint32_t NewFileId() = 0;
   /// Adds an entry to files.img beside the one that Dump returns.
@@ -187,6 +189,7 @@ struct FileKind {
   X(kEpoll)                  \
   X(kInotify)                \
   X(kPidfd)                  \
+  X(kNamespaceFile)          \
   X(kInetSocket)             \
   X(kUnixSocket)             \
   X(kNetlinkSocket)

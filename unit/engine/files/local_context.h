@@ -114,6 +114,7 @@ class LocalDumpContext : public FileDumpContext {
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override { return pid == ::getpid() ? pid : 0; }
   bool IsProcess(pid_t pid) const override { return pid == ::getpid(); }
+  std::uint32_t NamespaceId(std::uint32_t) const override { return 1; }
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override {
