@@ -14,7 +14,12 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <functional>
+#include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -166,26 +171,90 @@ Status AskProcess(RemoteSyscalls& remote, DumpedProcess& process, const FileDump
   return OkStatus();
 }
 
-Status AskThread(RemoteSyscalls& remote, DumpedThread& thread) {
-  image::ThreadCoreEntry& core = *thread.core.mutable_thread_core();
-  ASSIGN_OR_RETURN(const auto stack, Ask<stack_t>(remote, [&](std::uint64_t at) {
-                     return remote.Call("sigaltstack", SYS_sigaltstack, 0, at);
-                   }));
-  core.mutable_sas()->set_ss_sp(reinterpret_cast<std::uint64_t>(stack.ss_sp));
-  core.mutable_sas()->set_ss_size(stack.ss_size);
-  core.mutable_sas()->set_ss_flags(static_cast<std::uint32_t>(stack.ss_flags));
-  ASSIGN_OR_RETURN(const auto clear_tid, Ask<std::uint64_t>(remote, [&](std::uint64_t at) {
-                     return remote.Call("prctl GET_TID_ADDRESS", SYS_prctl, PR_GET_TID_ADDRESS, at);
-                   }));
-  arch::SetClearTidAddress(clear_tid, thread.core);
-  ASSIGN_OR_RETURN(const int signal, Ask<int>(remote, [&](std::uint64_t at) {
-                     return remote.Call("prctl GET_PDEATHSIG", SYS_prctl, PR_GET_PDEATHSIG, at);
-                   }));
-  if (signal != 0) core.set_pdeath_sig(static_cast<std::uint32_t>(signal));
-  ASSIGN_OR_RETURN(const std::uint64_t bits,
-                   remote.Call("prctl GET_SECUREBITS", SYS_prctl, PR_GET_SECUREBITS));
-  core.mutable_creds()->set_secbits(static_cast<std::uint32_t>(bits));
-  RETURN_IF_ERROR(AskSettings(remote, core));
+// Threads that are asked together, each with its calls.
+struct Asked {
+  DumpedThread* thread = nullptr;
+  RemoteSyscalls remote;
+  std::uint64_t answer = 0;  // address of what the call fills
+  Status status = {};
+};
+
+// A call in all of `threads` at once: each needs a processor for a moment only, and on a busy machine waits
+// long for one. What has begun is taken to its end, whatever becomes of the others.
+Status AskTogether(
+    std::span<Asked> threads, std::string_view what, long number,
+    const std::function<std::array<std::uint64_t, 6>(std::uint64_t answer)>& arguments,
+    const std::function<Status(Asked&, std::uint64_t result)>& take) {
+  constexpr std::size_t kAnswerBytes = 64;
+  for (Asked& asked : threads) {
+    asked.status = [&]() -> Status {
+      asked.remote.ResetArguments();
+      ASSIGN_OR_RETURN(asked.answer, asked.remote.PutValue(std::array<char, kAnswerBytes>{}));
+      return asked.remote.Start(number, arguments(asked.answer));
+    }();
+  }
+  for (Asked& asked : threads) {
+    if (asked.status.ok()) asked.status = asked.remote.Enter();
+  }
+  Status worst;
+  for (Asked& asked : threads) {
+    if (asked.status.ok()) {
+      const Result<std::uint64_t> result = asked.remote.End(what);
+      asked.status = result.ok() ? take(asked, *result) : result.status();
+    }
+    if (worst.ok()) worst = asked.status;
+  }
+  return worst;
+}
+
+Status AskAboutThreads(std::span<Asked> threads) {
+  const auto core = [](Asked& asked) { return asked.thread->core.mutable_thread_core(); };
+  using Arguments = std::array<std::uint64_t, 6>;
+  const auto prctl = [](std::uint64_t option) {
+    return [option](std::uint64_t answer) { return Arguments{option, answer}; };
+  };
+  RETURN_IF_ERROR(AskTogether(
+      threads, "sigaltstack", SYS_sigaltstack,
+      [](std::uint64_t answer) { return Arguments{0, answer}; },
+      [&](Asked& asked, std::uint64_t) -> Status {
+        ASSIGN_OR_RETURN(const auto stack, asked.remote.ReadValue<stack_t>(asked.answer));
+        image::ThreadSasEntry& entry = *core(asked)->mutable_sas();
+        entry.set_ss_sp(reinterpret_cast<std::uint64_t>(stack.ss_sp));
+        entry.set_ss_size(stack.ss_size);
+        entry.set_ss_flags(static_cast<std::uint32_t>(stack.ss_flags));
+        return OkStatus();
+      }));
+  RETURN_IF_ERROR(AskTogether(
+      threads, "prctl GET_TID_ADDRESS", SYS_prctl, prctl(PR_GET_TID_ADDRESS),
+      [](Asked& asked, std::uint64_t) -> Status {
+        ASSIGN_OR_RETURN(const auto address, asked.remote.ReadValue<std::uint64_t>(asked.answer));
+        arch::SetClearTidAddress(address, asked.thread->core);
+        return OkStatus();
+      }));
+  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_PDEATHSIG", SYS_prctl, prctl(PR_GET_PDEATHSIG),
+                              [&](Asked& asked, std::uint64_t) -> Status {
+                                ASSIGN_OR_RETURN(const int signal,
+                                                 asked.remote.ReadValue<int>(asked.answer));
+                                if (signal != 0)
+                                  core(asked)->set_pdeath_sig(static_cast<std::uint32_t>(signal));
+                                return OkStatus();
+                              }));
+  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_SECUREBITS", SYS_prctl, prctl(PR_GET_SECUREBITS),
+                              [&](Asked& asked, std::uint64_t bits) -> Status {
+                                core(asked)->mutable_creds()->set_secbits(
+                                    static_cast<std::uint32_t>(bits));
+                                return OkStatus();
+                              }));
+#ifdef __x86_64__
+  RETURN_IF_ERROR(
+      AskTogether(threads, "prctl GET_TSC", SYS_prctl, prctl(PR_GET_TSC),
+                  [&](Asked& asked, std::uint64_t) -> Status {
+                    ASSIGN_OR_RETURN(const int counter, asked.remote.ReadValue<int>(asked.answer));
+                    if (counter == PR_TSC_ENABLE) return OkStatus();
+                    core(asked)->set_stasis_time_stamp_counter(static_cast<std::uint32_t>(counter));
+                    return OkStatus();
+                  }));
+#endif
   return OkStatus();
 }
 
@@ -198,16 +267,34 @@ Status AskUtsNames(RemoteSyscalls& remote, UtsNames& names) {
   return OkStatus();
 }
 
-Status AskThreads(DumpedProcess& process, const RemoteArea& area, const FileDumpContext& pids,
-                  UtsNames* uts_names) {
-  for (DumpedThread& thread : process.threads) {
-    ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(thread.frozen->tracee, area));
-    if (&thread == &process.threads.front()) {
-      RETURN_IF_ERROR(AskProcess(remote, process, pids));
-      if (uts_names != nullptr) RETURN_IF_ERROR(AskUtsNames(remote, *uts_names));
+Status AskLeader(DumpedProcess& process, const RemoteArea& area, const FileDumpContext& pids,
+                 UtsNames* uts_names) {
+  DumpedThread& leader = process.threads.front();
+  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(leader.frozen->tracee, area));
+  RETURN_IF_ERROR(AskProcess(remote, process, pids));
+  if (uts_names != nullptr) RETURN_IF_ERROR(AskUtsNames(remote, *uts_names));
+  Asked asked = {.thread = &leader, .remote = std::move(remote)};
+  RETURN_IF_ERROR(AskAboutThreads(std::span(&asked, 1)));
+  return asked.remote.Finish();
+}
+
+// The threads besides the leader, as many at once as there is room for their frames.
+Status AskOthers(DumpedProcess& process, const RemoteArea& area) {
+  const std::size_t frame_bytes = arch::SignalFrame(process.threads.front().registers, 0, 0).size();
+  const bool has_room = frame_bytes <= RemoteArea::kSlotFrameBytes;
+  std::span<DumpedThread> rest = std::span(process.threads).subspan(1);
+  while (!rest.empty()) {
+    const std::size_t count = has_room ? std::min<std::size_t>(rest.size(), RemoteArea::kSlots) : 1;
+    std::vector<Asked> asked;
+    for (unsigned i = 0; i < count; ++i) {
+      RemoteArea part = area;
+      if (has_room) part.slot = i;
+      ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(rest[i].frozen->tracee, part));
+      asked.push_back({.thread = &rest[i], .remote = std::move(remote)});
     }
-    RETURN_IF_ERROR(AskThread(remote, thread));
-    RETURN_IF_ERROR(remote.Finish());
+    RETURN_IF_ERROR(AskAboutThreads(asked));
+    for (Asked& one : asked) RETURN_IF_ERROR(one.remote.Finish());
+    rest = rest.subspan(count);
   }
   return OkStatus();
 }
@@ -227,7 +314,8 @@ Status AskInside(DumpedProcess& process, const FileDumpContext& files, UtsNames*
   RETURN_IF_ERROR(AbortSequences(process));
   Tracee& leader = process.threads.front().frozen->tracee;
   ASSIGN_OR_RETURN(const RemoteArea area, MakeArea(leader, std::nullopt));
-  const Status status = AskThreads(process, area, files, uts_names);
+  Status status = AskLeader(process, area, files, uts_names);
+  if (status.ok()) status = AskOthers(process, area);
   const Status removed = RemoveArea(leader, area);
   return status.ok() ? removed : status;
 }

@@ -121,18 +121,6 @@ Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core) {
   return OkStatus();
 }
 
-Status AskSettings(RemoteSyscalls& remote, image::ThreadCoreEntry& core) {
-#ifdef PR_GET_TSC
-  remote.ResetArguments();
-  ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(int{}));
-  const Status asked = remote.Call("prctl GET_TSC", SYS_prctl, PR_GET_TSC, at).status();
-  if (!asked.ok()) return OkStatus();  // another architecture
-  ASSIGN_OR_RETURN(const int counter, remote.ReadValue<int>(at));
-  if (counter != PR_TSC_ENABLE) core.set_stasis_time_stamp_counter(static_cast<unsigned>(counter));
-#endif
-  return OkStatus();
-}
-
 namespace {
 
 Status RestoreProcessorSettings(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {

@@ -14,9 +14,6 @@ Status ReadSettings(const FrozenProcess& process, image::TaskCoreEntry& core);
 /// What only the process itself can tell: memory-deny-write-execute, pages that are merged.
 Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core);
 
-/// What only the thread itself can tell: whether it may read the time stamp counter.
-Status AskSettings(RemoteSyscalls& remote, image::ThreadCoreEntry& core);
-
 /// Puts back the settings of a thread, by the thread itself. A priority that this container may not have
 /// becomes a note.
 Status RestoreSettings(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes);

@@ -36,9 +36,9 @@ constexpr std::uint64_t kAllSignals = ~std::uint64_t{0};
 // Longest error number, include/linux/err.h.
 constexpr std::int64_t kMaxErrno = 4095;
 
-Status NextSyscallStop(Tracee& tracee, const std::function<Status(const Stop&)>& on_event,
-                       bool& stop_pending) {
-  RETURN_IF_ERROR(tracee.ContinueToSyscall());
+// Waits for the stop at a system call's boundary that ContinueToSyscall() leads to.
+Status AwaitSyscallStop(Tracee& tracee, const std::function<Status(const Stop&)>& on_event,
+                        bool& stop_pending) {
   while (true) {
     ASSIGN_OR_RETURN(const Stop stop,
                      WaitForStop(tracee.tid(), steady_clock::now() + kCallTimeout));
@@ -138,7 +138,7 @@ Result<RemoteSyscalls> RemoteSyscalls::BeginAt(Tracee& tracee, const RemoteArea&
   remote.saved_ = *std::move(saved);
   remote.saved_mask_ = *mask;
   const std::vector<std::byte> bytes = arch::SignalFrame(remote.saved_, *mask, frame);
-  if (bytes.size() > RemoteArea::kFrameBytes) {
+  if (bytes.size() > area.frame_bytes()) {
     remote.Abandon();
     return Unimplemented("this processor's registers need a frame of " +
                          std::to_string(bytes.size()) + " bytes");
@@ -189,13 +189,26 @@ arch::GeneralRegisters RemoteSyscalls::Calling(
 
 Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
                                           std::array<std::uint64_t, 6> arguments) {
+  RETURN_IF_ERROR(Start(number, arguments));
+  RETURN_IF_ERROR(Enter());
+  return End(what);
+}
+
+Status RemoteSyscalls::Start(long number, const std::array<std::uint64_t, 6>& arguments) {
   // The registers stay at the homeward code from one call to the next, so that every instruction at
   // which the thread could be left alone leads it home.
-  const pid_t tid = tracee_.tid();
-  RETURN_IF_ERROR(arch::WriteGeneral(tid, Calling(number, arguments)));
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
-  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tid));
+  RETURN_IF_ERROR(arch::WriteGeneral(tracee_.tid(), Calling(number, arguments)));
+  return tracee_.ContinueToSyscall();
+}
+
+Status RemoteSyscalls::Enter() {
+  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  return tracee_.ContinueToSyscall();
+}
+
+Result<std::uint64_t> RemoteSyscalls::End(std::string_view what) {
+  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tracee_.tid()));
   const std::int64_t result = arch::SyscallResult(after);
   if (result < 0 && result >= -kMaxErrno) {
     return SyscallError(static_cast<int>(-result), what);
@@ -205,19 +218,19 @@ Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
 
 Result<std::int64_t> RemoteSyscalls::CallInterrupted(
     long number, const std::array<std::uint64_t, 6>& arguments) {
-  const pid_t tid = tracee_.tid();
-  RETURN_IF_ERROR(arch::WriteGeneral(tid, Calling(number, arguments)));
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
+  RETURN_IF_ERROR(Start(number, arguments));
+  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
   // Before it enters the call: there it finds that it is to stop, as if by a signal.
   RETURN_IF_ERROR(tracee_.Interrupt());
-  RETURN_IF_ERROR(NextSyscallStop(tracee_, on_event, stop_pending_));
-  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tid));
+  RETURN_IF_ERROR(tracee_.ContinueToSyscall());
+  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tracee_.tid()));
   return arch::SyscallResult(after);
 }
 
 Result<std::uint64_t> RemoteSyscalls::Reserve(std::size_t size) {
   const std::uint64_t at = (used_ + 15) & ~std::uint64_t{15};
-  if (at + size > RemoteArea::kArgumentBytes) {
+  if (at + size > area_.argument_bytes()) {
     return ResourceExhausted("arguments of a remote system call: no room for " +
                              std::to_string(size) + " bytes");
   }

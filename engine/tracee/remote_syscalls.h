@@ -24,15 +24,23 @@ namespace stasis::engine {
 /// that lead its threads home and for the arguments of calls.
 struct RemoteArea {
   std::uint64_t address = 0;
+  /// Set: one of kSlots parts, so that as many threads make small calls at the same time.
+  std::optional<unsigned> slot = {};
 
   static constexpr std::uint64_t kPage = 4096;
   static constexpr std::uint64_t kFrameBytes = 64 << 10;
   static constexpr std::uint64_t kArgumentBytes = 128 << 10;
   static constexpr std::uint64_t kBytes = kPage + kFrameBytes + kArgumentBytes;
+  static constexpr std::uint64_t kSlotFrameBytes = 15 << 10;
+  static constexpr std::uint64_t kSlotArgumentBytes = 1 << 10;
+  static constexpr std::uint64_t kSlotBytes = kSlotFrameBytes + kSlotArgumentBytes;
+  static constexpr unsigned kSlots = (kBytes - kPage) / kSlotBytes;
 
   std::uint64_t code() const { return address; }
-  std::uint64_t frame() const { return address + kPage; }
-  std::uint64_t arguments() const { return address + kPage + kFrameBytes; }
+  std::uint64_t frame() const { return address + kPage + slot.value_or(0) * kSlotBytes; }
+  std::uint64_t frame_bytes() const { return slot ? kSlotFrameBytes : kFrameBytes; }
+  std::uint64_t arguments() const { return frame() + frame_bytes(); }
+  std::uint64_t argument_bytes() const { return slot ? kSlotArgumentBytes : kArgumentBytes; }
 };
 
 /// Runs system calls in one thread that is in a ptrace stop. While it lives, the thread's registers are
@@ -58,6 +66,12 @@ class RemoteSyscalls {
   Result<std::uint64_t> Call(std::string_view what, long number, Arguments... arguments) {
     return Run(what, number, {static_cast<std::uint64_t>(arguments)...});
   }
+
+  /// A call in three steps, so that threads make it at the same time: each must be taken to its end, and waits
+  /// for what the step before it began.
+  Status Start(long number, const std::array<std::uint64_t, 6>& arguments);
+  Status Enter();
+  Result<std::uint64_t> End(std::string_view what);
 
   /// The raw result of a call that is interrupted before it can wait: the kernel keeps its notes on how to
   /// go on with it, while further calls run, until the thread returns from a signal handler.
