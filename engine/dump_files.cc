@@ -163,16 +163,20 @@ Status FileDumper::CollectDescriptor(const FrozenProcess& process, int pidfd, in
     return SyscallError(errno,
                         errno == EMFILE ? "pidfd_getfd (raise our LimitNOFILE)" : "pidfd_getfd");
   }
-  ASSIGN_OR_RETURN(file.link, ReadLinkAt(process.proc.get(), "fd/" + std::to_string(fd)));
-  file.link = InRoot(std::move(file.link));
   ASSIGN_OR_RETURN(file.fdinfo, ReadFileAt(process.proc.get(), "fdinfo/" + std::to_string(fd)));
   ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
   file.pos = info.pos;
   file.flags = info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC);
-  RETURN_IF_ERROR(Describe(file));
-
+  if (::fstat(file.borrowed.get(), &file.st) != 0) {
+    return SyscallError(errno, "fstat");
+  }
   const FileKey key = {file.st.st_dev, file.st.st_ino, file.pos, file.flags, file.borrowed.get()};
   const auto [known, is_new] = known_.try_emplace(key, files_.size());
+  if (is_new) {  // a forked tree has most of its files many times
+    ASSIGN_OR_RETURN(file.link, ReadLinkAt(process.proc.get(), "fd/" + std::to_string(fd)));
+    file.link = InRoot(std::move(file.link));
+    RETURN_IF_ERROR(Describe(file));
+  }
   RETURN_IF_ERROR(CollectLocks(file, is_new));
   tables_.back().push_back(
       {.file = known->second, .fd = fd, .close_on_exec = (info.flags & O_CLOEXEC) != 0});

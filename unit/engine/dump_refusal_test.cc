@@ -21,7 +21,6 @@ using ::stasis::testing::WaitForState;
 using ::testing::HasSubstr;
 
 constexpr std::size_t kSize = 16 * 4096;
-constexpr long kMseal = 462;  // Linux 6.10
 
 void* Map() {
   return ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -42,7 +41,6 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"Mseal", "mseal", [](const SharedWords&) { return ::syscall(kMseal, Map(), kSize, 0) == 0; }},
     {"ProtectionKey", "protection key",
      [](const SharedWords&) {
        const int key = ::pkey_alloc(0, 0);
