@@ -10,6 +10,8 @@ packages=(
   containerd runc docker-registry containernetworking-plugins iproute2 iptables
   xz-utils bzip2 zstd redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
 )
+# The programs of the soak.
+packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
 [[ ${1:-} == --peers ]] && packages+=(debootstrap)
 # e2e/tools/go.mod asks for 1.24, backports have 1.23: Go fetches a newer toolchain by itself from 1.21 on.

@@ -1,0 +1,1 @@
+"""Real programs under load, through many checkpoints and restores over CRI: ./dev soak."""

@@ -1,0 +1,70 @@
+"""An interactive bash on a terminal: background jobs, stopped jobs, fg and bg."""
+
+import os
+import re
+import time
+
+from e2e.soak.program import Image, Program, Session, Wrong
+from e2e.wait import until
+
+
+class ShellSession(Session):
+    """Types at the terminal, by the pipe that the runtime reads it from, and reads the container's log."""
+
+    def connect(self, place):
+        self.place = place
+        folder = place.bed.folder / "state/io.containerd.grpc.v1.cri/containers" / place.container / "io"
+        pipes = list(folder.rglob("*-stdin"))
+        if not pipes:
+            raise OSError(f"no standard input in {folder}")
+        self.pipe = os.open(pipes[0], os.O_WRONLY | os.O_NONBLOCK)
+        self.seen = 0
+        if self.last == 0:
+            self.typed("PS1=; n=0; sleep 1000000 & sleep 1000001 &")
+
+    def log(self):
+        text = self.place.bed.cri.log(self.place.pod, "program")
+        return "\n".join(line.split(" ", 3)[3] for line in text.splitlines() if line.count(" ") >= 3)
+
+    def typed(self, line):
+        os.write(self.pipe, line.encode() + b"\n")
+
+    def ask_shell(self, line):
+        """What `line` prints; the mark is put together by the shell, so that its echo does not have it."""
+        mark = f"{time.monotonic_ns()}"
+        self.typed(f'{line}; echo "<"{mark} $out">"')
+        found = until(lambda: re.search(f"<{mark} ([^>]*)>", self.log()), 60, what=f"the shell after {line}")
+        return found.group(1).strip()
+
+    def next(self):
+        return int(self.ask_shell("n=$((n + 1)); out=$n"))
+
+    def ask(self):
+        super().ask()
+        if self.asked % 3 == 0:
+            self.check()
+
+    def check(self):
+        # Stopped by hand, in the background, and to the foreground with one more to stop it.
+        self.expect("kill -STOP %1; sleep 0.2; out=$(jobs -s | wc -l)", "1")
+        self.expect("bg %1 >/dev/null; sleep 0.2; out=$(jobs -r | wc -l)", "2")
+        self.expect("(sleep 0.3; kill -TSTP %2 2>/dev/null || kill -TSTP $(jobs -p %2)) & disown; out=1", "1")
+        self.typed("fg %2")
+        self.expect("sleep 0.6; out=$(jobs -s | wc -l)", "1")
+        self.expect("bg %2 >/dev/null; sleep 0.2; out=$(jobs -r | wc -l)", "2")
+
+    def expect(self, line, wanted):
+        answer = self.ask_shell(line)
+        if answer != wanted:
+            raise Wrong(f"{line}: {answer}, not {wanted}")
+
+    def close(self):
+        os.close(self.pipe)
+
+
+def image():
+    return Image(["/usr/bin/soak-bash", "--norc", "--noediting", "-i"],
+                 programs=["/bin/bash"], files={"usr/bin/soak-bash": "/bin/bash"}, user="1000")
+
+
+PROGRAMS = [Program("shell", image, ShellSession, sessions=1, config={"tty": True, "stdin": True})]
