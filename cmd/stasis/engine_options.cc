@@ -2,6 +2,7 @@
 
 #include <map>
 #include <string>
+#include <vector>
 
 namespace stasis::cli {
 namespace {
@@ -54,6 +55,19 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
       .add_option("--cgroup-root", options.cgroup_root,
                   "On this host, cgroups come back below PATH; may be repeated")
       ->option_text("[CONTROLLERS:]/PATH");
+  static std::vector<std::string> ignored;  // what these say is found out unasked
+  group
+      .add_option("--network-lock", ignored,
+                  "Accepted: kept connections are held one by one, not by rules of a firewall")
+      ->option_text("METHOD")
+      ->check(CLI::IsMember({"iptables", "nftables", "skip"}));
+  group.add_option("--cgroup-yard", ignored, "Accepted: cgroups are found wherever they are")
+      ->option_text("DIR");
+  group
+      .add_option("--irmap-scan-path", ignored, "Accepted: watched files are found by their inodes")
+      ->option_text("DIR");
+  Accept(group, "--force-irmap", "Accepted, as --irmap-scan-path");
+  Accept(group, "--ghost-fiemap,--no-ghost-fiemap", "Accepted: holes are kept");
   Accept(group, "--file-locks", "File locks are kept (they always are)");
   Accept(group, "--link-remap", "Deleted files with other names are kept (they always are)");
   Accept(group, "--shell-job,-j", "The tree has a shell's terminal (found out unasked)");
