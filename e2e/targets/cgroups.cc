@@ -29,6 +29,7 @@ int main(int, char** argv) {
   const std::string name = "stasis-" + std::to_string(getpid());
   CHECK(mkdir(mount_point.c_str(), 0755) == 0);
   if (mount("cgroup", mount_point.c_str(), "cgroup", 0, ("none,name=" + name).c_str()) != 0) {
+    target::PassCheckpoint(argv[1]);
     std::printf("cgroup hierarchies cannot be mounted here\n");
     return 77;
   }
