@@ -55,7 +55,7 @@ struct CheckpointImages {
 /// Reads everything but memory pages and what belongs to single kinds of files. The errors name the
 /// image file. InvalidArgument: images that contradict each other (a thread twice, a child without
 /// parent, areas that overlap) or no checkpoint. DataLoss: a file is cut or missing. Unimplemented: what
-/// we cannot restore (tables shared by processes, nested namespaces). FailedPrecondition: another
+/// we cannot restore (memory shared by processes, nested namespaces). FailedPrecondition: another
 /// architecture. ResourceExhausted: more tasks or files than any container has.
 Result<CheckpointImages> LoadCheckpoint(const ImageSource& source);
 
