@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -59,6 +60,7 @@ struct Checkpoint {
   std::vector<DumpedProcess> processes = {};
   UtsNames uts_names = {};
   ImageFileBuilder segments{"ipcns-shm"};
+  std::string run_id = {};
 
   // Calls `step` for each living process, and asks in between whether the dump is still wanted.
   Status ForEach(const std::function<Status(DumpedProcess&)>& step) {
@@ -230,8 +232,7 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
   ids.set_sighand_id(1);
   checkpoint.namespaces.NumberOurs(ids);
   RETURN_IF_ERROR(checkpoint.cgroups.WriteImage(inventory, sink));
-  ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
-  inventory.set_dump_criu_run_id(std::string(text::Trim(run_id)));
+  inventory.set_dump_criu_run_id(checkpoint.run_id);
   return PutOne(sink, ImageName("inventory"), "inventory", inventory);
 }
 
@@ -291,6 +292,8 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
                         .namespaces = std::move(namespaces),
                         .files = std::move(files),
                         .cgroups = std::move(cgroups)};
+  ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
+  checkpoint.run_id = text::Trim(run_id);
   RETURN_IF_ERROR(ReadTasks(checkpoint));
   RETURN_IF_ERROR(ReadAreas(checkpoint));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
@@ -305,6 +308,16 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
                    Milliseconds(report.memory));
   if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
+  std::optional<NetworkLock> lock;
+  if (request.fate == Fate::kKill) {
+    Result<std::optional<NetworkLock>> taken = checkpoint.files->LockNetwork(checkpoint.run_id);
+    if (taken.ok()) {
+      if (taken->has_value()) lock.emplace(**std::move(taken));
+    } else {
+      report.notes.push_back("peers that send before the restore will reset their connections: " +
+                             Message(taken.status()));
+    }
+  }
   checkpoint.files->GiveBack();
   std::set<pid_t> pids;
   for (const FrozenProcess& process : tree.processes()) pids.insert(process.pid);
@@ -326,6 +339,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
     request.log.Info("the checkpoint is whole; the tree was " +
                      std::string(request.fate == Fate::kKill ? "ended" : "left stopped"));
   }
+  if (lock) lock->Keep();
   return report;
 }
 

@@ -8,8 +8,10 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <linux/sched.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -29,6 +31,8 @@
 #include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/file_locks.h"
+#include "engine/files/socket.h"
+#include "engine/files/tcp_segment.h"
 #include "engine/proc/fdinfo.h"
 
 namespace stasis::engine {
@@ -315,6 +319,30 @@ bool FileDumper::HasConnections() const {
     return socket.proto() == IPPROTO_TCP && socket.state() != TCP_LISTEN &&
            socket.state() != TCP_CLOSE;
   });
+}
+
+Result<std::optional<NetworkLock>> FileDumper::LockNetwork(const std::string& run_id) const {
+  std::vector<ConnectionEnds> connections;
+  std::set<std::string> locals;
+  UniqueFd ns;
+  for (const OpenFile& file : files_) {
+    if (connections_.empty() || SocketFamily(file) < 0) continue;
+    const int fd = file.borrowed.get();
+    if (SocketOption(fd, IPPROTO_TCP, TCP_REPAIR).value_or(0) == 0) continue;
+    const Result<InetAddress> local = LocalAddress(fd), remote = RemoteAddress(fd);
+    if (!local.ok() || !remote.ok()) continue;  // its peer has not answered yet
+    connections.push_back({*local, *remote});
+    locals.insert(Unmapped(*local).ToText() + " " + Unmapped(*remote).ToText());
+    if (!ns) ns = UniqueFd(::ioctl(fd, SIOCGSKNS));
+  }
+  std::erase_if(connections, [&](const ConnectionEnds& ends) {
+    return locals.contains(Unmapped(ends.remote).ToText() + " " + Unmapped(ends.local).ToText());
+  });
+  std::optional<NetworkLock> lock;
+  if (connections.empty() || !ns) return lock;
+  ASSIGN_OR_RETURN(NetworkLock taken, NetworkLock::Take(std::move(ns), run_id, connections));
+  lock.emplace(std::move(taken));
+  return lock;
 }
 
 void FileDumper::AbandonConnections() {

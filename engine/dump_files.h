@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
@@ -13,6 +14,7 @@
 #include "engine/dump.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/kept_links.h"
+#include "engine/files/network_lock.h"
 #include "engine/files/tcp_hold.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/tasks.pb.h"
@@ -49,6 +51,9 @@ class FileDumper : public FileDumpContext {
 
   /// Lets TCP connections that stand still go on as they were. The destructor does too.
   void ResumeConnections() { connections_.clear(); }
+  /// Has what arrives for connections with a peer outside the tree dropped, under the run id of the
+  /// inventory, until a restore. Nothing where there are none. Before GiveBack().
+  Result<std::optional<NetworkLock>> LockNetwork(const std::string& run_id) const;
   /// The tree has ended: its connections close without a word to their peers.
   void AbandonConnections();
 

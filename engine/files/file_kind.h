@@ -102,6 +102,8 @@ class FileActor {
   /// bind(2) of our descriptor `fd` (made by Socket), with its rights and in its file system.
   virtual Status Bind(int fd, std::span<const std::byte> address) = 0;
   virtual Status Connect(int fd, std::span<const std::byte> address) = 0;
+  /// setsockopt(2) of our descriptor `fd`: for options that need a right.
+  virtual Status SetOption(int fd, int level, int name, std::span<const std::byte> value) = 0;
   virtual Status Unlink(const std::string& path) = 0;
   virtual Status RemoveFolder(const std::string& path) = 0;
   /// mkdir(2) for S_IFDIR in `mode`, else mknod(2).
@@ -137,6 +139,12 @@ class FileRestoreContext {
   virtual int ExternalStdio(std::string_view link) const = 0;
   /// Descriptors that belong together (two ends of a pipe), kept by kind and key until all are restored.
   virtual std::map<std::string, UniqueFd>& Kept() = 0;
+  /// Sockets that let others bind to their port until all are bound; then it is as it was.
+  struct SharedPort {
+    UniqueFd fd;
+    bool reuse_address, reuse_port;
+  };
+  virtual std::vector<SharedPort>& SharedPorts() = 0;
   /// TCP connections that go on when the tree runs. Outlives this context.
   virtual std::vector<PendingConnection>& Connections() = 0;
   virtual void Note(std::string text) = 0;
@@ -192,7 +200,8 @@ struct FileKind {
   X(kNamespaceFile)          \
   X(kInetSocket)             \
   X(kUnixSocket)             \
-  X(kNetlinkSocket)
+  X(kNetlinkSocket)          \
+  X(kPacketSocket)
 
 #define STASIS_DECLARE_KIND(kind) extern const FileKind kind;
 STASIS_FILE_KINDS(STASIS_DECLARE_KIND)

@@ -66,6 +66,8 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
       return &entry.tty().fown();
     case image::FD_NETLINKSK:
       return &entry.nlsk().fown();
+    case image::FD_PACKETSK:
+      return &entry.psk().fown();
     default:
       return nullptr;
   }

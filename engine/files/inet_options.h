@@ -10,10 +10,14 @@ namespace stasis::engine {
 /// Unimplemented for what a restore may not set, or cannot.
 Status DumpInetOptions(const OpenFile& file, image::InetSkEntry& entry);
 
-/// Sets those that bind(2) looks at: IPV6_V6ONLY, IP_FREEBIND.
-Status RestoreInetOptionsBeforeBind(int fd, const image::InetSkEntry& entry);
+/// Sets those that bind(2) looks at: IPV6_V6ONLY, IP_FREEBIND, IP_TRANSPARENT. Those that need a right
+/// are set by `actor`.
+Status RestoreInetOptionsBeforeBind(int fd, const image::InetSkEntry& entry, FileActor& actor);
 
-/// Sets the others.
-Status RestoreInetOptions(int fd, const image::InetSkEntry& entry);
+/// Sets the others but SOL_SOCKET's, and joins multicast groups.
+Status RestoreInetOptions(int fd, const image::InetSkEntry& entry, FileActor& actor);
+
+/// Sets what stands in the way of RestoreSocketOptions.
+Status RestoreLastInetOptions(int fd, const image::InetSkEntry& entry);
 
 }  // namespace stasis::engine

@@ -13,28 +13,33 @@
 // Not here other protocols, kernel TLS: refused
 // Source   tcp(7), udp(7), socket(7), net/ipv4/tcp.c tcp_get_info; tested on 6.18
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 #include "engine/files/description.h"
 #include "engine/files/ended_connection.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/inet_address.h"
 #include "engine/files/inet_options.h"
 #include "engine/files/socket.h"
+#include "engine/files/socket_diag.h"
 #include "engine/files/tcp_connection.h"
 #include "engine/files/tcp_hold.h"
 #include "engine/files/tcp_stream.h"
 #include "engine/image/image_file.h"
-#include "engine/proc/net_tcp.h"
+#include "engine/proc/net_sockets.h"
 
 namespace stasis::engine {
 namespace {
@@ -46,7 +51,17 @@ bool Owns(const OpenFile& file) {
 
 // TCP to the program, whatever is below.
 bool IsTcp(int protocol) { return protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP; }
-bool IsTcp(const image::InetSkEntry& entry) { return IsTcp(static_cast<int>(entry.proto())); }
+bool IsTcp(const image::InetSkEntry& entry) {
+  return entry.type() == SOCK_STREAM && IsTcp(static_cast<int>(entry.proto()));
+}
+
+bool IsSupported(int family, int type, int protocol) {
+  if (type == SOCK_STREAM) return IsTcp(protocol);
+  if (type == SOCK_RAW) return true;
+  const int icmp = family == AF_INET ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6};
+  return type == SOCK_DGRAM &&
+         (protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE || protocol == icmp);
+}
 
 // ---- dump ----
 
@@ -54,13 +69,9 @@ Status DumpProtocol(const OpenFile& file, image::InetSkEntry& entry) {
   const int fd = file.borrowed.get();
   ASSIGN_OR_RETURN(const int type, SocketOption(fd, SOL_SOCKET, SO_TYPE));
   ASSIGN_OR_RETURN(const int protocol, SocketOption(fd, SOL_SOCKET, SO_PROTOCOL));
-  const bool tcp = type == SOCK_STREAM && IsTcp(protocol);
-  const bool udp = type == SOCK_DGRAM && protocol == IPPROTO_UDP;
-  if (!tcp && !udp) {
-    const std::string name = protocol == IPPROTO_ICMP ? "ICMP"
-                             : type == SOCK_RAW       ? "raw"
-                                                      : "protocol " + std::to_string(protocol);
-    return Unimplemented(NameOf(file) + ": " + name + " sockets cannot be checkpointed yet");
+  if (!IsSupported(SocketFamily(file), type, protocol)) {
+    return Unimplemented(NameOf(file) + ": sockets of protocol " + std::to_string(protocol) +
+                         " cannot be checkpointed yet");
   }
   entry.set_family(static_cast<std::uint32_t>(SocketFamily(file)));
   entry.set_type(static_cast<std::uint32_t>(type));
@@ -143,12 +154,13 @@ Status DumpListener(const OpenFile& file, const tcp_info& info, image::InetSkEnt
   return OkStatus();
 }
 
-// getpeername(2) does not tell whom a socket is still connecting to.
-Status DumpAwaitedPeer(const OpenFile& file, image::InetSkEntry& entry) {
-  const std::string table = entry.family() == AF_INET ? "tcp" : "tcp6";
+// getpeername(2) does not tell whom a TCP socket is still connecting to, nor the peer without a port of
+// a raw one. `table`: "tcp", "raw".
+Status DumpPeerByTable(const OpenFile& file, std::string table, image::InetSkEntry& entry) {
+  if (entry.family() == AF_INET6) table += "6";
   const std::string path = "/proc/" + std::to_string(file.pid) + "/net/" + table;
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, path));
-  ASSIGN_OR_RETURN(const NetTcpSocket socket, FindNetTcpSocket(text, file.st.st_ino));
+  ASSIGN_OR_RETURN(const NetSocket socket, FindNetSocket(text, file.st.st_ino));
   entry.clear_dst_addr();
   for (const std::uint32_t word : socket.remote_words) entry.add_dst_addr(word);
   entry.set_dst_port(socket.remote_port);
@@ -171,7 +183,7 @@ Status KeepConnection(const OpenFile& file, image::InetSkEntry& entry, FileDumpC
                          " cannot be kept");
   }
   ASSIGN_OR_RETURN(const TcpStream stream, ReadTcpStream(fd, info));
-  if (info.tcpi_state == TCP_SYN_SENT) RETURN_IF_ERROR(DumpAwaitedPeer(file, entry));
+  if (info.tcpi_state == TCP_SYN_SENT) RETURN_IF_ERROR(DumpPeerByTable(file, "tcp", entry));
   ASSIGN_OR_RETURN(const short poll, PollNow(fd, POLLRDHUP));
   if ((poll & POLLRDHUP) != 0 && !HasPeerFin(entry.state())) {
     entry.set_shutdown(image::SHUTDOWN_READ);
@@ -199,15 +211,57 @@ Status DumpTcp(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext&
   return OkStatus();
 }
 
-Status DumpUdp(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext& context) {
+bool HasPeer(const image::InetSkEntry& entry) {
+  return entry.dst_port() != 0 ||
+         std::ranges::any_of(entry.dst_addr(), [](auto w) { return w != 0; });
+}
+
+// poll(2) shows that reading is shut, and that both are; sock_diag writing alone, where the kernel has it.
+Result<image::SkShutdown> ShutdownOf(const OpenFile& file, const image::InetSkEntry& entry,
+                                     short poll) {
+  if ((poll & POLLHUP) != 0) return image::SHUTDOWN_BOTH;
+  const Result<std::uint32_t> shown = InetShutdown(file, entry.proto());
+  if (shown.ok()) return static_cast<image::SkShutdown>(*shown & image::SHUTDOWN_BOTH);
+  if (shown.status().code() != StatusCode::kNotFound) return shown.status();
+  return (poll & POLLRDHUP) != 0 ? image::SHUTDOWN_READ : image::SHUTDOWN_NONE;
+}
+
+// Is an address that it is bound to gone, or was it never here (IP_FREEBIND)?
+Result<bool> IsNonlocal(const OpenFile& file) {
+  ASSIGN_OR_RETURN(InetAddress local, LocalAddress(file.borrowed.get()));
+  if (local.IsWildcard()) return false;
+  local.port = 0;
+  const UniqueFd ns(::ioctl(file.borrowed.get(), SIOCGSKNS));
+  if (!ns) {
+    return SyscallError(errno, "SIOCGSKNS");
+  }
+  bool nonlocal = false;
+  RETURN_IF_ERROR(InNamespace(ns.get(), CLONE_NEWNET, [&]() -> Status {
+    const UniqueFd probe(::socket(local.family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    if (!probe) return SyscallError(errno, "socket");
+    const InetSockaddr address(local);
+    nonlocal = ::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.bytes().data()),
+                      static_cast<socklen_t>(address.bytes().size())) != 0 &&
+               errno == EADDRNOTAVAIL;
+    return OkStatus();
+  }));
+  return nonlocal;
+}
+
+// All but TCP.
+Status DumpDatagrams(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext& context) {
   const int fd = file.borrowed.get();
-  entry.set_state(entry.dst_port() != 0 ? TCP_ESTABLISHED : TCP_CLOSE);
+  if (entry.type() == SOCK_RAW && !HasPeer(entry)) {
+    const Status peer = DumpPeerByTable(file, "raw", entry);
+    // In the table of IPv6 are no IPv6 sockets without that module.
+    if (!peer.ok() && peer.code() != StatusCode::kNotFound) return peer;
+    if (!HasPeer(entry)) entry.set_dst_port(0);
+  }
+  entry.set_state(HasPeer(entry) ? TCP_ESTABLISHED : TCP_CLOSE);
   ASSIGN_OR_RETURN(const short poll, PollNow(fd, POLLIN | POLLRDHUP));
-  if ((poll & POLLHUP) != 0) {
-    entry.set_shutdown(image::SHUTDOWN_BOTH);
-  } else if ((poll & POLLRDHUP) != 0) {
-    entry.set_shutdown(image::SHUTDOWN_READ);
-  } else if ((poll & POLLIN) != 0) {
+  ASSIGN_OR_RETURN(const image::SkShutdown shutdown, ShutdownOf(file, entry, poll));
+  if (shutdown != image::SHUTDOWN_NONE) entry.set_shutdown(shutdown);
+  if ((poll & POLLIN) != 0 && (shutdown & image::SHUTDOWN_READ) == 0) {
     context.Note(NameOf(file) + ": datagrams that nobody has read will be gone");
   }
   return OkStatus();
@@ -225,8 +279,13 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   ASSIGN_OR_RETURN(*entry.mutable_opts(), DumpSocketOptions(file));
   RETURN_IF_ERROR(DumpInetOptions(file, entry));
   // After the options: a connection that is to be kept changes some of them for that time.
-  RETURN_IF_ERROR(Annotate(
-      IsTcp(entry) ? DumpTcp(file, entry, context) : DumpUdp(file, entry, context), NameOf(file)));
+  RETURN_IF_ERROR(
+      Annotate(IsTcp(entry) ? DumpTcp(file, entry, context) : DumpDatagrams(file, entry, context),
+               NameOf(file)));
+  if (entry.state() == TCP_LISTEN || entry.state() == TCP_CLOSE || !IsTcp(entry)) {
+    ASSIGN_OR_RETURN(const bool nonlocal, IsNonlocal(file));
+    if (nonlocal) entry.set_stasis_nonlocal(true);
+  }
   return result;
 }
 
@@ -288,9 +347,21 @@ Status RestoreTcp(int fd, const image::InetSkEntry& entry, const InetAddress& lo
   return OkStatus();
 }
 
-Status RestoreUdp(int fd, const image::InetSkEntry& entry, const InetAddress& local,
-                  FileRestoreContext& context) {
-  RETURN_IF_ERROR(SetSocketOption(fd, SOL_SOCKET, SO_REUSEADDR, int{entry.opts().reuseaddr()}));
+// Another socket with the same port, which needs both to allow it while they bind.
+bool SharesPort(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  if (entry.src_port() == 0 || entry.type() == SOCK_RAW) return false;
+  return std::ranges::any_of(context.entries(), [&](const image::FileEntry& other) {
+    const image::InetSkEntry& socket = other.isk();
+    return other.type() == image::FD_INETSK && other.id() != entry.id() &&
+           socket.proto() == entry.proto() && socket.src_port() == entry.src_port() &&
+           (!IsTcp(socket) || socket.state() == TCP_LISTEN || socket.state() == TCP_CLOSE);
+  });
+}
+
+Status RestoreDatagrams(int fd, const image::InetSkEntry& entry, const InetAddress& local,
+                        FileRestoreContext& context) {
+  const bool reuse = entry.opts().reuseaddr() || SharesPort(entry, context);
+  RETURN_IF_ERROR(SetSocketOption(fd, SOL_SOCKET, SO_REUSEADDR, int{reuse}));
   const bool connects = entry.state() == TCP_ESTABLISHED;
   RETURN_IF_ERROR(Bind(fd, local, connects, context));
   if (connects) {
@@ -299,8 +370,9 @@ Status RestoreUdp(int fd, const image::InetSkEntry& entry, const InetAddress& lo
     RETURN_IF_ERROR(Annotate(context.actor().Connect(fd, InetSockaddr(remote).bytes()),
                              "connect a UDP socket to " + remote.ToText()));
   }
-  if (entry.shutdown() != image::SHUTDOWN_NONE && connects &&
-      ::shutdown(fd, static_cast<int>(entry.shutdown()) - 1) != 0) {
+  // What is not connected is shut too, though it says ENOTCONN.
+  if (entry.shutdown() != image::SHUTDOWN_NONE &&
+      ::shutdown(fd, static_cast<int>(entry.shutdown()) - 1) != 0 && errno != ENOTCONN) {
     return SyscallError(errno, "shutdown");
   }
   return OkStatus();
@@ -384,25 +456,40 @@ Result<UniqueFd> MakeSocket(const image::InetSkEntry& entry, FileRestoreContext&
   return fd;
 }
 
+Status ShareAll(int fd) {
+  RETURN_IF_ERROR(SetSocketOption(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+  return SetSocketOption(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+}
+
 Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContext& context) {
   ASSIGN_OR_RETURN(UniqueFd fd, MakeSocket(entry, context));
   RETURN_IF_ERROR(RestoreOptionsBeforeBind(fd.get(), entry.opts()));
-  RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry));
+  const bool shares = SharesPort(entry, context);
+  if (shares) RETURN_IF_ERROR(ShareAll(fd.get()));
+  RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry, context.actor()));
   ASSIGN_OR_RETURN(InetAddress local, AddressOf(entry, entry.src_addr(), entry.src_port()));
+  if (entry.type() == SOCK_RAW) local.port = 0;  // what is shown there is the protocol
   RETURN_IF_ERROR(RestoreScope(fd.get(), entry, local));
   RETURN_IF_ERROR(IsTcp(entry) ? RestoreTcp(fd.get(), entry, local, context)
-                               : RestoreUdp(fd.get(), entry, local, context));
-  RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry));
+                               : RestoreDatagrams(fd.get(), entry, local, context));
+  RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry, context.actor()));
   RETURN_IF_ERROR(RestoreSocketOptions(fd.get(), entry.opts()));
+  RETURN_IF_ERROR(RestoreLastInetOptions(fd.get(), entry));
+  if (shares) {
+    ASSIGN_OR_RETURN(UniqueFd own, Duplicate(fd.get()));
+    context.SharedPorts().push_back(
+        {std::move(own), entry.opts().reuseaddr(), entry.opts().so_reuseport()});
+    RETURN_IF_ERROR(ShareAll(fd.get()));
+  }
   return fd;
 }
 
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_isk()) return DataLoss("no internet socket in the entry");
   const image::InetSkEntry& entry = file.isk();
-  const bool tcp = entry.type() == SOCK_STREAM && IsTcp(entry);
-  const bool udp = entry.type() == SOCK_DGRAM && entry.proto() == IPPROTO_UDP;
-  if ((!tcp && !udp) || (entry.family() != AF_INET && entry.family() != AF_INET6)) {
+  const int family = static_cast<int>(entry.family()), type = static_cast<int>(entry.type());
+  if ((family != AF_INET && family != AF_INET6) ||
+      !IsSupported(family, type, static_cast<int>(entry.proto()))) {
     return Unimplemented("a socket of family " + std::to_string(entry.family()) + ", protocol " +
                          std::to_string(entry.proto()) + " cannot be restored yet");
   }

@@ -6,7 +6,7 @@
 //         CAP_NET_ADMIN needs it again
 // Lost    messages that nobody has read. The own port, where another socket has it by now: the report
 //         says so
-// Not here protocols but routes, sock_diag, generic and uevents; a peer that is another program;
+// Not here protocols but routes, sock_diag, generic and uevents; a peer that is not in the tree;
 //         listening in all namespaces; groups of NETLINK_GENERIC, whose numbers are drawn anew at each
 //         boot, and those above 32: refused
 // Source  netlink(7), net/netlink/af_netlink.c; tested on 6.18
@@ -85,7 +85,18 @@ Status CheckGroups(const OpenFile& file, std::uint32_t protocol) {
   return OkStatus();
 }
 
-Status DumpAddresses(const OpenFile& file, image::NetlinkSkEntry& entry) {
+// Is the port one of the tree's own?
+bool IsInTree(std::uint32_t port, std::uint32_t protocol, FileDumpContext& context) {
+  return std::ranges::any_of(context.files(), [&](const OpenFile& other) {
+    if (!Owns(other)) return false;
+    const int fd = other.borrowed.get();
+    const Result<sockaddr_nl> own = AddressBy(::getsockname, fd, "getsockname");
+    return own.ok() && own->nl_pid == port &&
+           SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_PROTOCOL).value_or(~0u) == protocol;
+  });
+}
+
+Status DumpAddresses(const OpenFile& file, image::NetlinkSkEntry& entry, FileDumpContext& context) {
   const int fd = file.borrowed.get();
   ASSIGN_OR_RETURN(const sockaddr_nl own, AddressBy(::getsockname, fd, "getsockname"));
   entry.set_portid(own.nl_pid);
@@ -93,8 +104,11 @@ Status DumpAddresses(const OpenFile& file, image::NetlinkSkEntry& entry) {
   ASSIGN_OR_RETURN(const sockaddr_nl peer, AddressBy(::getpeername, fd, "getpeername"));
   entry.set_dst_portid(peer.nl_pid);
   entry.set_dst_group(peer.nl_groups);
-  if (peer.nl_pid != 0) return Unimplemented("connected to another program by netlink");
-  entry.set_state(peer.nl_groups != 0 ? kConnected : kNeverConnected);
+  if (peer.nl_pid != 0 && !IsInTree(peer.nl_pid, entry.protocol(), context)) {
+    return Unimplemented("connected to another program by netlink");
+  }
+  const bool connected = peer.nl_pid != 0 || peer.nl_groups != 0;
+  entry.set_state(connected ? kConnected : kNeverConnected);
   return OkStatus();
 }
 
@@ -111,7 +125,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   ASSIGN_OR_RETURN(const auto type, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_TYPE));
   entry.set_stasis_type(type);
   RETURN_IF_ERROR(CheckGroups(file, protocol));
-  RETURN_IF_ERROR(Annotate(DumpAddresses(file, entry), NameOf(file)));
+  RETURN_IF_ERROR(Annotate(DumpAddresses(file, entry, context), NameOf(file)));
   ASSIGN_OR_RETURN(*entry.mutable_opts(), DumpSocketOptions(file));
   for (const int name : kOptions) {
     const Result<int> value = SocketOption(fd, SOL_NETLINK, name);
@@ -155,20 +169,22 @@ Status Bind(int fd, const image::NetlinkSkEntry& entry, FileRestoreContext& cont
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_nlsk()) return DataLoss("no netlink socket in the entry");
   const image::NetlinkSkEntry& entry = file.nlsk();
-  if (entry.groups_size() > 1 || entry.dst_portid() != 0 || !IsKnown(entry.protocol())) {
+  if (entry.groups_size() > 1 || !IsKnown(entry.protocol())) {
     return Unimplemented("a netlink socket of protocol " + std::to_string(entry.protocol()) +
-                         " with groups above 32, or connected to another program");
+                         " or with groups above 32");
   }
   const int type = entry.stasis_type() == SOCK_DGRAM ? SOCK_DGRAM : SOCK_RAW;
   ASSIGN_OR_RETURN(UniqueFd fd,
                    context.actor().Socket(AF_NETLINK, type, static_cast<int>(entry.protocol())));
   RETURN_IF_ERROR(Bind(fd.get(), entry, context));
-  if (entry.dst_group() != 0) {
+  if (entry.dst_group() != 0 || entry.dst_portid() != 0) {
     sockaddr_nl peer = {};
     peer.nl_family = AF_NETLINK;
+    peer.nl_pid = entry.dst_portid();
     peer.nl_groups = entry.dst_group();
     RETURN_IF_ERROR(Annotate(context.actor().Connect(fd.get(), Bytes(peer)), "connect netlink"));
   }
+  RETURN_IF_ERROR(RestorePrivilegedOptions(fd.get(), entry.opts(), context.actor()));
   RETURN_IF_ERROR(RestoreSocketOptions(fd.get(), entry.opts()));
   for (const image::StasisSocketOption& option : entry.stasis_options()) {
     const bool known = std::ranges::find(kOptions, option.name()) != kOptions.end();

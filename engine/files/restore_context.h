@@ -26,6 +26,7 @@
 #include "engine/base/io.h"
 #include "engine/checkpoint_images.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/socket.h"
 #include "engine/files/tcp_connection.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/restore_pages.h"
@@ -72,6 +73,15 @@ class RootActor : public FileActor {
   }
   Status Connect(int fd, std::span<const std::byte> address) override {
     return WithAddress("connect", SYS_connect, fd, address);
+  }
+
+  Status SetOption(int fd, int level, int name, std::span<const std::byte> value) override {
+    ASSIGN_OR_RETURN(const std::uint64_t number, SendIn(fd));
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(value));
+    const Status status =
+        remote().Call("setsockopt", SYS_setsockopt, number, level, name, at, value.size()).status();
+    RETURN_IF_ERROR(remote().Call("close", SYS_close, number).status());
+    return status;
   }
 
   Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags, std::uint64_t size_bytes,
@@ -163,14 +173,20 @@ class RootActor : public FileActor {
     return remote().Call("munmap", SYS_munmap, start, size).status();
   }
 
-  Status WithAddress(std::string_view what, long call, int fd, std::span<const std::byte> address) {
+  // The number in the root of our descriptor `fd`.
+  Result<std::uint64_t> SendIn(int fd) {
     if (!channel_) {
       ASSIGN_OR_RETURN(channel_, FdChannel::Open(remote(), root_.pidfd.get()));
     }
     ASSIGN_OR_RETURN(const std::vector<int> number, channel_->Send(remote(), std::span(&fd, 1)));
+    return static_cast<std::uint64_t>(number[0]);
+  }
+
+  Status WithAddress(std::string_view what, long call, int fd, std::span<const std::byte> address) {
+    ASSIGN_OR_RETURN(const std::uint64_t number, SendIn(fd));
     ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(address));
-    const Status status = remote().Call(what, call, number[0], at, address.size()).status();
-    RETURN_IF_ERROR(remote().Call("close", SYS_close, number[0]).status());
+    const Status status = remote().Call(what, call, number, at, address.size()).status();
+    RETURN_IF_ERROR(remote().Call("close", SYS_close, number).status());
     return status;
   }
 
@@ -236,10 +252,19 @@ class RestoreContext : public FileRestoreContext {
     return found == external_.end() ? -1 : stdio_[found->second].get();
   }
   std::map<std::string, UniqueFd>& Kept() override { return kept_; }
+  std::vector<SharedPort>& SharedPorts() override { return shared_ports_; }
   std::vector<PendingConnection>& Connections() override { return connections_; }
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
 
-  Status Finish() { return actor_.Finish(); }
+  Status Finish() {
+    for (const SharedPort& port : shared_ports_) {
+      RETURN_IF_ERROR(
+          SetSocketOption(port.fd.get(), SOL_SOCKET, SO_REUSEADDR, int{port.reuse_address}));
+      RETURN_IF_ERROR(
+          SetSocketOption(port.fd.get(), SOL_SOCKET, SO_REUSEPORT, int{port.reuse_port}));
+    }
+    return actor_.Finish();
+  }
 
  private:
   static std::string PipeLink(const image::PipeEntry& pipe) {
@@ -293,6 +318,7 @@ class RestoreContext : public FileRestoreContext {
   std::map<std::string, std::size_t, std::less<>> external_;  // index of stdio_ by link
   std::map<std::string, std::vector<Record>, std::less<>> records_;
   std::map<std::string, UniqueFd> kept_;
+  std::vector<SharedPort> shared_ports_;
 };
 
 }  // namespace stasis::engine

@@ -9,6 +9,7 @@
 #include "engine/files/restore_files.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
@@ -30,6 +31,7 @@
 #include "engine/files/ghost_file.h"
 #include "engine/files/kept_links.h"
 #include "engine/files/memfd.h"
+#include "engine/files/network_lock.h"
 #include "engine/files/path.h"
 #include "engine/files/pidfd.h"
 #include "engine/files/restore_context.h"
@@ -187,6 +189,7 @@ class Restorer : public FileRestorer {
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
     RestoreContext context(root_, images_, source_, options_, connections_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
+    ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
       if (entry == nullptr) return InvalidArgument(NameOf(holder) + " is not in files.img");
@@ -277,7 +280,17 @@ class Restorer : public FileRestorer {
     return OkStatus();
   }
 
-  Status ResumeConnections() override { return engine::ResumeConnections(connections_); }
+  Status ResumeConnections() override {
+    // The dump's firewall. All sockets are there by now: nothing is answered by a reset any more.
+    const bool had_any = std::ranges::any_of(images_.files, [](const FileEntry& entry) {
+      return entry.type() == image::FD_INETSK && IsKeptState(entry.isk().state()) &&
+             entry.isk().proto() == IPPROTO_TCP;
+    });
+    if (had_any) {
+      RETURN_IF_ERROR(UnlockNetwork(network_.get(), images_.inventory.dump_criu_run_id()));
+    }
+    return engine::ResumeConnections(connections_);
+  }
 
   const std::vector<std::string>& notes() const override { return notes_; }
 
@@ -443,6 +456,7 @@ class Restorer : public FileRestorer {
   std::map<FileKey, UniqueFd> files_;
   PathlessFiles pathless_;
   std::set<std::uint32_t> installed_;  // tables, by id: what processes share is made once
+  UniqueFd network_;                   // the network namespace
   std::vector<PendingConnection> connections_;
   std::map<pid_t, pid_t> host_pids_;  // as we see them, by those of the images
   DeadProcesses dead_;

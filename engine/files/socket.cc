@@ -75,12 +75,13 @@ Status DumpNumbers(const OpenFile& file, image::SkOptsEntry& options) {
   const int fd = file.borrowed.get();
   ASSIGN_OR_RETURN(const auto priority, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_PRIORITY));
   ASSIGN_OR_RETURN(const auto mark, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_MARK));
-  if (priority > kFreePriority || mark != 0) {
+  if ((priority > kFreePriority || mark != 0) && SocketFamily(file) == AF_UNIX) {
     return Unimplemented(NameOf(file) +
-                         ": SO_MARK and priorities above 6 need CAP_NET_ADMIN and "
-                         "cannot be checkpointed yet");
+                         ": SO_MARK and priorities above 6 of unix sockets cannot be "
+                         "checkpointed yet");
   }
   options.set_so_priority(priority);
+  if (mark != 0) options.set_so_mark(mark);
   ASSIGN_OR_RETURN(const auto low, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_RCVLOWAT));
   options.set_so_rcvlowat(low);
   ASSIGN_OR_RETURN(const auto inlined, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_OOBINLINE));
@@ -208,9 +209,30 @@ Status RestoreOptionsBeforeBind(int fd, const image::SkOptsEntry& options) {
   return OkStatus();
 }
 
+Status SetOptionByActor(FileActor& actor, int fd, int level, int name,
+                        std::span<const std::byte> value) {
+  const Status status = actor.SetOption(fd, level, name, value);
+  if (ErrnoOf(status) != EPERM && ErrnoOf(status) != EACCES) return status;
+  return FailedPrecondition("option " + std::to_string(name) + " of level " +
+                            std::to_string(level) +
+                            " of a socket, which the program may not set here (CAP_NET_ADMIN)");
+}
+
+Status RestorePrivilegedOptions(int fd, const image::SkOptsEntry& options, FileActor& actor) {
+  const auto set = [&](int name, std::uint32_t value) {
+    return SetOptionByActor(actor, fd, SOL_SOCKET, name, std::as_bytes(std::span(&value, 1)));
+  };
+  if (options.so_mark() != 0) RETURN_IF_ERROR(set(SO_MARK, options.so_mark()));
+  if (options.so_priority() <= kFreePriority) return OkStatus();
+  return set(SO_PRIORITY, options.so_priority());
+}
+
 Status RestoreSocketOptions(int fd, const image::SkOptsEntry& options) {
   // The agent could set these for anybody; the container may only have what it could set itself.
-  if (options.so_mark() != 0 || options.so_priority() > kFreePriority) {
+  ASSIGN_OR_RETURN(const auto mark, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_MARK));
+  ASSIGN_OR_RETURN(const auto priority, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_PRIORITY));
+  if (options.so_mark() != mark ||
+      (options.so_priority() > kFreePriority && options.so_priority() != priority)) {
     return InvalidArgument("a socket with SO_MARK or a priority above 6, which need CAP_NET_ADMIN");
   }
   RETURN_IF_ERROR(RestoreBuffers(fd, options));

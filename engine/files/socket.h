@@ -49,8 +49,14 @@ Result<image::SkOptsEntry> DumpSocketOptions(const OpenFile& file);
 /// Sets those that bind(2) looks at: SO_REUSEPORT, SO_BINDTODEVICE.
 Status RestoreOptionsBeforeBind(int fd, const image::SkOptsEntry& options);
 
-/// Sets the others. InvalidArgument for one that would need a right which the container may not
-/// have.
+/// setsockopt(2) with the rights of the process under restore; FailedPrecondition where it has not those.
+Status SetOptionByActor(FileActor& actor, int fd, int level, int name,
+                        std::span<const std::byte> value);
+
+/// Sets those that need a right: SO_MARK, a high SO_PRIORITY.
+Status RestorePrivilegedOptions(int fd, const image::SkOptsEntry& options, FileActor& actor);
+
+/// Sets the others. InvalidArgument for one that would need a right, unless it is set already.
 Status RestoreSocketOptions(int fd, const image::SkOptsEntry& options);
 
 /// Unimplemented unless the socket belongs to the network namespace of its holder: a restore makes

@@ -166,19 +166,6 @@ Status Establish(int fd, const image::InetSkEntry& entry, const TcpStream& strea
   return SetSocketOption(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, kNoQueue);
 }
 
-bool IsMapped(const InetAddress& address) {
-  return address.family == AF_INET6 && address.words[0] == 0 && address.words[1] == 0 &&
-         address.words[2] == htonl(0xffff);
-}
-
-InetAddress Unmapped(const InetAddress& address) {
-  if (!IsMapped(address)) return address;
-  InetAddress v4 = {.family = AF_INET};
-  v4.words[0] = address.words[3];
-  v4.port = address.port;
-  return v4;
-}
-
 // Waits until the connection is in `state`: loopback delivers at once, or nearly so.
 Status Await(int fd, std::uint32_t state) {
   for (int waited = 0;; ++waited) {
@@ -270,7 +257,7 @@ Result<UniqueFd> MakeConnection(const image::InetSkEntry& entry, TcpStream strea
   ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(static_cast<int>(entry.family()),
                                                        SOCK_STREAM, IPPROTO_TCP));
   RETURN_IF_ERROR(BeginRepair(fd.get()));
-  RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry));
+  RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry, context.actor()));
   RETURN_IF_ERROR(EnlargeBuffers(fd.get(), entry.opts(), stream));
   const std::uint32_t state = entry.state();
   const std::uint32_t syn = state == TCP_SYN_SENT ? 1 : 0;
@@ -285,7 +272,7 @@ Result<UniqueFd> MakeConnection(const image::InetSkEntry& entry, TcpStream strea
   if (state != TCP_SYN_SENT) {
     RETURN_IF_ERROR(Establish(fd.get(), entry, stream, remote, context));
   }
-  RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry));
+  RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry, context.actor()));
   ASSIGN_OR_RETURN(UniqueFd own, Duplicate(fd.get()));
   context.Connections().push_back({.fd = std::move(own),
                                    .entry = entry,

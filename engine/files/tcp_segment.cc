@@ -65,6 +65,11 @@ tcphdr Header(const TcpSegment& segment) {
   return header;
 }
 
+bool IsMapped(const InetAddress& address) {
+  return address.family == AF_INET6 && address.words[0] == 0 && address.words[1] == 0 &&
+         address.words[2] == htonl(0xffff);
+}
+
 Status Send(const TcpSegment& segment) {
   const int family = segment.to.family;
   const UniqueFd raw(::socket(family, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
@@ -88,6 +93,14 @@ Status Send(const TcpSegment& segment) {
 }
 
 }  // namespace
+
+InetAddress Unmapped(const InetAddress& address) {
+  if (!IsMapped(address)) return address;
+  InetAddress v4 = {.family = AF_INET};
+  v4.words[0] = address.words[3];
+  v4.port = address.port;
+  return v4;
+}
 
 std::string ToBytes(const TcpSegment& segment) {
   std::string bytes;

@@ -8,6 +8,9 @@
 
 namespace stasis::engine {
 
+/// The address on the wire: that of IPv4 for what IPv6 shows as ::ffff:1.2.3.4.
+InetAddress Unmapped(const InetAddress& address);
+
 struct TcpSegment {
   InetAddress from, to;  ///< Of one family.
   std::uint32_t sequence = 0, acknowledged = 0;

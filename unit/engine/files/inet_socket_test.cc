@@ -183,22 +183,60 @@ TEST(InetSocketRefusalTest, NamesAnAddressThatIsNotThere) {
               StatusIs(StatusCode::kFailedPrecondition, HasSubstr("192.0.2.1")));
 }
 
-TEST(InetSocketRefusalTest, RefusesOtherProtocols) {
-  const UniqueFd raw = Fd(::socket(AF_INET, SOCK_RAW, IPPROTO_TCP));
-  EXPECT_THAT(RoundTrip(raw.get()).status, StatusIs(StatusCode::kUnimplemented, HasSubstr("raw")));
-  const UniqueFd packet = Fd(::socket(AF_PACKET, SOCK_RAW, 0));
-  EXPECT_THAT(RoundTrip(packet.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("address family 17")));
+TEST(InetSocketTest, ARawSocketKeepsItsFilterAndPeer) {
+  UniqueFd fd = Fd(::socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
+  constexpr int kSolRaw = 255, kIcmpFilter = 1;
+  ASSERT_THAT(SetSocketOption(fd.get(), kSolRaw, kIcmpFilter, 0x14), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_IP, IP_HDRINCL, 1), IsOk());
+  ASSERT_THAT(LocalFileActor().Connect(fd.get(), InetSockaddr(Loopback(AF_INET)).bytes()), IsOk());
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(moved.entry.dst_addr(0), htonl(INADDR_LOOPBACK)) << "a peer without a port";
+  const int restored = moved.restored.get();
+  EXPECT_EQ(SocketOption(restored, kSolRaw, kIcmpFilter).value(), 0x14);
+  EXPECT_EQ(SocketOption(restored, IPPROTO_IP, IP_HDRINCL).value(), 1);
 }
 
-TEST(InetSocketRefusalTest, AnArchiveCannotMarkPackets) {
-  LocalDumpContext dump;
+TEST(InetSocketTest, AMarkIsSetByTheProgramItself) {
   UniqueFd fd = Fd(::socket(AF_INET, SOCK_DGRAM, 0));
-  const std::uint32_t id = dump.Add(fd.get());
-  ASSERT_THAT(dump.DumpAll(), IsOk());
-  dump.entries[0].mutable_isk()->mutable_opts()->set_so_mark(0xC114);
-  LocalRestoreContext restore(dump);
-  EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kInvalidArgument, HasSubstr("SO_MARK")));
+  ASSERT_THAT(SetSocketOption(fd.get(), SOL_SOCKET, SO_MARK, 0xC114), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_IP, IP_TOS, 0x10), IsOk());
+  ASSERT_THAT(SetSocketOption(fd.get(), SOL_SOCKET, SO_PRIORITY, 77), IsOk());
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(SocketOption(moved.restored.get(), SOL_SOCKET, SO_MARK).value(), 0xC114);
+  EXPECT_EQ(SocketOption(moved.restored.get(), SOL_SOCKET, SO_PRIORITY).value(), 77);
+}
+
+TEST(InetSocketTest, IsAMemberOfItsMulticastGroups) {
+  UniqueFd fd = Bound(AF_INET, SOCK_DGRAM);
+  ip_mreqn group = {};
+  group.imr_multiaddr.s_addr = inet_addr("239.1.2.3");
+  group.imr_ifindex = 1;
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_IP, IP_ADD_MEMBERSHIP, group), IsOk());
+  ip_mreq_source source = {};
+  source.imr_multiaddr.s_addr = inet_addr("239.1.2.4");
+  source.imr_interface.s_addr = htonl(INADDR_LOOPBACK);
+  source.imr_sourceaddr.s_addr = inet_addr("127.0.0.9");
+  ASSERT_THAT(SetSocketOption(fd.get(), IPPROTO_IP, IP_ADD_SOURCE_MEMBERSHIP, source), IsOk());
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  EXPECT_EQ(moved.entry.stasis_memberships_size(), 2);
+  const int restored = moved.restored.get();
+  EXPECT_THAT(SetSocketOption(restored, IPPROTO_IP, IP_DROP_MEMBERSHIP, group), IsOk());
+  EXPECT_THAT(SetSocketOption(restored, IPPROTO_IP, IP_DROP_SOURCE_MEMBERSHIP, source), IsOk());
+}
+
+TEST(InetSocketTest, WritingStaysShut) {
+  const UniqueFd peer = Bound(AF_INET, SOCK_DGRAM);
+  UniqueFd fd = Bound(AF_INET, SOCK_DGRAM);
+  ASSERT_THAT(LocalFileActor().Connect(fd.get(), InetSockaddr(*LocalAddress(peer.get())).bytes()),
+              IsOk());
+  ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
+  const Moved moved(std::move(fd));
+  ASSERT_THAT(moved.status, IsOk());
+  if (!moved.entry.has_shutdown()) GTEST_SKIP() << "no udp_diag in this kernel";
+  EXPECT_EQ(::send(moved.restored.get(), "x", 1, MSG_NOSIGNAL), -1);
 }
 
 }  // namespace

@@ -167,6 +167,10 @@ class LocalFileActor : public FileActor {
                            static_cast<socklen_t>(address.size())),
                  "connect");
   }
+  Status SetOption(int fd, int level, int name, std::span<const std::byte> value) override {
+    return Check(::setsockopt(fd, level, name, value.data(), static_cast<socklen_t>(value.size())),
+                 "setsockopt");
+  }
   /// Without content.
   Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags, std::uint64_t size_bytes,
                               std::uint64_t, const ImageSource&) override {
@@ -238,6 +242,8 @@ class LocalRestoreContext : public FileRestoreContext {
     return link == dumped_.external ? external : -1;
   }
   std::map<std::string, UniqueFd>& Kept() override { return kept_; }
+  std::vector<SharedPort> shared_ports;
+  std::vector<SharedPort>& SharedPorts() override { return shared_ports; }
   std::vector<PendingConnection> connections;
   std::vector<PendingConnection>& Connections() override { return connections; }
   void Note(std::string text) override { notes.push_back(std::move(text)); }

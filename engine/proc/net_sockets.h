@@ -1,4 +1,4 @@
-// /proc/PID/net/tcp and tcp6: the TCP sockets of a network namespace.
+// /proc/PID/net/tcp, udp, raw, icmp and those of IPv6: the sockets of a network namespace.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace stasis::engine {
 
-struct NetTcpSocket {
+struct NetSocket {
   std::uint64_t inode = 0;
   std::vector<std::uint32_t> remote_words;  ///< Network order; one for IPv4, four for IPv6.
   std::uint16_t remote_port = 0;            ///< Host order.
 };
 
-/// The socket with that inode in the text of the table. NotFound when it is not there.
-Result<NetTcpSocket> FindNetTcpSocket(std::string_view text, std::uint64_t inode);
+/// The socket with that inode in the text of a table. NotFound when it is not there.
+Result<NetSocket> FindNetSocket(std::string_view text, std::uint64_t inode);
 
 }  // namespace stasis::engine

@@ -1,4 +1,4 @@
-#include "engine/proc/net_tcp.h"
+#include "engine/proc/net_sockets.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -26,23 +26,23 @@ constexpr char kTcp6[] =
     "   0: 00000000000000000000000001000000:A001 0000000000000000FFFF00000100007F:01BB 02 "
     "00000001:00000000 01:00000064 00000000     0        0 9 1 0 100 0 0 10 0\n";
 
-TEST(NetTcpTest, FindsWhomASocketConnectsTo) {
-  const Result<NetTcpSocket> socket = FindNetTcpSocket(kTcp, 72);
+TEST(NetSocketsTest, FindsWhomASocketConnectsTo) {
+  const Result<NetSocket> socket = FindNetSocket(kTcp, 72);
   ASSERT_THAT(socket, IsOk());
   EXPECT_THAT(socket->remote_words, ElementsAre(0x0101000au));
   EXPECT_EQ(socket->remote_port, 80);
 }
 
-TEST(NetTcpTest, AnIpv6AddressHasFourWords) {
-  const Result<NetTcpSocket> socket = FindNetTcpSocket(kTcp6, 9);
+TEST(NetSocketsTest, AnIpv6AddressHasFourWords) {
+  const Result<NetSocket> socket = FindNetSocket(kTcp6, 9);
   ASSERT_THAT(socket, IsOk());
   EXPECT_THAT(socket->remote_words, ElementsAre(0u, 0u, 0xffff0000u, 0x0100007fu));
   EXPECT_EQ(socket->remote_port, 443);
 }
 
-TEST(NetTcpTest, OthersAreNotFound) {
-  EXPECT_THAT(FindNetTcpSocket(kTcp, 1), StatusIs(StatusCode::kNotFound));
-  EXPECT_THAT(FindNetTcpSocket("", 1), StatusIs(StatusCode::kNotFound));
+TEST(NetSocketsTest, OthersAreNotFound) {
+  EXPECT_THAT(FindNetSocket(kTcp, 1), StatusIs(StatusCode::kNotFound));
+  EXPECT_THAT(FindNetSocket("", 1), StatusIs(StatusCode::kNotFound));
 }
 
 }  // namespace
