@@ -1,12 +1,13 @@
-// TCP, MPTCP and UDP sockets over IPv4 and IPv6, behind the link "socket:[12]".
+// TCP, MPTCP, UDP, UDP-Lite, ICMP and raw sockets over IPv4 and IPv6, behind the link "socket:[12]".
 //
 // State    family, protocol, both addresses, options; of TCP the state, of a listener the backlog.
-//          All by getsockopt and getsockname on the borrowed descriptor: no netlink, no need to be
-//          there
+//          By getsockopt and getsockname on the borrowed descriptor; what those do not tell by
+//          sock_diag and /proc/PID/net
 // Restore  the socket is made, bound and connected by the process under restore, in its namespace
 // TCP      a connection is kept when the caller asks (tcp_hold.h, tcp_stream.h, tcp_connection.h);
 //          otherwise it comes back as after a peer's reset, or closed, and the report names it
-// Lost     what waits in a listener's queue, and datagrams that nobody has read. Multicast memberships
+// Lost     what waits in a listener's queue, and datagrams that nobody has read. The interface
+//          that IP_MULTICAST_IF chose by number, and keys of TCP_MD5SIG and TCP-AO: nothing shows them
 // MPTCP    what Go programs listen with (net.ListenConfig, Go 1.24). The kernel tells and takes fewer
 //          options; an accepted connection of a plain TCP peer is a plain TCP socket. Where a node has
 //          no MPTCP the listener becomes one of TCP, as when the program starts there
