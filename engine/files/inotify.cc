@@ -7,7 +7,8 @@
 // Image    FD_INOTIFY; the path is in the handle's field for it, where CRIU's search leaves its own
 // Restore  at the very end, in the process: what a restore opens must not be among the events.
 //          Numbers by INOTIFY_IOC_SETNEXTWD (CONFIG_CHECKPOINT_RESTORE, Linux 4.17)
-// Lost     events that nobody has read, and watches of what is deleted: the report names them
+//          What is deleted is watched by the link in /proc of a process that has it open
+// Lost     events that nobody has read: the report names them
 // Source   inotify(7), proc_pid_fdinfo(5), fs/notify/fdinfo.c, fs/notify/inotify/; tested on 6.18
 #include <dirent.h>
 #include <fcntl.h>
