@@ -58,6 +58,13 @@ Status Describe(OpenFile& file) {
   return OkStatus();
 }
 
+Result<std::string> OurLink(int fd) {
+  return ReadLinkAt(AT_FDCWD, "/proc/thread-self/fd/" + std::to_string(fd));
+}
+Result<std::string> OurFdinfo(int fd) {
+  return ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" + std::to_string(fd));
+}
+
 bool IsPipe(const OpenFile& file) { return S_ISFIFO(file.st.st_mode) && file.fs_magic == kPipeFs; }
 
 Result<std::vector<int>> ListDescriptors(const FrozenProcess& process) {
@@ -140,7 +147,87 @@ Status FileDumper::Collect(std::vector<std::uint32_t> table_ids) {
     if (!known.insert(table_ids_[tables_.size() - 1]).second) continue;
     RETURN_IF_ERROR(CollectTable(process));
   }
+  RETURN_IF_ERROR(CollectPassed());
+  return CheckTerminals();
+}
+
+// The terminal that controls the root's session may be its starter's: a new one takes its place. That of
+// another session must have its other end in the tree.
+Status FileDumper::CheckTerminals() const {
+  std::set<pid_t> controlled;
+  for (const OpenFile& file : files_) {
+    pid_t session = 0;
+    const bool is_multiplexer = S_ISCHR(file.st.st_mode) && file.st.st_rdev == makedev(5, 2);
+    if (is_multiplexer && ::ioctl(file.borrowed.get(), TIOCGSID, &session) == 0) {
+      controlled.insert(session);
+    }
+  }
+  for (const FrozenProcess& process : tree_.processes()) {
+    const pid_t session = process.stat.session;
+    if (process.zombie) continue;
+    const bool is_ours = controlled.contains(session);
+    if (process.stat.tty_nr != 0 && session != tree_.root().stat.session && !is_ours) {
+      return Unimplemented(
+          "pid " + std::to_string(process.ns_pid) + " (" + process.status.name +
+          "): its session is not the root's, and is controlled by a terminal whose "
+          "other end is outside the tree");
+    }
+    if (process.stat.tty_nr == 0 && is_ours) {
+      return Unimplemented("pid " + std::to_string(process.ns_pid) + " (" + process.status.name +
+                           "): it has given up the terminal that controls its session (TIOCNOTTY)");
+    }
+  }
   return OkStatus();
+}
+
+// Files that wait in messages, which perhaps no table holds; in them may wait others.
+Status FileDumper::CollectPassed() {
+  if (only_looks_) return OkStatus();
+  for (std::size_t i = 0; i < files_.size(); ++i) {  // it grows
+    ASSIGN_OR_RETURN(const std::vector<int> waiting, WaitingIn(files_[i]));
+    for (const int fd : waiting) RETURN_IF_ERROR(CollectFromMessage(i, fd));
+  }
+  return OkStatus();
+}
+
+Status FileDumper::CollectFromMessage(std::size_t socket, int fd) {
+  if (IdOf(fd).ok()) return OkStatus();
+  const OpenFile& receiver = files_[socket];
+  OpenFile file;
+  file.pid = receiver.pid;
+  file.ns_pid = receiver.ns_pid;
+  ASSIGN_OR_RETURN(file.link, OurLink(fd));
+  file.link = InRoot(std::move(file.link));
+  ASSIGN_OR_RETURN(file.fdinfo, OurFdinfo(fd));
+  ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
+  file.pos = info.pos;
+  file.flags = info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC);
+  ASSIGN_OR_RETURN(file.borrowed, Duplicate(fd));
+  RETURN_IF_ERROR(Describe(file));
+  const std::string text = NameOf(file) + ", which waits in a message on " + receiver.link + ": ";
+  ASSIGN_OR_RETURN(const std::vector<FileLock> locks, ParseLocks(file.fdinfo));
+  constexpr std::uint64_t kProcFs = 0x9fa0;
+  if (!locks.empty()) return Unimplemented(text + "its lock cannot be checkpointed yet");
+  if (file.fs_magic == kProcFs)
+    return Unimplemented(text + "a file of /proc cannot be checkpointed");
+  file.id = NewFileId();
+  known_.emplace(FileKey{file.st.st_dev, file.st.st_ino, file.pos, file.flags, file.borrowed.get()},
+                 files_.size());
+  files_.push_back(std::move(file));
+  return OkStatus();
+}
+
+Result<std::uint32_t> FileDumper::IdOf(int fd) const {
+  struct stat st = {};
+  if (::fstat(fd, &st) != 0) {
+    return SyscallError(errno, "fstat");
+  }
+  ASSIGN_OR_RETURN(const std::string text, OurFdinfo(fd));
+  ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(text));
+  const auto known = known_.find(FileKey{st.st_dev, st.st_ino, info.pos,
+                                         info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC), fd});
+  if (known == known_.end()) return NotFound("a file that waits in a message");
+  return files_[known->second].id;
 }
 
 Status FileDumper::CollectTable(const FrozenProcess& process) {
@@ -279,8 +366,7 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
   const LinkKey key(file.st.st_dev, file.st.st_ino, file.link, flags);
   if (const auto known = links_.find(key); known != links_.end()) return known->second;
 
-  ASSIGN_OR_RETURN(file.fdinfo, ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" +
-                                                         std::to_string(file.borrowed.get())));
+  ASSIGN_OR_RETURN(file.fdinfo, OurFdinfo(file.borrowed.get()));
   file.id = NewFileId();
   const FileKind& kind = kMemfd.owns(file) ? kMemfd : kRegularFile;
   Result<image::FileEntry> entry = kind.dump(file, *this);
@@ -352,7 +438,10 @@ void FileDumper::AbandonConnections() {
 
 void FileDumper::GiveBack() {
   known_.clear();  // its order needs the descriptors
-  for (OpenFile& file : files_) file.borrowed.Reset();
+  for (OpenFile& file : files_) {
+    file.borrowed.Reset();
+    file.waiting.reset();
+  }
   root_.Reset();
 }
 

@@ -74,6 +74,7 @@ class FileDumper : public FileDumpContext {
   const Options& options() const override { return options_; }
   bool only_looks() const override { return only_looks_; }
   std::span<const OpenFile> files() const override { return files_; }
+  Result<std::uint32_t> IdOf(int fd) const override;
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override;
   bool IsProcess(pid_t pid) const override;
@@ -113,6 +114,9 @@ class FileDumper : public FileDumpContext {
   Status CollectTable(const FrozenProcess& process);
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
   Status CheckRoot(const OpenFile& file) const;
+  Status CollectPassed();
+  Status CheckTerminals() const;
+  Status CollectFromMessage(std::size_t socket, int fd);
   Status CollectLocks(const OpenFile& file, bool is_new);
   std::string InRoot(std::string link) const;
   std::string DescriptorsJson() const;

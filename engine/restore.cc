@@ -152,14 +152,16 @@ class Restoration {
     processes_.clear();
     ASSIGN_OR_RETURN(
         processes_,
-        MakeProcesses(std::move(root), images_, files_->pathless(), *reserver_,
-                      [&](RestoredProcess& process, const ProcessImage* from) {
-                        request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
-                        RETURN_IF_ERROR(Goon());
-                        // Its memory is charged to its own cgroup.
-                        RETURN_IF_ERROR(cgroups_->Move(process));
-                        return memory->Restore(process, from);
-                      }));
+        MakeProcesses(
+            std::move(root), images_, files_->pathless(), *reserver_,
+            [&](RestoredProcess& process, const ProcessImage* from) {
+              request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
+              RETURN_IF_ERROR(Goon());
+              // Its memory is charged to its own cgroup.
+              RETURN_IF_ERROR(cgroups_->Move(process));
+              return memory->Restore(process, from);
+            },
+            [this](RestoredProcess& leader) { return files_->TakeTerminal(leader); }));
     files_->SetTree(processes_);
     RETURN_IF_ERROR(memory->Finish());
     RETURN_IF_ERROR(cgroups_->SetLater());

@@ -31,11 +31,13 @@ bool Owns(const OpenFile& file) { return file.link == "anon_inode:[eventpoll]"; 
 // `tfd`? A number may occur more than once: for the file that has it now, and for others that had
 // it.
 bool IsTarget(const OpenFile& epoll, int fd, int tfd, std::uint32_t index) {
-  kcmp_epoll_slot slot = {.efd = static_cast<std::uint32_t>(epoll.fd),
+  // One that waits in a message has a number with us alone.
+  const bool held = epoll.fd >= 0;
+  kcmp_epoll_slot slot = {.efd = static_cast<std::uint32_t>(held ? epoll.fd : epoll.borrowed.get()),
                           .tfd = static_cast<std::uint32_t>(tfd),
                           .toff = index};
-  return ::syscall(SYS_kcmp, epoll.pid, epoll.pid, KCMP_EPOLL_TFD, static_cast<unsigned long>(fd),
-                   &slot) == 0;
+  return ::syscall(SYS_kcmp, epoll.pid, held ? epoll.pid : ::getpid(), KCMP_EPOLL_TFD,
+                   static_cast<unsigned long>(fd), &slot) == 0;
 }
 
 Result<int> FindTarget(const OpenFile& epoll, int tfd, std::uint32_t index) {

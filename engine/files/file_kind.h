@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -41,6 +42,7 @@ struct OpenFile {
   std::uint64_t fs_magic = 0;  ///< statfs f_type
   std::uint32_t flags = 0;     ///< Open flags without O_CLOEXEC.
   std::uint64_t pos = 0;
+  std::shared_ptr<const void> waiting = {};  ///< What its kind has read of it beforehand.
 };
 
 /// "pid 7 fd 5 (socket:[123])": how messages name a file.
@@ -58,6 +60,8 @@ class FileDumpContext {
   virtual bool only_looks() const = 0;
   /// Every open file of the tree.
   virtual std::span<const OpenFile> files() const = 0;
+  /// The id of the tree's file that our descriptor `fd` has open; NotFound when it is none of them.
+  virtual Result<std::uint32_t> IdOf(int fd) const = 0;
   /// The directory that the paths of `file`'s links count from: the root of the tree's root process.
   virtual int RootOf(const OpenFile& file) const = 0;
   /// Our pid of a task into the tree's own number; 0 when it is not in the tree.
@@ -110,6 +114,12 @@ class FileActor {
   virtual Status MakeNode(const std::string& path, unsigned mode, dev_t device) = 0;
   virtual Status MakeSymlink(const std::string& target, const std::string& path) = 0;
   virtual Status SetMode(const std::string& path, unsigned mode) = 0;
+  /// Runs `step` in a process of its own that has `pid` in the tree's pid namespace and shares our
+  /// descriptors, in the tree's network namespace; it ends with the errno that `step` gives (0: success).
+  /// `step` makes system calls only. AlreadyExists: the pid is taken.
+  virtual Status AsProcess(pid_t pid, const std::function<int()>& step) = 0;
+  /// The pid of the process that acts, in the tree's namespace and in ours.
+  virtual std::pair<pid_t, pid_t> Pids() const = 0;
   /// memfd_create(2) of `size_bytes`, with the content that was saved under `id`; filled through its
   /// memory, so that the pages are charged to the container.
   virtual Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags,
@@ -134,6 +144,8 @@ class FileRestoreContext {
   };
   virtual Result<std::span<const Record>> Records(std::string_view image_name) = 0;
   virtual const ImageSource& source() const = 0;
+  /// Our descriptor for file `id`, which is restored; for those that wait in messages.
+  virtual Result<int> Restored(std::uint32_t id) = 0;
   /// The descriptor that takes the place of what was `link` ("pipe:[123]") on the root's descriptors 0 to
   /// 2, or -1. Owned by the context.
   virtual int ExternalStdio(std::string_view link) const = 0;
@@ -182,6 +194,11 @@ struct FileKind {
   Result<UniqueFd> (*restore)(const image::FileEntry& entry, FileRestoreContext& context);
   /// Null, or what is left to do in the first process that holds the file under `fd`.
   Status (*finish)(const image::FileEntry& entry, int fd, ProcessActor& process) = nullptr;
+  /// Null, or reads what waits in `file` to be received, and gives the files in it, which perhaps nobody else
+  /// holds; `file` keeps them open.
+  Result<std::vector<int>> (*waiting)(OpenFile& file) = nullptr;
+  /// Null, or what is left to do once every file is restored, in any process.
+  Status (*complete)(FileRestoreContext& context) = nullptr;
 };
 
 // The first that owns a file dumps it: a memfd looks like a deleted file.
@@ -212,5 +229,9 @@ Result<image::FileEntry> DumpFile(const OpenFile& file, FileDumpContext& context
 /// Unimplemented for a type that no kind restores.
 Result<UniqueFd> RestoreFile(const image::FileEntry& entry, FileRestoreContext& context);
 Status FinishFile(const image::FileEntry& entry, int fd, ProcessActor& process);
+/// Reads what waits in `file` to be received; the files in it, which `file` keeps open.
+Result<std::vector<int>> WaitingIn(OpenFile& file);
+/// The last step of all kinds, once every file of the images is restored.
+Status CompleteFiles(FileRestoreContext& context);
 
 }  // namespace stasis::engine

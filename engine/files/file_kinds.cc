@@ -108,4 +108,18 @@ Status FinishFile(const image::FileEntry& entry, int fd, ProcessActor& process) 
   return Annotate(process.SetOwner(fd, *owner), NameOf(entry));
 }
 
+Result<std::vector<int>> WaitingIn(OpenFile& file) {
+  for (const FileKind* const kind : kKinds) {
+    if (kind->waiting != nullptr && kind->owns(file)) return kind->waiting(file);
+  }
+  return std::vector<int>();
+}
+
+Status CompleteFiles(FileRestoreContext& context) {
+  for (const FileKind* const kind : kKinds) {
+    if (kind->complete != nullptr) RETURN_IF_ERROR(Annotate(kind->complete(context), kind->name));
+  }
+  return OkStatus();
+}
+
 }  // namespace stasis::engine

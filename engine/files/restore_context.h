@@ -6,9 +6,13 @@
 #pragma once
 
 #include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -24,6 +28,7 @@
 #include <vector>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 #include "engine/checkpoint_images.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/socket.h"
@@ -132,6 +137,31 @@ class RootActor : public FileActor {
     ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
     return remote().Call("chmod " + path, SYS_fchmodat, AT_FDCWD, address, mode).status();
   }
+  // A clone of ours that enters the tree's namespaces: what it makes and notes is as of a process there.
+  Status AsProcess(pid_t pid, const std::function<int()>& step) override {
+    const int namespaces = root_.pidfd.get();
+    return InNamespace(namespaces, CLONE_NEWPID | CLONE_NEWNET, [&]() -> Status {
+      clone_args arguments = {};
+      arguments.flags = CLONE_FILES;
+      arguments.set_tid = reinterpret_cast<std::uint64_t>(&pid);
+      arguments.set_tid_size = 1;
+      const long child = ::syscall(SYS_clone3, &arguments, sizeof(arguments));
+      if (child == 0) ::syscall(SYS_exit_group, step());
+      const std::string name = "a process with pid " + std::to_string(pid);
+      if (child < 0) {
+        if (errno == EEXIST) return AlreadyExists(name + ": that pid is taken");
+        return SyscallError(errno, name);
+      }
+      int status = 0;
+      while (::waitpid(static_cast<pid_t>(child), &status, __WALL) < 0) {
+        if (errno != EINTR) return SyscallError(errno, "wait for " + name);
+      }
+      if (!WIFEXITED(status)) return Internal(name + " was killed");
+      return WEXITSTATUS(status) == 0 ? OkStatus() : SyscallError(WEXITSTATUS(status), name);
+    });
+  }
+
+  std::pair<pid_t, pid_t> Pids() const override { return {root_.image->pid(), root_.pid}; }
 
   /// A copy of descriptor `number` of the root; empty when it has none.
   Result<UniqueFd> Copy(int number) {
@@ -197,14 +227,18 @@ class RootActor : public FileActor {
 /// The images' records, and what the root's first descriptors stand for.
 class RestoreContext : public FileRestoreContext {
  public:
+  using Files = std::map<std::pair<image::FdTypes, std::uint32_t>, UniqueFd>;
+
+  /// `files`: what is restored so far.
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
                  const Options& options, std::vector<PendingConnection>& connections,
-                 std::vector<std::string>& notes)
+                 const Files& files, std::vector<std::string>& notes)
       : actor_(root),
         images_(images),
         source_(source),
         options_(options),
         connections_(connections),
+        files_(files),
         notes_(notes) {}
 
   /// Before anything is opened: takes the root's first descriptors.
@@ -247,6 +281,12 @@ class RestoreContext : public FileRestoreContext {
   }
 
   const ImageSource& source() const override { return source_; }
+  Result<int> Restored(std::uint32_t id) override {
+    for (const auto& [key, fd] : files_) {
+      if (key.second == id) return fd.get();
+    }
+    return DataLoss("file " + std::to_string(id) + " of a message is not in files.img");
+  }
   int ExternalStdio(std::string_view link) const override {
     const auto found = external_.find(link);
     return found == external_.end() ? -1 : stdio_[found->second].get();
@@ -313,6 +353,7 @@ class RestoreContext : public FileRestoreContext {
   const ImageSource& source_;
   const Options& options_;
   std::vector<PendingConnection>& connections_;
+  const Files& files_;
   std::vector<std::string>& notes_;
   std::array<UniqueFd, 3> stdio_;
   std::map<std::string, std::size_t, std::less<>> external_;  // index of stdio_ by link

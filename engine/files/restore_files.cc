@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <functional>
 #include <optional>
 #include <set>
 #include <tuple>
@@ -34,9 +35,12 @@
 #include "engine/files/network_lock.h"
 #include "engine/files/path.h"
 #include "engine/files/pidfd.h"
+#include "engine/files/pseudo_terminal.h"
 #include "engine/files/restore_context.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
+#include "engine/image/schema/sockets.pb.h"
+#include "engine/tracee/fd_channel.h"
 
 namespace stasis::engine {
 namespace {
@@ -187,9 +191,10 @@ class Restorer : public FileRestorer {
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
-    RestoreContext context(root_, images_, source_, options_, connections_, notes_);
+    RestoreContext context(root_, images_, source_, options_, connections_, files_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
+    RETURN_IF_ERROR(FindPassed(context));
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
       if (entry == nullptr) return InvalidArgument(NameOf(holder) + " is not in files.img");
@@ -198,8 +203,21 @@ class Restorer : public FileRestorer {
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
     }
+    RETURN_IF_ERROR(RestorePassed(context));
     RETURN_IF_ERROR(OpenPathless(context));
+    RETURN_IF_ERROR(CompleteFiles(context));
+    ASSIGN_OR_RETURN(terminals_, ControllingTerminals(context));
     return context.Finish();
+  }
+
+  Status TakeTerminal(RestoredProcess& leader) override {
+    for (const ControllingTerminal& terminal : terminals_) {
+      if (terminal.session != leader.image->pid()) continue;
+      RETURN_IF_ERROR(WithFile(leader, terminal.slave.get(), [&](int fd) {
+        return leader.remote->Call("ioctl TIOCSCTTY", SYS_ioctl, fd, TIOCSCTTY, 0).status();
+      }));
+    }
+    return OkStatus();
   }
 
   Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) override {
@@ -272,11 +290,14 @@ class Restorer : public FileRestorer {
       const FileEntry& entry = *images_.File(key.first, key.second);
       RETURN_IF_ERROR(Annotate(FinishFile(entry, holder.fd, actor->second), NameOf(holder)));
     }
+    RETURN_IF_ERROR(FinishPassed(processes, actors));
+    RETURN_IF_ERROR(SetForegrounds(processes, actors));
     RETURN_IF_ERROR(TakeLocks(actors));
     RETURN_IF_ERROR(SealAll());
     files_.clear();
     pathless_.clear();
     dead_.End();
+    terminals_.clear();
     return OkStatus();
   }
 
@@ -301,16 +322,135 @@ class Restorer : public FileRestorer {
     int fd;
   };
 
-  // A pidfd, or a file under /proc/PID of the tree: it shows the process and the memory that were there when it
-  // was opened, so it waits for those of the checkpoint.
+  // Files that are held by nobody but a message that waits, and who holds the socket that it waits on.
+  Status FindPassed(RestoreContext& context) {
+    ASSIGN_OR_RETURN(const auto records, context.Records("sk-queues"));
+    for (const FileRestoreContext::Record& record : records) {
+      image::SkPacketEntry message;
+      if (!message.ParsePartialFromString(record.message) || !message.IsInitialized()) {
+        return DataLoss("sk-queues: a record does not parse");
+      }
+      for (const image::ScmEntry& part : message.scm()) {
+        for (const std::uint32_t id : part.rights()) passed_.emplace(id, message.id_for());
+      }
+    }
+    return OkStatus();
+  }
+
+  const FileEntry* EntryOf(std::uint32_t id) const {
+    const auto found = std::ranges::find(images_.files, id, &FileEntry::id);
+    return found == images_.files.end() ? nullptr : &*found;
+  }
+
+  Status RestorePassed(RestoreContext& context) {
+    for (const auto& [id, socket] : passed_) {
+      const std::string name = "file " + std::to_string(id) + " of a message";
+      const FileEntry* const entry = EntryOf(id);
+      if (entry == nullptr) return DataLoss(name + " is not in files.img");
+      const FileKey key(entry->type(), id);
+      if (files_.contains(key)) continue;
+      if (IsOfProcess(*entry))
+        return Unimplemented(name + " is of /proc and a process of the tree");
+      Result<UniqueFd> fd = RestoreFile(*entry, context);
+      if (!fd.ok()) return Annotate(fd.status(), name);
+      files_[key] = *std::move(fd);
+    }
+    return OkStatus();
+  }
+
+  // The process that holds the socket on which file `id` waits, perhaps in a message that waits in turn.
+  pid_t ReceiverOf(std::uint32_t id) const {
+    for (std::size_t step = 0; step <= passed_.size(); ++step) {
+      const auto found = passed_.find(id);
+      if (found == passed_.end()) break;
+      id = found->second;
+      const auto holder = holders_.find({image::FD_UNIXSK, id});
+      if (holder != holders_.end()) return holder->second.pid;
+    }
+    return images_.processes.front().pid();
+  }
+
+  // Runs `step` while `process` has our descriptor, with its number there.
+  static Status WithFile(RestoredProcess& process, int ours,
+                         const std::function<Status(int)>& step) {
+    RemoteSyscalls& remote = *process.remote;
+    ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(remote, process.pidfd.get()));
+    ASSIGN_OR_RETURN(const std::vector<int> numbers, channel.Send(remote, std::span(&ours, 1)));
+    RETURN_IF_ERROR(channel.Close(remote));
+    RETURN_IF_ERROR(step(numbers.front()));
+    return remote.Call("close", SYS_close, numbers.front()).status();
+  }
+
+  Status SetForegrounds(std::vector<RestoredProcess>& processes,
+                        std::map<pid_t, TableActor>& actors) {
+    for (const ControllingTerminal& terminal : terminals_) {
+      const auto leader = std::ranges::find(
+          processes, terminal.session, [](const RestoredProcess& one) { return one.image->pid(); });
+      if (leader == processes.end() || leader->image->zombie || terminal.foreground == 0) continue;
+      RETURN_IF_ERROR(WithFile(*leader, terminal.slave.get(), [&](int fd) {
+        return actors.at(terminal.session).SetForeground(fd, terminal.foreground);
+      }));
+    }
+    return OkStatus();
+  }
+
+  // What FinishFile does to those, in the process that will receive them.
+  Status FinishPassed(std::vector<RestoredProcess>& processes,
+                      std::map<pid_t, TableActor>& actors) {
+    for (const auto& [id, socket] : passed_) {
+      const FileEntry& entry = *EntryOf(id);
+      const FileKey key(entry.type(), id);
+      if (holders_.contains(key)) continue;
+      const auto process = std::ranges::find(
+          processes, ReceiverOf(id), [](const RestoredProcess& one) { return one.image->pid(); });
+      if (process == processes.end() || process->image->zombie) {
+        return Internal("no process for a file of a message");
+      }
+      RETURN_IF_ERROR(WithFile(*process, files_[key].get(), [&](int fd) {
+        return FinishFile(entry, fd, actors.at(process->image->pid()));
+      }));
+    }
+    return OkStatus();
+  }
+
+  // A pidfd, or a file under /proc/PID of the tree: it shows the process and the memory that were there when
+  // it was opened, so it waits for those of the checkpoint. And /dev/tty, which is the opener's terminal.
   bool IsOfProcess(const FileEntry& entry) const {
-    if (entry.type() == image::FD_PIDFD) return true;
+    if (entry.type() == image::FD_PIDFD || IsOwnTerminal(entry)) return true;
     std::string_view path = entry.reg().name();
     if (entry.type() != image::FD_REG || !path.starts_with(kProc)) return false;
     path.remove_prefix(kProc.size());
     return std::ranges::any_of(images_.processes, [&](const ProcessImage& process) {
       return path.starts_with(std::to_string(process.pid()) + "/");
     });
+  }
+
+  static bool IsOwnTerminal(const FileEntry& entry) {
+    constexpr std::uint32_t kCurrent = 1006;  // CRIU's number for /dev/tty
+    return entry.type() == image::FD_TTY && entry.tty().tty_info_id() == kCurrent;
+  }
+
+  Result<UniqueFd> OpenOwnTerminal(RestoredProcess& process, const FileEntry& entry) {
+    const Result<int> number =
+        OpenInProcess(process, "/dev/tty", OpenFlags(entry.tty().flags()) | O_NOCTTY);
+    if (!number.ok()) {
+      return FailedPrecondition(
+          "the program had a controlling terminal open, and here there is none: restore it with "
+          "one "
+          "(tty: true)");
+    }
+    ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, *number));
+    RETURN_IF_ERROR(SetStatusFlags(fd.get(), entry.tty().flags()));
+    return fd;
+  }
+
+  static Result<UniqueFd> TakeAway(RestoredProcess& process, int number) {
+    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
+    if (!fd) {
+      return SyscallError(errno, "pidfd_getfd");
+    }
+    RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
+    return fd;
   }
 
   // Opens the file of `descriptor` if it is such a one and `process` the first to have it.
@@ -326,14 +466,14 @@ class Restorer : public FileRestorer {
       ASSIGN_OR_RETURN(files_[key], OpenPidfd(entry->pidfd(), host_pid, dead_));
       return OkStatus();
     }
+    if (IsOwnTerminal(*entry)) {
+      ASSIGN_OR_RETURN(files_[key], OpenOwnTerminal(process, *entry));
+      return OkStatus();
+    }
     const image::RegFileEntry& reg = entry->reg();
     const int flags = OpenFlags(reg.flags()) | O_NOCTTY | O_NONBLOCK;
     ASSIGN_OR_RETURN(const int number, OpenInProcess(process, reg.name(), flags));
-    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
-    if (!fd) {
-      return SyscallError(errno, "pidfd_getfd of " + reg.name());
-    }
-    RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
+    ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, number));
     RETURN_IF_ERROR(CheckRegEntry(fd.get(), reg));
     RETURN_IF_ERROR(SetRegState(fd.get(), reg));
     files_[key] = std::move(fd);
@@ -453,6 +593,7 @@ class Restorer : public FileRestorer {
   const ImageSource& source_;
   const Options options_;
   std::map<FileKey, Holder> holders_;
+  std::vector<ControllingTerminal> terminals_;
   std::map<FileKey, UniqueFd> files_;
   PathlessFiles pathless_;
   std::set<std::uint32_t> installed_;  // tables, by id: what processes share is made once
@@ -460,6 +601,8 @@ class Restorer : public FileRestorer {
   std::vector<PendingConnection> connections_;
   std::map<pid_t, pid_t> host_pids_;  // as we see them, by those of the images
   DeadProcesses dead_;
+  std::map<std::uint32_t, std::uint32_t>
+      passed_;  // files in messages, by id: the id of the receiver
   std::vector<std::string> notes_;
 };
 

@@ -21,6 +21,8 @@ class FileRestorer {
   /// first descriptors 0 to 2, which take the place of pipes to a starter outside the tree. Raises our own
   /// soft limit of open files (RLIMIT_NOFILE) to the hard one.
   virtual Status RestoreAll() = 0;
+  /// Gives `leader`, that of a session, the terminal that controls it, if that is one of the tree's.
+  virtual Status TakeTerminal(RestoredProcess& leader) = 0;
   /// Opens REG or MEMFD entry `id` of files.img with `flags` to be mapped in `process`; the number is in
   /// its table. What has no path was opened by RestoreAll().
   virtual Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) = 0;

@@ -6,8 +6,8 @@
 // Restore  the tree gets the terminal that its new root has as descriptor 0, 1 or 2, opened again for each
 //          open file; the settings are put into force there. The size is for who looks at it to say
 // Lost     input that was typed and not yet read, output that the other end had not yet taken
-// Not here terminals whose other end (/dev/ptmx) is in the tree, and consoles of machines: refused. Which
-//          terminal controls a session is inherited: only the root's session may have one (dump_tree.cc)
+// Not here terminals whose other end (/dev/ptmx) is in the tree (pseudo_terminal.cc); consoles of machines:
+//          refused. That such a terminal controls the root's session is inherited
 // Source   ioctl_tty(2), pts(4), tty(4), proc_pid_stat(5); tested on 6.18
 // Rule     TIOCGPGRP answers only for the caller's own controlling terminal; proc_pid_stat(5) tells it of
 //          any (tpgid). TIOCSPGRP by a background process is allowed when SIGTTOU is blocked, as all
@@ -26,50 +26,24 @@
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/path.h"
+#include "engine/files/pseudo_terminal.h"
+#include "engine/files/terminal_settings.h"
 #include "engine/proc/task.h"
 
 namespace stasis::engine {
 namespace {
 
 // Documentation/admin-guide/devices.txt
-constexpr unsigned kConsoles = 4, kTtyDevices = 5, kFirstPts = 136, kLastPts = 143;
-constexpr unsigned kCurrent = 0, kMultiplexer = 2;  // minors of 5: /dev/tty, /dev/ptmx
-constexpr std::uint32_t kCurrentId = 1006;          // CRIU's number for /dev/tty
+constexpr unsigned kConsoles = 4, kTtyDevices = 5;
+constexpr unsigned kCurrent = 0;            // minor of 5: /dev/tty
+constexpr std::uint32_t kCurrentId = 1006;  // CRIU's number for /dev/tty
 
-bool IsPts(dev_t device) { return major(device) >= kFirstPts && major(device) <= kLastPts; }
-bool IsCurrent(dev_t device) { return major(device) == kTtyDevices && minor(device) == kCurrent; }
-
-// The number below /dev/pts, which runs on from one major to the next.
-std::uint32_t PtsIndex(dev_t device) {
-  constexpr unsigned kMinors = 256;
-  return (major(device) - kFirstPts) * kMinors + minor(device);
-}
+bool IsCurrent(dev_t device) { return device == makedev(kTtyDevices, kCurrent); }
 
 bool Owns(const OpenFile& file) {
   if (!S_ISCHR(file.st.st_mode) || (file.flags & O_PATH) != 0) return false;
   const unsigned number = major(file.st.st_rdev);
   return number == kConsoles || number == kTtyDevices || IsPts(file.st.st_rdev);
-}
-
-// Is the other end in the tree? Then it would be ours to make.
-bool HasMasterInTree(const OpenFile& file, const FileDumpContext& context) {
-  return std::ranges::any_of(context.files(), [&](const OpenFile& other) {
-    unsigned index = 0;
-    return S_ISCHR(other.st.st_mode) && other.st.st_rdev == makedev(kTtyDevices, kMultiplexer) &&
-           ::ioctl(other.borrowed.get(), TIOCGPTN, &index) == 0 &&
-           index == PtsIndex(file.st.st_rdev);
-  });
-}
-
-void ToImage(const termios2& settings, image::TermiosEntry& entry) {
-  entry.set_c_iflag(settings.c_iflag);
-  entry.set_c_oflag(settings.c_oflag);
-  entry.set_c_cflag(settings.c_cflag);
-  entry.set_c_lflag(settings.c_lflag);
-  entry.set_c_line(settings.c_line);
-  entry.set_c_ispeed(settings.c_ispeed);
-  entry.set_c_ospeed(settings.c_ospeed);
-  for (const cc_t character : settings.c_cc) entry.add_c_cc(character);
 }
 
 // Session and foreground group of the terminal, as the tree knows them, when it controls the holder's.
@@ -90,32 +64,17 @@ Status DumpJobControl(const OpenFile& file, FileDumpContext& context, image::Tty
 // Adds the terminal's own record, and gives its foreground group (0: none of the tree's).
 Result<std::uint32_t> DumpInfo(const OpenFile& file, FileDumpContext& context, std::uint32_t id) {
   const int fd = file.borrowed.get();
-  image::TtyInfoEntry info;
-  info.set_id(id);
-  info.set_type(image::TTY_PTY);
-  info.set_locked(false);
-  info.set_packet_mode(false);
-  info.set_sid(0);
-  info.set_pgrp(0);
+  Result<image::TtyInfoEntry> settings = DumpSettings(fd, id, PtsIndex(file.st.st_rdev));
+  if (!settings.ok()) return Annotate(settings.status(), NameOf(file));
+  image::TtyInfoEntry& info = *settings;
   info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));
   info.set_dev(static_cast<std::uint32_t>(file.st.st_dev));
   info.set_uid(file.st.st_uid);
   info.set_gid(file.st.st_gid);
-  info.mutable_pty()->set_index(PtsIndex(file.st.st_rdev));
-  int exclusive = 0;
-  termios2 settings = {};
-  winsize size = {};
   int waiting = 0;
-  if (::ioctl(fd, TIOCGEXCL, &exclusive) != 0 || ::ioctl(fd, TCGETS2, &settings) != 0 ||
-      ::ioctl(fd, TIOCGWINSZ, &size) != 0 || ::ioctl(fd, FIONREAD, &waiting) != 0) {
-    return SyscallError(errno, "settings of terminal " + NameOf(file));
+  if (::ioctl(fd, FIONREAD, &waiting) != 0) {
+    return SyscallError(errno, "FIONREAD " + NameOf(file));
   }
-  info.set_exclusive(exclusive != 0);
-  ToImage(settings, *info.mutable_termios());
-  info.mutable_winsize()->set_ws_row(size.ws_row);
-  info.mutable_winsize()->set_ws_col(size.ws_col);
-  info.mutable_winsize()->set_ws_xpixel(size.ws_xpixel);
-  info.mutable_winsize()->set_ws_ypixel(size.ws_ypixel);
   if (waiting > 0) {
     context.Note(NameOf(file) + ": " + std::to_string(waiting) +
                  " bytes of input that nobody has read will be gone");
@@ -125,25 +84,22 @@ Result<std::uint32_t> DumpInfo(const OpenFile& file, FileDumpContext& context, s
   return info.pgrp();
 }
 
-Status CheckSupported(const OpenFile& file, const FileDumpContext& context) {
-  if (IsCurrent(file.st.st_rdev)) return OkStatus();
-  if (!IsPts(file.st.st_rdev)) {
-    const bool master = file.st.st_rdev == makedev(kTtyDevices, kMultiplexer);
-    return Unimplemented(
-        NameOf(file) + (master ? ": a pseudo-terminal made inside" : ": the console of a machine") +
-        " cannot be checkpointed yet");
+// Whose is the other end?
+enum class Kind { kOwn, kMaster, kSlave, kHungUp, kOfStarter };
+
+Result<Kind> KindOf(const OpenFile& file, const FileDumpContext& context) {
+  const dev_t device = file.st.st_rdev;
+  if (IsCurrent(device)) return Kind::kOwn;
+  if (IsMultiplexer(device)) return Kind::kMaster;
+  if (!IsPts(device)) {
+    return Unimplemented(NameOf(file) + ": the console of a machine cannot be checkpointed yet");
   }
-  if (HasMasterInTree(file, context)) {
-    return Unimplemented(NameOf(file) +
-                         ": a pseudo-terminal made inside cannot be checkpointed yet");
-  }
-  if (!context.IsExternalStdio(file)) {
-    return Unimplemented(
-        NameOf(file) +
-        ": a terminal whose other end is outside the tree, and which is none of the "
-        "root's first three descriptors, cannot be checkpointed");
-  }
-  return OkStatus();
+  if (IsHungUp(file)) return Kind::kHungUp;
+  if (MasterOf(file, context.files()) != nullptr) return Kind::kSlave;
+  if (context.IsExternalStdio(file)) return Kind::kOfStarter;
+  return Unimplemented(NameOf(file) +
+                       ": a terminal whose other end is outside the tree, and which is none of the "
+                       "root's first three descriptors, cannot be checkpointed");
 }
 
 bool IsFirstOfItsTerminal(const OpenFile& file, const FileDumpContext& context) {
@@ -153,8 +109,36 @@ bool IsFirstOfItsTerminal(const OpenFile& file, const FileDumpContext& context) 
   return first == context.files().end() || first->id == file.id;
 }
 
+// The record of the terminal that `file` is, added with its first file; its number.
+Status DumpTerminal(const OpenFile& file, Kind kind, FileDumpContext& context,
+                    image::TtyFileEntry& tty) {
+  std::uint32_t id = PtsIndex(file.st.st_rdev) << 1;
+  switch (kind) {
+    case Kind::kOwn:
+      id = kCurrentId;
+      break;
+    case Kind::kMaster: {
+      ASSIGN_OR_RETURN(id, DumpPseudoTerminal(file, context));
+      break;
+    }
+    case Kind::kSlave:
+      break;
+    case Kind::kHungUp: {
+      ASSIGN_OR_RETURN(id, DumpHungUp(file, context));
+      tty.set_stasis_hung_up(true);
+      break;
+    }
+    case Kind::kOfStarter:
+      if (!IsFirstOfItsTerminal(file, context)) break;
+      ASSIGN_OR_RETURN(const std::uint32_t foreground, DumpInfo(file, context, id));
+      if (foreground != 0) tty.set_stasis_foreground(foreground);
+  }
+  tty.set_tty_info_id(id);
+  return OkStatus();
+}
+
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  RETURN_IF_ERROR(CheckSupported(file, context));
+  ASSIGN_OR_RETURN(const Kind kind, KindOf(file, context));
   ASSIGN_OR_RETURN(const PathState state, LookUp(file, context));
   image::FileEntry path = NewEntry(file, image::FD_REG);
   path.set_id(context.NewFileId());
@@ -164,48 +148,9 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   image::TtyFileEntry& tty = *entry.mutable_tty();
   RETURN_IF_ERROR(DumpCommon(file, context, tty));
   tty.set_regf_id(path.id());
-  const std::uint32_t id = IsCurrent(file.st.st_rdev) ? kCurrentId : PtsIndex(file.st.st_rdev) << 1;
-  tty.set_tty_info_id(id);
   context.AddEntry(std::move(path));
-  if (IsCurrent(file.st.st_rdev) || !IsFirstOfItsTerminal(file, context)) return entry;
-  ASSIGN_OR_RETURN(const std::uint32_t foreground, DumpInfo(file, context, id));
-  if (foreground != 0) tty.set_stasis_foreground(foreground);
+  RETURN_IF_ERROR(DumpTerminal(file, kind, context, tty));
   return entry;
-}
-
-Result<image::TtyInfoEntry> InfoOf(std::uint32_t id, FileRestoreContext& context) {
-  ASSIGN_OR_RETURN(const auto records, context.Records("tty-info"));
-  for (const FileRestoreContext::Record& record : records) {
-    image::TtyInfoEntry info;
-    if (!info.ParsePartialFromString(record.message) || !info.IsInitialized()) {
-      return DataLoss("tty-info: a record does not parse");
-    }
-    if (info.id() == id) return info;
-  }
-  return DataLoss("tty-info has no terminal " + std::to_string(id));
-}
-
-Status RestoreSettings(int fd, const image::TtyInfoEntry& info) {
-  if (!info.has_termios()) return OkStatus();
-  const image::TermiosEntry& entry = info.termios();
-  termios2 settings = {};
-  if (entry.c_cc_size() != static_cast<int>(std::size(settings.c_cc))) {
-    return DataLoss("a terminal with " + std::to_string(entry.c_cc_size()) + " control characters");
-  }
-  settings.c_iflag = entry.c_iflag();
-  settings.c_oflag = entry.c_oflag();
-  settings.c_cflag = entry.c_cflag();
-  settings.c_lflag = entry.c_lflag();
-  settings.c_line = N_TTY;  // another line discipline is code of the kernel's that nobody asked for
-  settings.c_ispeed = entry.c_ispeed();
-  settings.c_ospeed = entry.c_ospeed();
-  for (int i = 0; i < entry.c_cc_size(); ++i) {
-    settings.c_cc[i] = static_cast<cc_t>(entry.c_cc(i));
-  }
-  if (::ioctl(fd, TCSETS2, &settings) != 0) {
-    return SyscallError(errno, "settings of the terminal");
-  }
-  return OkStatus();
 }
 
 Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& context) {
@@ -219,7 +164,8 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
         "the program had a controlling terminal open, and here there is none: restore it with one "
         "(tty: true)");
   }
-  ASSIGN_OR_RETURN(const image::TtyInfoEntry info, InfoOf(tty.tty_info_id(), context));
+  if (IsPseudoTerminal(tty, context)) return RestorePseudoTerminal(tty, context);
+  ASSIGN_OR_RETURN(const image::TtyInfoEntry info, TerminalOf(tty.tty_info_id(), context));
   const image::FileEntry* const path = context.Entry(image::FD_REG, tty.regf_id());
   const std::string name = path == nullptr ? "" : path->reg().name();
   const int external = context.ExternalStdio(name);
@@ -229,7 +175,7 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
                               ") open, and here there is none: restore it with one (tty: true)");
   }
   ASSIGN_OR_RETURN(UniqueFd fd, Reopen(external, flags));
-  RETURN_IF_ERROR(RestoreSettings(fd.get(), info));
+  RETURN_IF_ERROR(RestoreTermios(fd.get(), info));
   RETURN_IF_ERROR(SetStatusFlags(fd.get(), tty.flags()));
   return fd;
 }
@@ -246,6 +192,7 @@ const FileKind kTerminal = {.name = "terminal",
                             .dump = Dump,
                             .type = image::FD_TTY,
                             .restore = Restore,
-                            .finish = Finish};
+                            .finish = Finish,
+                            .complete = CompletePseudoTerminals};
 
 }  // namespace stasis::engine

@@ -6,14 +6,16 @@
 #include <linux/unix_diag.h>
 #include <sys/socket.h>
 
-#include <array>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include "engine/files/socket.h"
 
 namespace stasis::engine {
 namespace {
+
+constexpr std::size_t kAnswerBytes = 65536;  // thousands of connections that wait
 
 struct Request {
   nlmsghdr header;
@@ -28,7 +30,7 @@ Request RequestFor(const OpenFile& file) {
   request.body.sdiag_family = AF_UNIX;
   request.body.udiag_states = ~0u;
   request.body.udiag_ino = static_cast<std::uint32_t>(file.st.st_ino);
-  request.body.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
+  request.body.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN | UDIAG_SHOW_ICONS;
   // INET_DIAG_NOCOOKIE: the inode alone decides.
   request.body.udiag_cookie[0] = ~0u;
   request.body.udiag_cookie[1] = ~0u;
@@ -50,6 +52,9 @@ void ReadAttribute(int type, const char* bytes, std::size_t length, UnixDiag& di
     const auto queue = ReadAs<unix_diag_rqlen>(bytes);
     diag.receive_queue = queue.udiag_rqueue;
     diag.send_queue = queue.udiag_wqueue;
+  }
+  for (std::size_t at = 0; type == UNIX_DIAG_ICONS && at + 4 <= length; at += 4) {
+    diag.waiting.push_back(ReadAs<std::uint32_t>(bytes + at));
   }
 }
 
@@ -86,10 +91,13 @@ Result<UnixDiag> AskUnixDiag(const OpenFile& file) {
   if (::send(netlink.get(), &request, sizeof(request), 0) != sizeof(request)) {
     return SyscallError(errno, "ask sock_diag");
   }
-  std::array<char, 4096> answer;
-  const ssize_t length = ::recv(netlink.get(), answer.data(), answer.size(), 0);
+  std::vector<char> answer(kAnswerBytes);
+  const ssize_t length = ::recv(netlink.get(), answer.data(), answer.size(), MSG_TRUNC);
   if (length < 0) {
     return SyscallError(errno, "answer of sock_diag");
+  }
+  if (length > static_cast<ssize_t>(answer.size())) {
+    return Internal(NameOf(file) + ": a long answer of sock_diag");
   }
   Result<UnixDiag> diag = ParseAnswer(answer.data(), static_cast<std::size_t>(length));
   if (!diag.ok()) return Annotate(diag.status(), NameOf(file));

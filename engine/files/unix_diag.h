@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "engine/files/file_kind.h"
@@ -14,9 +15,10 @@ struct UnixDiag {
   int state = 0;     ///< TCP_ESTABLISHED, TCP_CLOSE, TCP_LISTEN; of datagrams only from 5.15 on.
   std::string name;  ///< As bind(2) had it, with the NUL at the end of a path; empty: unbound.
   std::uint32_t peer = 0;  ///< Inode of the connected socket; 0: none, closed, or not accepted yet.
-  std::uint32_t receive_queue = 0;  ///< Bytes; of a listener, connections that wait.
-  std::uint32_t send_queue = 0;     ///< Bytes; of a listener, its backlog.
-  int shutdown = 0;                 ///< 1 receive, 2 send, 3 both.
+  std::uint32_t receive_queue = 0;     ///< Bytes; of a listener, connections that wait.
+  std::uint32_t send_queue = 0;        ///< Bytes; of a listener, its backlog.
+  std::vector<std::uint32_t> waiting;  ///< Of a listener: clients by inode in order; 0: has closed.
+  int shutdown = 0;                    ///< 1 receive, 2 send, 3 both.
 };
 
 /// Asks for the socket `file`, in its own network namespace.

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
 
 #include "engine/files/file_kind.h"
 
@@ -11,11 +14,24 @@ namespace stasis::engine {
 /// happen.
 inline constexpr std::uint64_t kUnixQueueLimitBytes = std::uint64_t{16} << 20;
 
-/// Adds the messages that wait on `file`, of SOCK_* `type`, to "sk-queues"; they stay where they
-/// are. Unimplemented when descriptors are among them.
-Status DumpUnixQueue(const OpenFile& file, int type, FileDumpContext& context);
+/// Reads the messages that wait on `file`, which keeps them; they stay where they are too. The files in them.
+Result<std::vector<int>> FilesInUnixQueue(OpenFile& file);
 
-/// Sends the messages that waited on file `id` through `sender`, the other end of its connection.
-Status RestoreUnixQueue(int sender, std::uint32_t id, FileRestoreContext& context);
+/// Adds the messages that were read to "sk-queues".
+Status DumpUnixQueue(const OpenFile& file, FileDumpContext& context);
+
+/// True when messages of the images wait on file `id`.
+Result<bool> HasUnixQueue(std::uint32_t id, FileRestoreContext& context);
+
+/// A socket that sends to the one under restore: connected to it, or by its address.
+struct UnixSender {
+  int fd = -1;
+  std::vector<std::byte> address;  ///< Empty: it is connected.
+};
+/// Sends the messages that waited on file `id`, each through the socket that `sender_of` gives for the name
+/// of who had sent it ("": nameless).
+Status RestoreUnixQueue(std::uint32_t id,
+                        const std::function<Result<UnixSender>(const std::string&)>& sender_of,
+                        FileRestoreContext& context);
 
 }  // namespace stasis::engine

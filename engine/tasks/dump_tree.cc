@@ -116,16 +116,6 @@ Status CheckLinks(const FrozenProcess& process) {
                        ": its root directory was deleted, which cannot be checkpointed");
 }
 
-// The terminal that controls the root's session is its starter's, and a new one takes its place. Those
-// of other sessions would have to be acquired.
-Status CheckTerminal(const FrozenProcess& process, const FrozenProcess& root) {
-  if (process.stat.tty_nr == 0 || process.stat.session == root.stat.session) return OkStatus();
-  return Unimplemented(
-      Name(process) +
-      ": its session is not the root's and has a controlling terminal, which cannot "
-      "be checkpointed yet");
-}
-
 // `id` as images have it: 0 for a leader outside of the tree that the root too has.
 std::uint32_t GroupNumber(pid_t id, pid_t of_root, const std::set<pid_t>& pids) {
   if (id == of_root && !pids.contains(id)) return 0;
@@ -201,7 +191,6 @@ Status CheckTree(const FrozenTree& tree) {
   for (const FrozenProcess* process : living) {
     RETURN_IF_ERROR(CheckThreadsShare(*process));
     RETURN_IF_ERROR(CheckLinks(*process));
-    RETURN_IF_ERROR(CheckTerminal(*process, tree.root()));
   }
   return OkStatus();
 }

@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -159,8 +160,8 @@ std::vector<PlannedProcess> ToPlan(std::span<const ProcessImage> processes) {
 class Builder {
  public:
   Builder(const CheckpointImages& images, const PathlessFiles& pathless, PidReserver& reserver,
-          const Furnish& furnish)
-      : images_(images), pathless_(pathless), reserver_(reserver), furnish_(furnish) {
+          const Furnish& furnish, const Lead& lead)
+      : images_(images), pathless_(pathless), reserver_(reserver), furnish_(furnish), lead_(lead) {
     for (std::size_t i = 0; i < images.processes.size(); ++i)
       by_pid_[images.processes[i].pid()] = i;
   }
@@ -180,6 +181,7 @@ class Builder {
     made_.resize(images_.processes.size() + plan_.extras.size());
     made_[0].emplace(std::move(root));
     RETURN_IF_ERROR(furnish_(*made_[0], nullptr));
+    if (status.ns_sid.back() == images_.processes[0].pid()) RETURN_IF_ERROR(TakeLead(0));
     for (const ForkPlan::Step& step : plan_.steps) RETURN_IF_ERROR(Do(step));
     RETURN_IF_ERROR(JoinGroups());
     RETURN_IF_ERROR(EndStandIns());
@@ -209,8 +211,9 @@ class Builder {
 
   Status Do(const ForkPlan::Step& step) {
     if (step.kind == ForkPlan::Step::Kind::kSetsid) {
-      return Annotate(made_[step.node]->remote->Call("setsid", SYS_setsid).status(),
-                      "pid " + std::to_string(made_[step.node]->pid));
+      RETURN_IF_ERROR(Annotate(made_[step.node]->remote->Call("setsid", SYS_setsid).status(),
+                               "pid " + std::to_string(made_[step.node]->pid)));
+      return TakeLead(step.node);
     }
     const bool extra = step.node >= images_.processes.size();
     pid_t pid = extra ? plan_.extras[step.node - images_.processes.size()].pid
@@ -225,6 +228,11 @@ class Builder {
         step.sibling ? &*made_[by_pid_[images_.processes[step.node].parent()]] : nullptr;
     RETURN_IF_ERROR(ForkFrom(*made_[step.source], pid, flags, made_[step.node], parent));
     return extra ? OkStatus() : Place(step.node, images_.processes[step.like], step.shared);
+  }
+
+  Status TakeLead(std::size_t node) {
+    if (node >= images_.processes.size() || images_.processes[node].zombie) return OkStatus();
+    return Annotate(lead_(*made_[node]), PidText(images_.processes[node]));
   }
 
   // Process `child` is a fork of one that runs the program of `like`.
@@ -353,6 +361,7 @@ class Builder {
   const PathlessFiles& pathless_;
   PidReserver& reserver_;
   const Furnish& furnish_;
+  const Lead& lead_;
   std::vector<std::optional<RestoredProcess>> made_;
   std::map<pid_t, std::size_t> by_pid_;
   std::map<pid_t, StandIn> stand_ins_;  // of process groups
@@ -456,8 +465,9 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
                                                    const PathlessFiles& pathless,
-                                                   PidReserver& reserver, const Furnish& furnish) {
-  return Builder(images, pathless, reserver, furnish).Build(std::move(root));
+                                                   PidReserver& reserver, const Furnish& furnish,
+                                                   const Lead& lead) {
+  return Builder(images, pathless, reserver, furnish, lead).Build(std::move(root));
 }
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,

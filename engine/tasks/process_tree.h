@@ -31,12 +31,16 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
 /// the process whose fork it is and whose memory it has, or null when it was executed.
 using Furnish = std::function<Status(RestoredProcess& process, const ProcessImage* forked_from)>;
 
+/// Called for each leader of a session before it has children there: they inherit its controlling terminal.
+using Lead = std::function<Status(RestoredProcess& leader)>;
+
 /// Forks all other processes of `images` below `root`. Zombies are made too, still alive.
 /// AlreadyExists: a pid is taken. Order of the result: that of `images`.
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
                                                    const PathlessFiles& pathless,
-                                                   PidReserver& reserver, const Furnish& furnish);
+                                                   PidReserver& reserver, const Furnish& furnish,
+                                                   const Lead& lead);
 
 /// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
 /// `parent`: whose child it is with CLONE_PARENT, which has no exit signal in `flags`.

@@ -2,13 +2,17 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -90,8 +94,15 @@ class LocalDumpContext : public FileDumpContext {
     files_.push_back(Describe(fd, next_id_));
     return next_id_++;
   }
-  /// Dumps every file of the tree; the first error ends it.
+  /// Dumps every file of the tree, and those that wait in messages; the first error ends it.
   Status DumpAll() {
+    for (std::size_t i = 0; i < files_.size(); ++i) {
+      const Result<std::vector<int>> waiting = WaitingIn(files_[i]);
+      if (!waiting.ok()) return waiting.status();
+      for (const int fd : *waiting) {
+        if (!IdOf(fd).ok()) Add(fd);
+      }
+    }
     for (const OpenFile& file : files_) {
       Result<image::FileEntry> entry = DumpFile(file, *this);
       if (!entry.ok()) return entry.status();
@@ -111,6 +122,14 @@ class LocalDumpContext : public FileDumpContext {
   std::string external;  ///< Link of what counts as standard input or output.
 
   std::span<const OpenFile> files() const override { return files_; }
+  Result<std::uint32_t> IdOf(int fd) const override {
+    constexpr int kKcmpFile = 0;
+    for (const OpenFile& file : files_) {
+      const pid_t self = ::getpid();
+      if (::syscall(SYS_kcmp, self, self, kKcmpFile, fd, file.borrowed.get()) == 0) return file.id;
+    }
+    return NotFound("no such file");
+  }
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override { return pid == ::getpid() ? pid : 0; }
   bool IsProcess(pid_t pid) const override { return pid == ::getpid(); }
@@ -194,6 +213,15 @@ class LocalFileActor : public FileActor {
   Status SetMode(const std::string& path, unsigned mode) override {
     return Check(::chmod(path.c_str(), mode), path);
   }
+  /// In a child, whatever its pid.
+  Status AsProcess(pid_t, const std::function<int()>& step) override {
+    const long child = ::syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, 0);
+    if (child == 0) ::_exit(step());
+    int status = 0;
+    ::waitpid(static_cast<pid_t>(child), &status, 0);
+    return status == 0 ? OkStatus() : SyscallError(WEXITSTATUS(status), "as another process");
+  }
+  std::pair<pid_t, pid_t> Pids() const override { return {::getpid(), ::getpid()}; }
 
  private:
   static Status Check(int result, std::string_view what) {
@@ -211,10 +239,20 @@ class LocalRestoreContext : public FileRestoreContext {
 
   /// The file that was added to the dump with `id`.
   Result<UniqueFd> Restore(std::uint32_t id) {
+    Result<UniqueFd> fd = NotFound("no such id");
     for (const image::FileEntry& entry : dumped_.entries) {
-      if (entry.id() == id) return RestoreFile(entry, *this);
+      if (entry.id() == id) fd = RestoreFile(entry, *this);
     }
-    return NotFound("no such id");
+    if (!fd.ok()) return fd;
+    if (const Status status = CompleteFiles(*this); !status.ok()) return status;
+    return fd;
+  }
+  Result<int> Restored(std::uint32_t id) override {
+    for (const image::FileEntry& entry : dumped_.entries) {
+      if (entry.id() != id || passed_.contains(id)) continue;
+      ASSIGN_OR_RETURN(passed_[id], RestoreFile(entry, *this));
+    }
+    return passed_[id].get();
   }
 
   std::vector<std::string> notes;
@@ -249,13 +287,17 @@ class LocalRestoreContext : public FileRestoreContext {
   void Note(std::string text) override { notes.push_back(std::move(text)); }
 
   /// As at the end of a restore: what was kept for others is closed.
-  void Finish() { kept_.clear(); }
+  void Finish() {
+    kept_.clear();
+    passed_.clear();
+  }
 
  private:
   LocalDumpContext& dumped_;
   LocalFileActor local_;
   FileActor& actor_;
   std::map<std::string, UniqueFd> kept_;
+  std::map<std::uint32_t, UniqueFd> passed_;
   std::map<std::string, std::vector<Record>> records_;
 };
 

@@ -84,13 +84,64 @@ TEST(TerminalTest, RefusesWhatIsNotItsStarters) {
   const Pair pair;
   EXPECT_THAT(RoundTrip(pair.slave.get()).status,
               StatusIs(StatusCode::kUnimplemented, HasSubstr("outside the tree")));
-  EXPECT_THAT(RoundTrip(pair.master.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("made inside")));
-  LocalDumpContext both;
-  both.external = pair.path();
-  both.Add(pair.slave.get());
-  both.Add(pair.master.get());
-  EXPECT_THAT(both.DumpAll(), StatusIs(StatusCode::kUnimplemented, HasSubstr("made inside")));
+}
+
+TEST(TerminalTest, APseudoTerminalOfTheTreeComesBackWithItsNumber) {
+  LocalDumpContext dump;
+  std::uint32_t master_id = 0, slave_id = 0;
+  std::string path;
+  {
+    const Pair pair;
+    path = pair.path();
+    termios raw = Settings(pair.slave.get());
+    ::cfmakeraw(&raw);
+    ASSERT_EQ(::tcsetattr(pair.slave.get(), TCSANOW, &raw), 0);
+    const winsize size = {.ws_row = 33, .ws_col = 77, .ws_xpixel = 0, .ws_ypixel = 0};
+    ASSERT_EQ(::ioctl(pair.slave.get(), TIOCSWINSZ, &size), 0);
+    ASSERT_EQ(::fchmod(pair.slave.get(), 0601), 0);
+    slave_id = dump.Add(pair.slave.get());
+    master_id = dump.Add(pair.master.get());
+    ASSERT_THAT(dump.DumpAll(), IsOk());
+    dump.Forget();
+  }
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> slave = restore.Restore(slave_id);
+  ASSERT_THAT(slave, IsOk());
+  const Result<UniqueFd> master = restore.Restore(master_id);
+  ASSERT_THAT(master, IsOk());
+  restore.Finish();
+  EXPECT_EQ(::ptsname(master->get()), path);
+  ASSERT_THAT(WriteAll(master->get(), "in"), IsOk());
+  pollfd arrived = {.fd = slave->get(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(::poll(&arrived, 1, 10'000), 1);
+  EXPECT_EQ(ReadSome(slave->get()), "in");
+  winsize size = {};
+  ASSERT_EQ(::ioctl(slave->get(), TIOCGWINSZ, &size), 0);
+  EXPECT_EQ(size.ws_col, 77);
+  struct stat st = {};
+  ASSERT_EQ(::stat(path.c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777u, 0601u);
+}
+
+TEST(TerminalTest, ATakenNumberIsNotReplaced) {
+  const Pair pair;
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(pair.master.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  EXPECT_THAT(restore.Restore(id),
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("is taken")));
+}
+
+TEST(TerminalTest, OneThatIsHungUpStaysSo) {
+  Pair pair;
+  pair.master.Reset();
+  const RoundTrip trip(pair.slave.get());
+  ASSERT_THAT(trip.status, IsOk());
+  char byte = 0;
+  EXPECT_EQ(::read(trip.restored.get(), &byte, 1), 0);
+  EXPECT_EQ(::write(trip.restored.get(), &byte, 1), -1);
+  EXPECT_EQ(errno, EIO);
 }
 
 TEST(TerminalTest, WithoutATerminalItIsNotRestored) {

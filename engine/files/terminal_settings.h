@@ -1,0 +1,28 @@
+// What any terminal has, whoever holds its other end.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+
+#include "engine/files/file_kind.h"
+
+namespace stasis::engine {
+
+bool IsPts(dev_t device);
+/// /dev/ptmx: an open file of it is the other end of a pseudo-terminal.
+bool IsMultiplexer(dev_t device);
+/// The number below /dev/pts, which runs on from one major to the next.
+std::uint32_t PtsIndex(dev_t device);
+
+/// A record of the terminal `fd` with its settings, which are those of its other end too: termios, size,
+/// exclusive mode. All else is set to nothing.
+Result<image::TtyInfoEntry> DumpSettings(int fd, std::uint32_t id, std::uint32_t index);
+
+/// Puts termios of `info` into force.
+Status RestoreTermios(int fd, const image::TtyInfoEntry& info);
+
+/// The record `id` of "tty-info".
+Result<image::TtyInfoEntry> TerminalOf(std::uint32_t id, FileRestoreContext& context);
+
+}  // namespace stasis::engine
