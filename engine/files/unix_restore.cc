@@ -187,6 +187,10 @@ Result<Ends> NamedConnection(const UnixSkEntry& accepted, const UnixSkEntry* cli
   RETURN_IF_ERROR(BindUnseen(listener.get(), accepted.name()));
   RETURN_IF_ERROR(
       Listen(listener.get(), 1, client != nullptr ? PeerOf(*client) : nullptr, context));
+  if (client != nullptr && (PeerOf(*client) == nullptr || IsRoot(*PeerOf(*client), context))) {
+    context.Note("a unix socket connected to " + NameText(accepted.name()) +
+                 " does not tell its peer's pid any more (SO_PEERCRED)");
+  }
   Ends ends;
   ASSIGN_OR_RETURN(ends.one, context.actor().Socket(AF_UNIX, type, 0));
   if (client != nullptr && !client->name().empty()) {
