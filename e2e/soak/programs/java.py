@@ -13,7 +13,7 @@ def runtime():
     folder = BUILD / "soak" / "java"
     if not (folder / "jre").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([f"{HOME}/bin/jlink", "--add-modules", "java.base,jdk.httpserver", "--strip-java-debug",
+        subprocess.run([f"{HOME}/bin/jlink", "--add-modules", "java.base,jdk.httpserver", "--strip-java-debug-attributes",
                         "--no-man-pages", "--no-header-files", "--output", folder / "jre"], check=True)
     subprocess.run([f"{HOME}/bin/javac", "-d", folder / "classes", source("Server.java")], check=True)
     return {f"java/{path.relative_to(folder)}": path

@@ -44,7 +44,7 @@ class Psql:
 
     def close(self):
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
 
 class PostgresSession(Session):
@@ -77,7 +77,7 @@ class PostgresSession(Session):
         self.psql.close()
         if self.bench:
             self.bench.kill()
-            self.bench.communicate()
+            self.bench.wait()
 
 
 def prepare(place):

@@ -45,12 +45,13 @@ class ShellSession(Session):
             self.check()
 
     def check(self):
-        # Stopped by hand, in the background, and to the foreground with one more to stop it.
+        # By a signal, to the background, to the foreground, and by the terminal's key.
         self.expect("kill -STOP %1; sleep 0.2; out=$(jobs -s | wc -l)", "1")
         self.expect("bg %1 >/dev/null; sleep 0.2; out=$(jobs -r | wc -l)", "2")
-        self.expect("(sleep 0.3; kill -TSTP %2 2>/dev/null || kill -TSTP $(jobs -p %2)) & disown; out=1", "1")
         self.typed("fg %2")
-        self.expect("sleep 0.6; out=$(jobs -s | wc -l)", "1")
+        time.sleep(0.3)
+        os.write(self.pipe, b"\x1a")
+        self.expect("out=$(jobs -s | wc -l)", "1")
         self.expect("bg %2 >/dev/null; sleep 0.2; out=$(jobs -r | wc -l)", "2")
 
     def expect(self, line, wanted):
