@@ -62,7 +62,6 @@ std::vector<Hostile> Areas() {
          image.Add(kBase, 1, 3).set_madv(1 << MADV_REMOVE);
        }},
       {"PacketSocket", kMissing, "socket", status(0x800)},
-      {"AioRing", kMissing, "asynchronous I/O ring", status(0x2000)},
       {"ShadowStack", kMissing, "shadow stack", status(0x8000)},
       {"GuardOutside", kInvalid, "lie within no area",
        [](MemoryImage& image, image::MmEntry&) {
