@@ -454,6 +454,32 @@ Status ConnectDatagrams(const FileEntry& file, FileRestoreContext& context) {
   return ConnectTo(fd, KeptFd(Key(entry.peer()), context), other->usk().name(), nullptr, context);
 }
 
+// One that is connected elsewhere takes no connection any more, so those that connect to it come before it.
+Status ConnectAll(FileRestoreContext& context) {
+  std::map<std::uint32_t, const FileEntry*> pending;
+  std::map<std::uint32_t, std::size_t> awaited;  // how many are to connect to it
+  for (const FileEntry& file : context.entries()) {
+    const UnixSkEntry& entry = file.usk();
+    if (!IsOurs(file, context) || entry.type() != SOCK_DGRAM || entry.peer() == 0) continue;
+    const FileEntry* const other = EntryOfInode(entry.peer(), context);
+    if (other != nullptr && IsConnection(file, context, other)) continue;
+    if (pending.emplace(entry.ino(), &file).second) ++awaited[entry.peer()];
+  }
+  std::vector<std::uint32_t> ready;
+  for (const auto& [inode, file] : pending) {
+    if (!awaited.contains(inode)) ready.push_back(inode);
+  }
+  while (!ready.empty()) {
+    const FileEntry& file = *pending.at(ready.back());
+    pending.erase(ready.back());
+    ready.pop_back();
+    RETURN_IF_ERROR(ConnectDatagrams(file, context));
+    const std::uint32_t peer = file.usk().peer();
+    if (--awaited[peer] == 0 && pending.contains(peer)) ready.push_back(peer);
+  }
+  return pending.empty() ? OkStatus() : DataLoss("unix sockets that are connected in a ring");
+}
+
 Status Shut(int fd, const UnixSkEntry& entry) {
   if (entry.shutdown() == image::SHUTDOWN_NONE) return OkStatus();
   if (::shutdown(fd, static_cast<int>(entry.shutdown()) - 1) != 0 && errno != ENOTCONN) {
@@ -483,7 +509,7 @@ Status CompleteUnixSockets(FileRestoreContext& context) {
     return OkStatus();
   };
   RETURN_IF_ERROR(for_each([&](const FileEntry& file) { return FillQueue(file, context); }));
-  RETURN_IF_ERROR(for_each([&](const FileEntry& file) { return ConnectDatagrams(file, context); }));
+  RETURN_IF_ERROR(ConnectAll(context));
   return for_each([&](const FileEntry& file) -> Status {
     const int fd = KeptFd(Key(file.usk().ino()), context);
     RETURN_IF_ERROR(Shut(fd, file.usk()));

@@ -131,14 +131,13 @@ TEST_P(UnixPairTest, AFileInAMessageThatNobodyElseHoldsIsKept) {
     SendWith(pair.one.get(), "x", sent.two.get());
   }
   const int next = Fd(::dup(0)).get();
-  PairTrip trip(pair);
-  ASSERT_THAT(trip.status, IsOk());
-  std::string text;
-  EXPECT_EQ(ReadSome(ReceiveWith(trip.two.get(), text).get()), "inside");
-  EXPECT_EQ(text, "x");
-  trip.dump.Forget();
-  trip.one.Reset();
-  trip.two.Reset();
+  {
+    const PairTrip trip(pair);
+    ASSERT_THAT(trip.status, IsOk());
+    std::string text;
+    EXPECT_EQ(ReadSome(ReceiveWith(trip.two.get(), text).get()), "inside");
+    EXPECT_EQ(text, "x");
+  }
   EXPECT_EQ(Fd(::dup(0)).get(), next) << "a received descriptor was left open";
 }
 
@@ -440,7 +439,7 @@ TEST(UnixSocketTest, AChainOfSocketsInAnArchiveIsNoRecursion) {
     image::FileEntry& link = dump.entries.emplace_back(entry);
     link.set_id(i);
     link.mutable_usk()->set_ino(i);
-    link.mutable_usk()->set_peer(i % kLength + 1);
+    link.mutable_usk()->set_peer(i < kLength ? i + 1 : 0);
     link.mutable_usk()->set_name(prefix + "-" + std::to_string(i));
   }
   LocalRestoreContext restore(dump);
