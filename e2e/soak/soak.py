@@ -95,6 +95,8 @@ class Soak:
     def _end(self):
         if self.load:
             self.load.stop()
+            if not self.result.errors:
+                self.result.errors += self.load.errors  # what came after the last step
             self.result.longest_wait_ms = self.load.longest * 1000
         if self.result.errors and self.place:
             self._show_logs()
