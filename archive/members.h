@@ -14,6 +14,8 @@ namespace stasis::archive {
 
 inline constexpr std::string_view kConfigDumpName = "config.dump";
 inline constexpr std::string_view kSpecDumpName = "spec.dump";
+/// Podman's name for what is in /dev/shm.
+inline constexpr std::string_view kSharedMemoryName = "devshm-checkpoint.tar";
 inline constexpr std::string_view kStatusDumpName = "status.dump";
 inline constexpr std::string_view kContainerdStatusName = "status";
 inline constexpr std::string_view kBindMountsName = "bind.mounts";

@@ -3,7 +3,10 @@
 #include "archive/tmpfs_content.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <utility>
@@ -109,7 +112,112 @@ class ContentWriter {
   std::uint64_t left_bytes_;
 };
 
+class ContentReader {
+ public:
+  ContentReader(int fd, std::uint64_t max_bytes) : folder_(fd), left_bytes_(max_bytes) {}
+
+  Result<TmpfsRestoreReport> Run(std::string_view tar) {
+    tar_.reset(archive_read_new());
+    RETURN_IF_ERROR(SupportFilters(tar_.get()));
+    archive_read_support_format_tar(tar_.get());
+    if (archive_read_open_memory(tar_.get(), tar.data(), tar.size()) != ARCHIVE_OK) {
+      return Failed("begin");
+    }
+    while (true) {
+      struct archive_entry* entry = nullptr;
+      const int got = archive_read_next_header(tar_.get(), &entry);
+      if (got == ARCHIVE_EOF) return std::move(report_);
+      if (got != ARCHIVE_OK) return Failed("header");
+      const char* const name = archive_entry_pathname(entry);
+      RETURN_IF_ERROR(Annotate(Put(name == nullptr ? "" : name, entry),
+                               Printable(name == nullptr ? "" : name)));
+    }
+  }
+
+ private:
+  Status Failed(std::string_view what) {
+    return LibarchiveError(tar_.get(), StatusCode::kDataLoss,
+                           "content of a tmpfs: " + std::string(what));
+  }
+
+  Status Put(std::string path, struct archive_entry* entry) {
+    while (path.starts_with("./")) path.erase(0, 2);
+    while (path.ends_with('/')) path.pop_back();
+    if (path.empty() || path == ".") return OkStatus();
+    RETURN_IF_ERROR(CheckRelativePath(path));
+    if (archive_entry_hardlink(entry) != nullptr) return InvalidArgument("a hard link");
+    const std::size_t slash = path.rfind('/');
+    const std::string name = path.substr(slash == std::string::npos ? 0 : slash + 1);
+    ASSIGN_OR_RETURN(const UniqueFd folder,
+                     OpenBeneath(slash == std::string::npos ? "." : path.substr(0, slash)));
+    const mode_t mode = archive_entry_mode(entry);
+    Result<UniqueFd> made = Make(folder.get(), name, mode);
+    if (ErrnoOf(made.status()) == EEXIST) {
+      if (!S_ISDIR(mode)) report_.kept.push_back(path);
+      return OkStatus();
+    }
+    RETURN_IF_ERROR(made.status());
+    if (S_ISREG(mode)) RETURN_IF_ERROR(Fill(made->get(), entry));
+    const auto owner = static_cast<uid_t>(archive_entry_uid(entry));
+    const auto group = static_cast<gid_t>(archive_entry_gid(entry));
+    if (::fchownat(folder.get(), name.c_str(), owner, group, AT_SYMLINK_NOFOLLOW) != 0 ||
+        ::fchmodat(folder.get(), name.c_str(), mode & 07777, 0) != 0) {
+      return SyscallError(errno, "owner and mode");
+    }
+    return OkStatus();
+  }
+
+  Result<UniqueFd> OpenBeneath(const std::string& path) const {
+    open_how how = {};
+    how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV;
+    UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, folder_, path.c_str(), &how, sizeof(how))));
+    if (!fd) return SyscallError(errno, "open its folder");
+    return fd;
+  }
+
+  // A file of that type with that name, which must be free; a descriptor of a regular one.
+  static Result<UniqueFd> Make(int folder, const std::string& name, mode_t mode) {
+    if (S_ISREG(mode)) {
+      return OpenAt(folder, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0600);
+    }
+    int result = 0;
+    if (S_ISDIR(mode)) {
+      result = ::mkdirat(folder, name.c_str(), 0700);
+    } else if (S_ISFIFO(mode)) {
+      result = ::mkfifoat(folder, name.c_str(), 0600);
+    } else {
+      return InvalidArgument("of another type than a file, a folder or a FIFO");
+    }
+    if (result != 0) return SyscallError(errno, "make it");
+    return UniqueFd();
+  }
+
+  Status Fill(int file, struct archive_entry* entry) {
+    const la_int64_t size = archive_entry_size(entry);
+    if (size < 0 || static_cast<std::uint64_t>(size) > left_bytes_) {
+      return ResourceExhausted("too large");
+    }
+    left_bytes_ -= static_cast<std::uint64_t>(size);
+    std::string content(static_cast<std::size_t>(size), '\0');
+    if (archive_read_data(tar_.get(), content.data(), content.size()) != size) {
+      return Failed("file");
+    }
+    return WriteAll(file, content);
+  }
+
+  const int folder_;
+  std::uint64_t left_bytes_;
+  ReadHandle tar_;
+  TmpfsRestoreReport report_;
+};
+
 }  // namespace
+
+Result<TmpfsRestoreReport> RestoreTmpfsContent(int fd, std::string_view tar,
+                                               std::uint64_t max_bytes) {
+  return ContentReader(fd, max_bytes).Run(tar);
+}
 
 Result<std::string> ReadTmpfsContent(int fd, std::uint64_t max_bytes) {
   return ContentWriter(max_bytes).Run(fd);

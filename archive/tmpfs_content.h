@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "engine/base/status.h"
 
@@ -12,5 +14,16 @@ namespace stasis::archive {
 /// All that the file system of the folder `fd` (open for reading) has below it; folders on which
 /// something is mounted are empty. ResourceExhausted: its regular files have over `max_bytes`.
 Result<std::string> ReadTmpfsContent(int fd, std::uint64_t max_bytes);
+
+struct TmpfsRestoreReport {
+  /// What was there already, and stays as it is.
+  std::vector<std::string> kept;
+};
+
+/// Puts what ReadTmpfsContent gave, or another tar of plain files, folders and FIFOs, into the folder `fd`.
+/// Nothing outside of it is touched, whatever the tar says, and nothing in it is replaced. InvalidArgument:
+/// an entry that climbs out or is of another type; ResourceExhausted: more than `max_bytes`.
+Result<TmpfsRestoreReport> RestoreTmpfsContent(int fd, std::string_view tar,
+                                               std::uint64_t max_bytes);
 
 }  // namespace stasis::archive

@@ -44,7 +44,9 @@ class Checker {
     NamespaceDumper reader = *namespaces;
     Add(reader.Read(tree_.root()));
     for (FrozenProcess& process : tree_.processes()) {
-      processes_.push_back({.frozen = &process, .zombie = process.zombie});
+      DumpedProcess& dumped = processes_.emplace_back();
+      dumped.frozen = &process;
+      dumped.zombie = process.zombie;
     }
     NumberTasks(processes_, reader);
     Add(CheckForks(processes_));

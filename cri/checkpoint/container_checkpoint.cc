@@ -8,6 +8,7 @@
 #include "archive/rootfs_diff.h"
 #include "cri/checkpoint/members.h"
 #include "cri/checkpoint/own_mounts.h"
+#include "cri/checkpoint/shared_memory.h"
 #include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/checkpoint/upper_folder.h"
 #include "cri/restore/records.h"
@@ -81,6 +82,7 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   request.while_frozen = [&]() -> Status {
     RETURN_IF_ERROR(
         WriteTmpfsMounts(facts.pid, *request.outside_mounts, writer->images(), done.notes));
+    RETURN_IF_ERROR(WriteSharedMemory(facts, *writer));
     if (!upper) return SetExtent(log);
     ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));
     WantedStream wanted(*member, request);

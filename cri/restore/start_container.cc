@@ -6,6 +6,7 @@
 
 #include "archive/json_fields.h"
 #include "archive/rootfs_diff.h"
+#include "cri/checkpoint/shared_memory.h"
 #include "cri/log.h"
 #include "cri/restore/container_root.h"
 #include "cri/restore/placeholder.h"
@@ -103,6 +104,7 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
                    DescribeContainer(upstream_, record.id, LimitsOf(call)));
   if (facts.pid <= 0) return FailedPrecondition("the placeholder ended by itself");
   RETURN_IF_ERROR(Annotate(ApplyRootfs(facts, checkpoint), "the root file system"));
+  RETURN_IF_ERROR(Annotate(RestoreSharedMemory(facts, checkpoint), "/dev/shm"));
 
   engine::RestoreRequest request;
   request.placeholder = facts.pid;

@@ -122,12 +122,6 @@ TEST(RegularFileTest, AnArchiveCannotCreateOrTruncate) {
   EXPECT_THAT(restore.Restore(id), StatusIs(StatusCode::kInvalidArgument));
 }
 
-TEST(RegularFileTest, RefusesTerminals) {
-  const UniqueFd terminal = Fd(::posix_openpt(O_RDWR | O_NOCTTY));
-  EXPECT_THAT(RoundTrip(terminal.get()).status,
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("terminal")));
-}
-
 TEST(RegularFileTest, RefusesAnObjectThatNoKindOwns) {
   io_uring_params parameters = {};
   const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &parameters)));
