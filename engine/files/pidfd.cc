@@ -3,7 +3,8 @@
 // State    fdinfo "Pid", -1 once the process is dead and waited for; O_NONBLOCK, PIDFD_THREAD (O_EXCL)
 // Image    FD_PIDFD; those of one dead process are joined by the inode's number
 // Restore  when all processes of the tree are there, by us: it makes no difference who opens it. For a dead
-//          process one of ours, which then ends
+//          process one of ours that has ended, in the tree's pid namespace: elsewhere pidfd_send_signal(2) would
+//          say EINVAL to who holds it
 // Lost     how a dead process ended (PIDFD_GET_INFO, Linux 6.15)
 // Refused  processes outside the tree; threads, which are made after the descriptors
 // Source   pidfd_open(2), proc_pid_fdinfo(5), clone(2) on exit_signal, wait(2) __WALL; tested on 6.18
@@ -12,14 +13,14 @@
 
 #include <fcntl.h>
 #include <linux/sched.h>
-#include <signal.h>
-#include <sys/prctl.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 
+#include "engine/base/namespace.h"
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/proc/text.h"
@@ -61,36 +62,32 @@ Result<UniqueFd> Restore(const image::FileEntry&, FileRestoreContext&) {
 
 }  // namespace
 
-Result<pid_t> DeadProcesses::Get(std::uint32_t inode) {
-  const auto [known, is_new] = pids_.try_emplace(inode, 0);
-  if (!is_new) return known->second;
-  clone_args clone = {};  // without a signal at its end
-  const pid_t parent = ::getpid();
-  const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
-  if (pid == 0) {
-    // Only system calls: a thread that does not exist here may hold any lock.
-    ::syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
-    while (::syscall(SYS_getppid) == parent) ::syscall(SYS_pause);
-    ::_exit(0);
-  }
-  if (pid < 0) {
-    const int error = errno;
-    pids_.erase(known);
-    return SyscallError(error, "clone3");
-  }
-  return known->second = static_cast<pid_t>(pid);
+Result<pid_t> DeadProcesses::Get(std::uint32_t inode, int member) {
+  const auto known = pids_.find(inode);
+  if (known != pids_.end()) return known->second;
+  pid_t made = 0;
+  RETURN_IF_ERROR(InNamespace(member, CLONE_NEWPID, [&made]() -> Status {
+    clone_args clone = {};  // without a signal at its end
+    const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
+    // No more than that: a thread that does not exist here may hold any lock.
+    if (pid == 0) ::syscall(SYS_exit_group, 0);
+    if (pid < 0) return SyscallError(errno, "clone3");
+    made = static_cast<pid_t>(pid);
+    return OkStatus();
+  }));
+  pids_.emplace(inode, made);
+  return made;
 }
 
 void DeadProcesses::End() {
   for (const auto& [inode, pid] : pids_) {
-    ::kill(pid, SIGKILL);
     while (::waitpid(pid, nullptr, __WALL) < 0 && errno == EINTR) {
     }
   }
   pids_.clear();
 }
 
-Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd,
+Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd, int member,
                            const std::function<pid_t(pid_t)>& host_pid, DeadProcesses& dead) {
   pid_t pid = 0;
   if (pidfd.nspid() > 0) {
@@ -100,7 +97,7 @@ Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd,
                              ", which the checkpoint does not have");
     }
   } else {
-    ASSIGN_OR_RETURN(pid, dead.Get(pidfd.ino()));
+    ASSIGN_OR_RETURN(pid, dead.Get(pidfd.ino(), member));
   }
   UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, pidfd.flags() & kKept)));
   if (!fd) {

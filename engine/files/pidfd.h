@@ -13,7 +13,7 @@
 
 namespace stasis::engine {
 
-/// Processes that stand in for dead ones until their pidfds are open, then end.
+/// Processes that have ended and stand in for dead ones, until their pidfds are open.
 class DeadProcesses {
  public:
   DeadProcesses() = default;
@@ -21,16 +21,18 @@ class DeadProcesses {
   DeadProcesses& operator=(const DeadProcesses&) = delete;
   ~DeadProcesses() { End(); }
 
-  /// The one that stands for what the images know as `inode`.
-  Result<pid_t> Get(std::uint32_t inode);
+  /// The one that stands for what the images know as `inode`, as we see it; in the pid namespace of the
+  /// process whose pidfd `member` is.
+  Result<pid_t> Get(std::uint32_t inode, int member);
+  /// They are waited for, and gone.
   void End();
 
  private:
   std::map<std::uint32_t, pid_t> pids_;
 };
 
-/// Opens a pidfd as it was. `host_pid` gives a process of the tree as we see it, 0: there is none.
-Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd,
+/// Opens a pidfd as it was. `member`: pidfd of a process of the tree. `host_pid` gives a process of the tree as we see it, 0: there is none.
+Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd, int member,
                            const std::function<pid_t(pid_t)>& host_pid, DeadProcesses& dead);
 
 }  // namespace stasis::engine

@@ -463,7 +463,8 @@ class Restorer : public FileRestorer {
         const auto found = host_pids_.find(pid);
         return found == host_pids_.end() ? 0 : found->second;
       };
-      ASSIGN_OR_RETURN(files_[key], OpenPidfd(entry->pidfd(), host_pid, dead_));
+      ASSIGN_OR_RETURN(files_[key],
+                       OpenPidfd(entry->pidfd(), process.pidfd.get(), host_pid, dead_));
       return OkStatus();
     }
     if (IsOwnTerminal(*entry)) {

@@ -245,7 +245,8 @@ bool IsConnection(const FileEntry& file, FileRestoreContext& context, const File
     return entry.state() == TCP_ESTABLISHED &&
            (other == nullptr || other->usk().state() != TCP_LISTEN);
   }
-  if (other != nullptr) return other->usk().peer() == entry.ino();
+  // One that sends to itself is made as one that sends to any name.
+  if (other != nullptr) return other != &file && other->usk().peer() == entry.ino();
   if (entry.stasis_peer_gone()) return true;
   // CRIU tells of one whose peer is gone only so.
   return entry.peer() == 0 && entry.name().empty() &&
@@ -454,7 +455,8 @@ Status ConnectDatagrams(const FileEntry& file, FileRestoreContext& context) {
   return ConnectTo(fd, KeptFd(Key(entry.peer()), context), other->usk().name(), nullptr, context);
 }
 
-// One that is connected elsewhere takes no connection any more, so those that connect to it come before it.
+// One that is connected elsewhere takes no connection any more, so those that connect to it come before it;
+// it itself may be connected to itself.
 Status ConnectAll(FileRestoreContext& context) {
   std::map<std::uint32_t, const FileEntry*> pending;
   std::map<std::uint32_t, std::size_t> awaited;  // how many are to connect to it
@@ -463,7 +465,8 @@ Status ConnectAll(FileRestoreContext& context) {
     if (!IsOurs(file, context) || entry.type() != SOCK_DGRAM || entry.peer() == 0) continue;
     const FileEntry* const other = EntryOfInode(entry.peer(), context);
     if (other != nullptr && IsConnection(file, context, other)) continue;
-    if (pending.emplace(entry.ino(), &file).second) ++awaited[entry.peer()];
+    const bool to_itself = entry.peer() == entry.ino();
+    if (pending.emplace(entry.ino(), &file).second && !to_itself) ++awaited[entry.peer()];
   }
   std::vector<std::uint32_t> ready;
   for (const auto& [inode, file] : pending) {
@@ -475,6 +478,7 @@ Status ConnectAll(FileRestoreContext& context) {
     ready.pop_back();
     RETURN_IF_ERROR(ConnectDatagrams(file, context));
     const std::uint32_t peer = file.usk().peer();
+    if (peer == file.usk().ino()) continue;
     if (--awaited[peer] == 0 && pending.contains(peer)) ready.push_back(peer);
   }
   return pending.empty() ? OkStatus() : DataLoss("unix sockets that are connected in a ring");
