@@ -8,12 +8,11 @@ from e2e.soak.program import Image, Program, Session, Wrong, connected
 BIN = Path("/usr/lib/postgresql/15/bin")
 LIB = BIN.parent / "lib"
 SHARE = Path("/usr/share/postgresql/15")
-# /dev/shm is the pod's, and what is in it is in no archive: so shared memory is in files below /data.
 START = f"""
 [ -s /data/pg/PG_VERSION ] || {BIN}/initdb -D /data/pg -U postgres -A trust -E UTF8 --locale=C >/dev/null
 grep -q 0.0.0.0/0 /data/pg/pg_hba.conf || echo host all all 0.0.0.0/0 trust >>/data/pg/pg_hba.conf
 exec {BIN}/postgres -D /data/pg -c listen_addresses=0.0.0.0 -c unix_socket_directories=/tmp \
-  -c max_connections=40 -c checkpoint_timeout=30s -c jit=off -c dynamic_shared_memory_type=mmap
+  -c max_connections=40 -c checkpoint_timeout=30s -c jit=off
 """
 # In one statement, and so of one snapshot.
 SUMS = ("SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers),"
