@@ -76,7 +76,7 @@ class CgroupRestorer {
   using Sets = std::map<std::uint32_t, CgroupSet>;
 
   CgroupRestorer(const Options& options, Notes& notes) : options_(options), notes_(notes) {}
-  Status ReadBases(const image::InventoryEntry& inventory, pid_t placeholder);
+  Status ReadBases(const CheckpointImages& images, pid_t placeholder);
   Status MakeController(const image::CgControllerEntry& controller);
   Status MakeFolder(const Hierarchy& hierarchy, const image::CgroupDirEntry& entry,
                     const std::string& path, bool is_v2, int depth);

@@ -77,7 +77,7 @@ Result<std::unique_ptr<CgroupRestorer>> CgroupRestorer::Create(const CheckpointI
   if (entry.status().code() == StatusCode::kNotFound) return restorer;
   RETURN_IF_ERROR(entry.status());
   restorer->entry_ = *std::move(entry);
-  RETURN_IF_ERROR(restorer->ReadBases(images.inventory, placeholder));
+  RETURN_IF_ERROR(restorer->ReadBases(images, placeholder));
   for (const image::CgControllerEntry& controller : restorer->entry_.controllers()) {
     RETURN_IF_ERROR(Annotate(restorer->MakeController(controller),
                              "cgroup hierarchy \"" + NameOf(controller) + "\""));
@@ -91,8 +91,8 @@ CgroupRestorer::~CgroupRestorer() {
   }
 }
 
-Status CgroupRestorer::ReadBases(const image::InventoryEntry& inventory, pid_t placeholder) {
-  base_set_ = inventory.root_cg_set();
+Status CgroupRestorer::ReadBases(const CheckpointImages& images, pid_t placeholder) {
+  base_set_ = images.inventory.root_cg_set();
   ASSIGN_OR_RETURN(is_container_, IsContainer(placeholder));
   ASSIGN_OR_RETURN(const std::string text,
                    ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(placeholder) + "/cgroup"));
@@ -109,6 +109,10 @@ Status CgroupRestorer::ReadBases(const image::InventoryEntry& inventory, pid_t p
       }
       set.push_back({member.name(), member.path()});
     }
+  }
+  // CRIU's is the set that it ran in itself, which is not among them: a container is where its root is.
+  if (is_container_ && !sets_.contains(base_set_)) {
+    base_set_ = images.processes.front().leader().core.tc().cg_set();
   }
   return OkStatus();
 }
@@ -162,7 +166,10 @@ Status CgroupRestorer::MakeController(const image::CgControllerEntry& controller
     return OkStatus();
   }
   for (const image::CgroupDirEntry& entry : controller.dirs()) {
-    const Result<std::string> path = LivePath(*hierarchy, entry.dir_name());
+    // CRIU leaves out the first slash.
+    const std::string& name_there = entry.dir_name();
+    const Result<std::string> path =
+        LivePath(*hierarchy, name_there.starts_with('/') ? name_there : "/" + name_there);
     if (path.status().code() == StatusCode::kFailedPrecondition) {
       notes_.push_back(Message(path.status()));
       continue;
