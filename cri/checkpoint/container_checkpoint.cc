@@ -71,8 +71,8 @@ Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id
 Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
                                          engine::DumpRequest request) {
   const auto begin = steady_clock::now();
-  RETURN_IF_ERROR(RefuseOwnMounts(facts));
   ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location));
+  RETURN_IF_ERROR(RefuseOwnMounts(facts));
   ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
   LogExtent log = OpenContainerLog(facts);
 
