@@ -28,7 +28,8 @@ struct Options {
   bool skip_in_flight = false;
   /// Sockets connected to a peer outside the tree: datagram ones by the peer's path, others are severed.
   bool ext_unix_sk = false;
-  /// Largest deleted file that is put into a checkpoint, bytes.
+  /// Largest deleted file that is put into a checkpoint, bytes; the largest number: as files/ghost_file.cc has
+  /// it.
   std::uint64_t ghost_limit = std::numeric_limits<std::uint64_t>::max();
   ManageCgroups manage_cgroups = ManageCgroups::kSoft;
   /// [CONTROLLERS:]/PATH: on the host, cgroups come back below this one. Without controllers: of all others.

@@ -18,9 +18,9 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
   CLI::Option_group& group = *command.add_option_group("state", "As criu(8) has them");
   group.add_flag("--tcp-established", options.tcp_established,
                  "Established TCP connections go on (else they come back as after a reset)");
-  group.add_flag("--tcp-close", options.tcp_close,
-                 "Established TCP connections come back as after a reset, whatever the checkpoint "
-                 "has");
+  group.add_flag(
+      "--tcp-close", options.tcp_close,
+      "Established TCP connections come back closed (reads give 0), whatever the checkpoint has");
   group.add_flag("--skip-in-flight", options.skip_in_flight,
                  "Connections that were not accepted yet are left out");
   group.add_flag("--ext-unix-sk,-x", options.ext_unix_sk,
@@ -28,7 +28,7 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
                  "peer's path, others are severed");
   group
       .add_option("--ghost-limit", options.ghost_limit,
-                  "Largest deleted file that is saved: bytes, or with K, M, G (no limit)")
+                  "Largest deleted file that is saved: bytes, or with K, M, G (256M)")
       ->transform(CLI::AsSizeValue(false))
       ->option_text("SIZE");
   group
