@@ -33,6 +33,7 @@
 #include "engine/files/file_locks.h"
 #include "engine/files/socket.h"
 #include "engine/files/tcp_segment.h"
+#include "engine/files/terminal_settings.h"
 #include "engine/proc/fdinfo.h"
 
 namespace stasis::engine {
@@ -157,7 +158,7 @@ Status FileDumper::CheckTerminals() const {
   std::set<pid_t> controlled;
   for (const OpenFile& file : files_) {
     pid_t session = 0;
-    const bool is_multiplexer = S_ISCHR(file.st.st_mode) && file.st.st_rdev == makedev(5, 2);
+    const bool is_multiplexer = S_ISCHR(file.st.st_mode) && IsMultiplexer(file.st.st_rdev);
     if (is_multiplexer && ::ioctl(file.borrowed.get(), TIOCGSID, &session) == 0) {
       controlled.insert(session);
     }

@@ -63,15 +63,7 @@ Status DumpLocked(int fd, image::TtyInfoEntry& info) {
   if (::ioctl(fd, TIOCGLCKTRMIOS, &locked) != 0) {
     return SyscallError(errno, "TIOCGLCKTRMIOS");
   }
-  image::TermiosEntry& entry = *info.mutable_termios_locked();
-  entry.set_c_iflag(locked.c_iflag);
-  entry.set_c_oflag(locked.c_oflag);
-  entry.set_c_cflag(locked.c_cflag);
-  entry.set_c_lflag(locked.c_lflag);
-  entry.set_c_line(locked.c_line);
-  entry.set_c_ispeed(locked.c_ispeed);
-  entry.set_c_ospeed(locked.c_ospeed);
-  for (const cc_t character : locked.c_cc) entry.add_c_cc(character);
+  ToImage(locked, *info.mutable_termios_locked());
   return OkStatus();
 }
 

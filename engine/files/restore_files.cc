@@ -40,7 +40,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
 #include "engine/image/schema/sockets.pb.h"
-#include "engine/tracee/fd_channel.h"
+#include "engine/tasks/process_tree.h"
 
 namespace stasis::engine {
 namespace {
@@ -235,11 +235,7 @@ class Restorer : public FileRestorer {
       ASSIGN_OR_RETURN(again, Reopen(ours, flags));
       ours = again.get();
     }
-    ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(*process.remote, process.pidfd.get()));
-    ASSIGN_OR_RETURN(const std::vector<int> numbers,
-                     channel.Send(*process.remote, std::span(&ours, 1)));
-    RETURN_IF_ERROR(channel.Close(*process.remote));
-    return numbers.front();
+    return SendInto(process, ours);
   }
 
   void SetTree(std::span<const RestoredProcess> processes) override {
@@ -373,12 +369,9 @@ class Restorer : public FileRestorer {
   // Runs `step` while `process` has our descriptor, with its number there.
   static Status WithFile(RestoredProcess& process, int ours,
                          const std::function<Status(int)>& step) {
-    RemoteSyscalls& remote = *process.remote;
-    ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(remote, process.pidfd.get()));
-    ASSIGN_OR_RETURN(const std::vector<int> numbers, channel.Send(remote, std::span(&ours, 1)));
-    RETURN_IF_ERROR(channel.Close(remote));
-    RETURN_IF_ERROR(step(numbers.front()));
-    return remote.Call("close", SYS_close, numbers.front()).status();
+    ASSIGN_OR_RETURN(const int number, SendInto(process, ours));
+    RETURN_IF_ERROR(step(number));
+    return process.remote->Call("close", SYS_close, number).status();
   }
 
   Status SetForegrounds(std::vector<RestoredProcess>& processes,

@@ -15,6 +15,16 @@ namespace {
 // Documentation/admin-guide/devices.txt
 constexpr unsigned kTtyDevices = 5, kMultiplexer = 2, kFirstPts = 136, kLastPts = 143;
 
+}  // namespace
+
+bool IsPts(dev_t device) { return major(device) >= kFirstPts && major(device) <= kLastPts; }
+bool IsMultiplexer(dev_t device) { return device == makedev(kTtyDevices, kMultiplexer); }
+
+std::uint32_t PtsIndex(dev_t device) {
+  constexpr unsigned kMinors = 256;
+  return (major(device) - kFirstPts) * kMinors + minor(device);
+}
+
 void ToImage(const termios2& settings, image::TermiosEntry& entry) {
   entry.set_c_iflag(settings.c_iflag);
   entry.set_c_oflag(settings.c_oflag);
@@ -24,16 +34,6 @@ void ToImage(const termios2& settings, image::TermiosEntry& entry) {
   entry.set_c_ispeed(settings.c_ispeed);
   entry.set_c_ospeed(settings.c_ospeed);
   for (const cc_t character : settings.c_cc) entry.add_c_cc(character);
-}
-
-}  // namespace
-
-bool IsPts(dev_t device) { return major(device) >= kFirstPts && major(device) <= kLastPts; }
-bool IsMultiplexer(dev_t device) { return device == makedev(kTtyDevices, kMultiplexer); }
-
-std::uint32_t PtsIndex(dev_t device) {
-  constexpr unsigned kMinors = 256;
-  return (major(device) - kFirstPts) * kMinors + minor(device);
 }
 
 Result<image::TtyInfoEntry> DumpSettings(int fd, std::uint32_t id, std::uint32_t index) {

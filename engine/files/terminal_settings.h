@@ -7,6 +7,8 @@
 
 #include "engine/files/file_kind.h"
 
+struct termios2;
+
 namespace stasis::engine {
 
 bool IsPts(dev_t device);
@@ -14,6 +16,8 @@ bool IsPts(dev_t device);
 bool IsMultiplexer(dev_t device);
 /// The number below /dev/pts, which runs on from one major to the next.
 std::uint32_t PtsIndex(dev_t device);
+
+void ToImage(const termios2& settings, image::TermiosEntry& entry);
 
 /// A record of the terminal `fd` with its settings, which are those of its other end too: termios, size,
 /// exclusive mode. All else is set to nothing.

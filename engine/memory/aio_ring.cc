@@ -29,7 +29,7 @@
 #include <vector>
 
 #include "engine/base/io.h"
-#include "engine/tracee/fd_channel.h"
+#include "engine/tasks/process_tree.h"
 
 namespace stasis::engine {
 namespace {
@@ -62,12 +62,7 @@ std::uint32_t RequestsFor(const Ring& ring) { return (ring.count - 2) / 2; }
 
 Result<int> SendNull(RestoredProcess& process) {
   ASSIGN_OR_RETURN(const UniqueFd null, OpenAt(AT_FDCWD, "/dev/null", O_WRONLY));
-  ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(*process.remote, process.pidfd.get()));
-  const int ours = null.get();
-  ASSIGN_OR_RETURN(const std::vector<int> numbers,
-                   channel.Send(*process.remote, std::span(&ours, 1)));
-  RETURN_IF_ERROR(channel.Close(*process.remote));
-  return numbers.front();
+  return SendInto(process, null.get());
 }
 
 // Lets `count` events pass through the context.

@@ -20,7 +20,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/tasks/clocks.h"
-#include "engine/tracee/fd_channel.h"
+#include "engine/tasks/process_tree.h"
 
 namespace stasis::engine {
 namespace {
@@ -85,13 +85,9 @@ Result<UniqueFd> MakeNamespace(const std::string& program, const Clocks& offsets
 }
 
 Status Enter(RestoredProcess& root, const UniqueFd& ns) {
-  ASSIGN_OR_RETURN(FdChannel channel, FdChannel::Open(*root.remote, root.pidfd.get()));
-  const int fd = ns.get();
-  ASSIGN_OR_RETURN(const std::vector<int> numbers, channel.Send(*root.remote, std::span(&fd, 1)));
-  const Status entered =
-      root.remote->Call("setns", SYS_setns, numbers.front(), CLONE_NEWTIME).status();
-  RETURN_IF_ERROR(root.remote->Call("close", SYS_close, numbers.front()).status());
-  RETURN_IF_ERROR(channel.Close(*root.remote));
+  ASSIGN_OR_RETURN(const int number, SendInto(root, ns.get()));
+  const Status entered = root.remote->Call("setns", SYS_setns, number, CLONE_NEWTIME).status();
+  RETURN_IF_ERROR(root.remote->Call("close", SYS_close, number).status());
   return entered;
 }
 
