@@ -43,10 +43,6 @@ std::string Milliseconds(std::chrono::microseconds time) {
          " ms";
 }
 
-std::string Name(const FrozenProcess& process) {
-  return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
-}
-
 // All that is known of the tree under dump.
 struct Checkpoint {
   const DumpRequest& request;

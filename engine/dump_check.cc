@@ -73,10 +73,6 @@ class Checker {
   }
 
  private:
-  static std::string Name(const FrozenProcess& process) {
-    return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
-  }
-
   Status Memory(const FrozenProcess& process, dev_t shmem, FileDumper& files) {
     ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "smaps"));
     ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));

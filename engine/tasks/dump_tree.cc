@@ -34,10 +34,6 @@ using std::chrono::steady_clock;
 constexpr std::uint32_t kKernelThread = 0x00200000;  // PF_KTHREAD
 constexpr seconds kDeathTimeout{10};
 
-std::string Name(const FrozenProcess& process) {
-  return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
-}
-
 Result<TaskStat> ReadStat(pid_t pid) {
   ASSIGN_OR_RETURN(const std::string text,
                    ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/stat"));
@@ -156,6 +152,10 @@ Status SignalAll(const FrozenTree& tree, int signal) {
 }
 
 }  // namespace
+
+std::string Name(const FrozenProcess& process) {
+  return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
+}
 
 Status CheckRoot(pid_t root) {
   if (root <= 0) return InvalidArgument("a process id is a positive number");

@@ -11,6 +11,9 @@
 
 namespace stasis::engine {
 
+/// "pid 7 (redis-server)": how messages name a process.
+std::string Name(const FrozenProcess& process);
+
 /// InvalidArgument: `root` is no process, we ourselves or an ancestor of ours, or a kernel thread.
 /// NotFound: there is none.
 Status CheckRoot(pid_t root);
