@@ -43,6 +43,16 @@ def test_each_obstacle_is_named_and_nothing_is_stopped(start, folder):
     assert done.stderr == "stasis: it cannot be checkpointed: 1 obstacle\n"
 
 
+def test_processes_that_come_and_go_are_no_obstacle(start, folder):
+    script = ("import os\nopen('ready', 'w')\nwhile True:\n    for _ in range(4):\n"
+              "        if os.fork() == 0: os._exit(0)\n    for _ in range(4): os.wait()")
+    program = start("/usr/bin/python3", "-c", script)
+    until(lambda: (folder / "ready").exists())
+    for _ in range(40):
+        done = check("--pid", program.pid)
+        assert done.returncode == 0, done
+
+
 def test_what_is_no_workload():
     assert "no process with pid" in check("--pid", 2**22 - 1).stderr
     assert check("--pid", 1, "--container", "x").returncode == 2

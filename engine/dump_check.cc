@@ -9,12 +9,22 @@
 #include "engine/dump_files.h"
 #include "engine/memory/dump_areas.h"
 #include "engine/memory/system_v.h"
+#include "engine/proc/task.h"
 #include "engine/tasks/dump_namespaces.h"
 #include "engine/tasks/dump_tree.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
 namespace {
+
+// A task on its way out has no memory, files and namespaces any more (do_exit() in kernel/exit.c): what is
+// seen of it then says nothing.
+bool Ends(const FrozenProcess& process) {
+  const Result<std::string> text = ReadFileAt(process.proc.get(), "stat");
+  const Result<TaskStat> stat = text.ok() ? ParseTaskStat(*text) : text.status();
+  constexpr unsigned kExiting = 4;  // PF_EXITING in include/linux/sched.h
+  return !stat.ok() || (stat->flags & kExiting) != 0;
+}
 
 class Checker {
  public:
@@ -26,15 +36,20 @@ class Checker {
     std::string reason(Message(status));
     if (known_.insert(reason).second) found_.obstacles.push_back(std::move(reason));
   }
+  void Add(const Status& status, const FrozenProcess& process) {
+    if (!status.ok() && !Ends(process)) Add(Annotate(status, Name(process)));
+  }
 
   void Tasks() {
-    Add(CheckTree(tree_));
+    Status shared = CheckTree(tree_);
+    while (!shared.ok() && ForgetEnded()) shared = CheckTree(tree_);
+    Add(shared);
     const Result<NamespaceDumper> namespaces = NamespaceDumper::Create(tree_.root());
     Add(namespaces.status());
     for (const FrozenProcess& process : tree_.processes()) {
       ++found_.processes;
       found_.threads += process.threads.size();
-      if (namespaces.ok()) Add(Annotate(namespaces->CheckSame(process), Name(process)));
+      if (namespaces.ok()) Add(namespaces->CheckSame(process), process);
       if (process.status.tracer_pid == 0) continue;
       Add(FailedPrecondition(Name(process) + " is traced by pid " +
                              std::to_string(process.status.tracer_pid) +
@@ -49,6 +64,9 @@ class Checker {
       dumped.zombie = process.zombie;
     }
     NumberTasks(processes_, reader);
+    if (ForgetEnded()) {
+      for (DumpedProcess& process : processes_) process.zombie = process.frozen->zombie;
+    }
     Add(CheckForks(processes_));
   }
 
@@ -65,14 +83,24 @@ class Checker {
     for (const FrozenProcess& process : tree_.processes()) {
       if (process.zombie) continue;
       for (const char* const link : {"exe", "cwd", "root"}) {
-        Add(Annotate(files->AddLink(process, link, O_RDONLY).status(), Name(process)));
+        Add(files->AddLink(process, link, O_RDONLY).status(), process);
       }
-      Add(Annotate(Memory(process, shmem, *files), Name(process)));
+      Add(Memory(process, shmem, *files), process);
     }
     return OkStatus();
   }
 
  private:
+  // True when there are any more.
+  bool ForgetEnded() {
+    bool any = false;
+    for (FrozenProcess& process : tree_.processes()) {
+      if (process.zombie || !Ends(process)) continue;
+      process.zombie = any = true;
+    }
+    return any;
+  }
+
   Status Memory(const FrozenProcess& process, dev_t shmem, FileDumper& files) {
     ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "smaps"));
     ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));

@@ -118,6 +118,8 @@ Status FileDumper::OpenRoots() {
     struct stat st = {};
     if (process.zombie) continue;
     if (::fstatat(process.proc.get(), "root", &st, 0) != 0) {
+      // Ended under a look, or was killed: whoever needs the rest of it finds that out.
+      if (errno == ENOENT || errno == ESRCH) continue;
       return SyscallError(errno,
                           "stat the root directory of pid " + std::to_string(process.ns_pid));
     }
