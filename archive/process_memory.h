@@ -9,7 +9,8 @@
 
 namespace stasis::archive {
 
-/// The memory of a process as its page map and page file hold it.
+/// The memory of a process as its page map and page file hold it, and those of the checkpoints that this one is
+/// based on (`parent/`).
 class ProcessMemory {
  public:
   /// NotFound: the process has no page map. InvalidArgument, DataLoss: a broken one.
@@ -25,13 +26,19 @@ class ProcessMemory {
   struct Run {
     std::uint64_t begin;  ///< An address; runs are in rising order.
     std::uint64_t end;
-    std::uint64_t offset;  ///< In the page file.
+    std::size_t file;      ///< Index in files_.
+    std::uint64_t offset;  ///< In that page file.
   };
 
   explicit ProcessMemory(const engine::ImageSource& images) : images_(images) {}
 
+  static Result<ProcessMemory> OpenAt(const engine::ImageSource& images, const std::string& folder,
+                                      const std::string& name);
+  void Add(const Run& run);
+  void TakeFrom(const ProcessMemory& parent, std::uint64_t begin, std::uint64_t end);
+
   const engine::ImageSource& images_;
-  std::string pages_name_;
+  std::vector<std::string> files_;
   std::vector<Run> runs_;
   std::uint64_t saved_bytes_ = 0;
 };

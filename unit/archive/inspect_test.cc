@@ -1,6 +1,7 @@
 #include "archive/inspect.h"
 
 #include <cstdlib>
+#include <filesystem>
 
 #include "archive/process_memory.h"
 #include "engine/image/image_file.h"
@@ -82,6 +83,43 @@ TEST(ProcessMemoryTest, RefusesRunsThatOverlapOrNeverEnd) {
     const auto images = engine::OpenDirectorySource(folder.path());
     EXPECT_THAT(ProcessMemory::Open(**images, 1), StatusIs(StatusCode::kInvalidArgument));
   }
+}
+
+struct PagesAt {
+  std::uint64_t address, count;
+  std::uint32_t flags;
+};
+constexpr std::uint32_t kInParent = 1, kPresent = 4;
+
+std::string PageMapOf(std::initializer_list<PagesAt> runs) {
+  engine::ImageFileBuilder builder("pagemap");
+  image::PagemapHead head;
+  head.set_pages_id(1);
+  EXPECT_THAT(builder.Add(head), IsOk());
+  for (const PagesAt& run : runs) {
+    image::PagemapEntry entry;
+    entry.set_vaddr(run.address);
+    entry.set_compat_nr_pages(0);
+    entry.set_nr_pages(run.count);
+    entry.set_flags(run.flags);
+    EXPECT_THAT(builder.Add(entry), IsOk());
+  }
+  return std::string(builder.bytes());
+}
+
+TEST(ProcessMemoryTest, GoesOnInTheCheckpointThatThisOneIsBasedOn) {
+  const TempFolder folder;
+  std::filesystem::create_directory(folder / "parent");
+  Spill(folder / "pagemap-1.img", PageMapOf({{0x1000, 1, kInParent}, {0x2000, 1, kPresent}}));
+  Spill(folder / "pages-1.img", std::string(4096, 'y'));
+  Spill(folder / "parent/pagemap-1.img", PageMapOf({{0x0, 4, kPresent}}));
+  Spill(folder / "parent/pages-1.img",
+        std::string(4096, 'a') + std::string(4096, 'b') + std::string(8192, 'c'));
+  const auto images = engine::OpenDirectorySource(folder.path());
+  const auto memory = ProcessMemory::Open(**images, 1);
+  ASSERT_THAT(memory, IsOk());
+  EXPECT_EQ(memory->saved_bytes(), 8192u);
+  EXPECT_EQ(*memory->Read(0x1ffe, 4), "bbyy");
 }
 
 }  // namespace
