@@ -1,8 +1,6 @@
 // Source  ptrace(2), proc_pid_status(5), sched_getattr(2), get_robust_list(2); tested on 6.18
 // Rule    Registers, signal masks and rseq state are read before anything runs in a thread: the
 //         kernel clears rseq_cs at the next return to user mode (kernel/rseq.c).
-// Rule    A thread inside a restartable sequence is preempted by being dumped: it goes on at the
-//         abort handler. rseq(2)
 // Rule    /proc/PID/limits needs no right over the process; prlimit(2) on another user's process
 //         needs CAP_SYS_RESOURCE.
 #include "engine/tasks/dump_outside.h"
@@ -27,23 +25,11 @@
 #include "engine/base/io.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/settings.h"
+#include "engine/tracee/rseq.h"
 #include "engine/tracee/waits.h"
 
 namespace stasis::engine {
 namespace {
-
-// uapi/linux/ptrace.h and rseq.h; Debian 12's glibc hides or lacks them.
-struct RseqConfiguration {
-  std::uint64_t pointer;
-  std::uint32_t size, signature, flags, padding;
-};
-static_assert(sizeof(RseqConfiguration) == 24);
-struct RseqSequence {
-  std::uint32_t version, flags;
-  std::uint64_t start, post_commit_offset, abort;
-};
-static_assert(sizeof(RseqSequence) == 32);
-constexpr std::uint64_t kRseqSequenceOffset = 8;  // rseq_cs in struct rseq
 
 struct PeekArgument {
   std::uint64_t offset;
@@ -78,29 +64,13 @@ std::string TidName(const FrozenThread& thread) { return "tid " + std::to_string
 
 Status ReadRseq(DumpedThread& thread) {
   const pid_t tid = thread.frozen->tid();
-  RseqConfiguration configuration = {};
-  if (Ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, sizeof(configuration), &configuration) < 0) {
-    return SyscallError(errno, "ptrace GET_RSEQ_CONFIGURATION " + TidName(*thread.frozen));
-  }
+  ASSIGN_OR_RETURN(const RseqConfiguration configuration, ReadRseqConfiguration(tid));
   image::RseqEntry& entry = *thread.core.mutable_thread_core()->mutable_rseq_entry();
   entry.set_rseq_abi_pointer(configuration.pointer);
   entry.set_rseq_abi_size(configuration.size);
   entry.set_signature(configuration.signature);
-  if (configuration.pointer == 0) return OkStatus();
-
-  std::uint64_t address = 0;
-  RETURN_IF_ERROR(ReadMemory(tid, configuration.pointer + kRseqSequenceOffset,
-                             std::as_writable_bytes(std::span(&address, 1))));
-  if (address == 0) return OkStatus();
-  RseqSequence sequence = {};
-  // A stale pointer is legal: the kernel too looks only when the thread is preempted.
-  if (!ReadMemory(tid, address, std::as_writable_bytes(std::span(&sequence, 1))).ok()) {
-    return OkStatus();
-  }
-  const std::uint64_t ip = arch::InstructionPointer(thread.registers.general);
-  if (ip - sequence.start >= sequence.post_commit_offset) return OkStatus();
-  arch::SetInstructionPointer(thread.registers.general, sequence.abort);
-  thread.sequence_aborted = true;
+  ASSIGN_OR_RETURN(thread.sequence_aborted,
+                   AbortSequence(tid, configuration, thread.registers.general));
   return OkStatus();
 }
 

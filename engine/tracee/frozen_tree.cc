@@ -41,7 +41,8 @@ constexpr milliseconds kSleeperTimeout{50};  // ... for one that is found in uni
 constexpr milliseconds kPatience{2000};      // between attempts, while all others run
 constexpr unsigned kOptions = PTRACE_O_TRACESYSGOOD;
 
-Status ReadThread(int proc_fd, const WaitsBeforeFreeze& before, FrozenThread& thread) {
+Status ReadThread(int proc_fd, const WaitsBeforeFreeze& before, EarlierStops* earlier,
+                  FrozenThread& thread) {
   const pid_t tid = thread.tracee.tid();
   // First: only when this is answered has the thread left its processor, and is the switch counted.
   Result<arch::GeneralRegisters> registers = arch::ReadGeneral(tid);
@@ -58,6 +59,10 @@ Status ReadThread(int proc_fd, const WaitsBeforeFreeze& before, FrozenThread& th
     const auto wait = before.Find(tid, *call, thread.status.voluntary_switches);
     if (!wait) return OkStatus();
     thread.slept = wait->slept;
+    if (thread.slept && earlier != nullptr) {
+      thread.slept = earlier->Slept(tid, wait->call, wait->restarted,
+                                    thread.status.voluntary_switches, *thread.slept);
+    }
     // The kernel looks at the result alone; we want to know what restart_syscall(2) goes on with.
     call->number = wait->call.number;
   } else {
@@ -237,13 +242,13 @@ Result<FrozenTree::Shape> FreezeOnce(pid_t root, FrozenTree::Freezer& freezer) {
 FrozenTree::~FrozenTree() { (void)Thaw(); }
 
 Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadline,
-                                      const std::stop_token& stop) {
+                                      const std::stop_token& stop, EarlierStops* earlier) {
   const WaitsBeforeFreeze before = WaitsBeforeFreeze::Look(root);
   Freezer freezer(deadline, stop);
   for (int attempt = 1;; ++attempt) {
     const Result<Shape> shape = FreezeOnce(root, freezer);
     const Status& status = shape.status();
-    if (status.ok()) return FrozenTree::Of(*shape, freezer, before);
+    if (status.ok()) return FrozenTree::Of(*shape, freezer, before, earlier);
     if (status.code() != StatusCode::kDeadlineExceeded) return status;
     if (steady_clock::now() >= deadline) return status;
     if (attempt == kAttempts) {
@@ -256,7 +261,7 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
 }
 
 Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
-                                  const WaitsBeforeFreeze& before) {
+                                  const WaitsBeforeFreeze& before, EarlierStops* earlier) {
   FrozenTree tree;
   tree.first_stop_ = freezer.first_stop();
   for (const auto& [pid, parent] : shape) {
@@ -272,7 +277,7 @@ Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
     }
     tree.processes_.push_back(std::move(process));
   }
-  RETURN_IF_ERROR(tree.ReadTasks(before));
+  RETURN_IF_ERROR(tree.ReadTasks(before, earlier));
   return tree;
 }
 
@@ -313,7 +318,7 @@ Status FrozenTree::ReadProcess(FrozenProcess& process) {
   return OkStatus();
 }
 
-Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before) {
+Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earlier) {
   for (FrozenProcess& process : processes_) {
     RETURN_IF_ERROR(ReadProcess(process));
     if (process.zombie && !process.threads.empty()) {
@@ -324,7 +329,7 @@ Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before) {
       return NotFound("pid " + std::to_string(process.pid) + " has ended");
     }
     for (FrozenThread& thread : process.threads) {
-      RETURN_IF_ERROR(ReadThread(process.proc.get(), before, thread));
+      RETURN_IF_ERROR(ReadThread(process.proc.get(), before, earlier, thread));
     }
   }
   if (processes_.front().zombie) {

@@ -46,9 +46,10 @@ class FrozenTree {
  public:
   /// The tree under `root`, all threads stopped. NotFound: no such process. Unavailable: a task does not
   /// stop (uninterruptible sleep). Unimplemented: a tree that cannot be frozen as a whole. On failure
-  /// everything runs on, a task in uninterruptible sleep once the calling thread has ended.
+  /// everything runs on, a task in uninterruptible sleep once the calling thread has ended. `earlier`: stops of
+  /// the same tree shortly before, to which this one is added; may be null.
   static Result<FrozenTree> Freeze(pid_t root, std::chrono::steady_clock::time_point deadline,
-                                   const std::stop_token& stop);
+                                   const std::stop_token& stop, EarlierStops* earlier = nullptr);
 
   /// The tree under `root` as it runs, without a tracee anywhere. What ends meanwhile is not in it.
   static Result<FrozenTree> Look(pid_t root);
@@ -73,8 +74,8 @@ class FrozenTree {
  private:
   FrozenTree() = default;
   static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer,
-                               const WaitsBeforeFreeze& before);
-  Status ReadTasks(const WaitsBeforeFreeze& before);
+                               const WaitsBeforeFreeze& before, EarlierStops* earlier);
+  Status ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earlier);
   static Status ReadProcess(FrozenProcess& process);
 
   std::vector<FrozenProcess> processes_;

@@ -181,6 +181,24 @@ bool EndedByStop(const arch::SystemCall& call) {
   return false;
 }
 
+nanoseconds EarlierStops::Slept(pid_t tid, const arch::SystemCall& call, bool restarted,
+                                std::uint64_t voluntary_switches, nanoseconds slept) {
+  const auto last = last_.find(tid);
+  // One switch to sleep on, one for this stop: it has not been out of the call in between.
+  if (restarted && last != last_.end() && last->second.call.number == call.number &&
+      last->second.call.arguments == call.arguments &&
+      last->second.voluntary_switches + 2 == voluntary_switches) {
+    slept += last->second.slept;
+  }
+  last_.insert_or_assign(tid, Stop{call, voluntary_switches, slept});
+  return slept;
+}
+
+void EarlierStops::Recount(pid_t tid, std::uint64_t voluntary_switches) {
+  const auto last = last_.find(tid);
+  if (last != last_.end()) last->second.voluntary_switches = voluntary_switches;
+}
+
 WaitsBeforeFreeze WaitsBeforeFreeze::Look(pid_t root) {
   std::map<pid_t, Seen> seen;
   std::vector<pid_t> pids = {root};

@@ -34,6 +34,26 @@ std::optional<TimedWait> TimedWaitOf(const arch::SystemCall& call);
 /// Source: signal(7), "Interruption of system calls and library functions by stop signals".
 bool EndedByStop(const arch::SystemCall& call);
 
+/// Waits that were stopped before, for a tree that is frozen several times in one dump.
+class EarlierStops {
+ public:
+  /// Of `tid`, stopped in a wait in which it `slept` since it was last restarted: how long it slept in it in
+  /// all, as far as its earlier stops are known.
+  std::chrono::nanoseconds Slept(pid_t tid, const arch::SystemCall& call, bool restarted,
+                                 std::uint64_t voluntary_switches, std::chrono::nanoseconds slept);
+
+  /// `tid`, which is still stopped, has made calls for us since, and switched so often by now.
+  void Recount(pid_t tid, std::uint64_t voluntary_switches);
+
+ private:
+  struct Stop {
+    arch::SystemCall call;
+    std::uint64_t voluntary_switches;
+    std::chrono::nanoseconds slept;
+  };
+  std::map<pid_t, Stop> last_;
+};
+
 /// What the threads of a tree did before it was frozen. A hint: what does not fit to what they are found
 /// doing is of no use, and nothing is lost but a time.
 class WaitsBeforeFreeze {
