@@ -15,10 +15,10 @@
 #include "engine/checkpoint_images.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/memory.pb.h"
+#include "engine/memory/page_size.h"
 
 namespace stasis::engine {
 
-inline constexpr std::uint64_t kPageBytes = 4096;
 /// First address that no program can use: TASK_SIZE with 4-level page tables, and with 5-level ones for
 /// programs that did not ask for more (arch/x86/include/asm/page_64_types.h).
 inline constexpr std::uint64_t kTaskSize = 0x7fff'ffff'f000;
