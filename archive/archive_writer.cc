@@ -18,6 +18,7 @@ namespace {
 constexpr unsigned kMemberMode = 0600;
 constexpr unsigned kDirectoryMode = 0700;
 constexpr std::uint64_t kPageAlignment = 4096;
+constexpr std::string_view kParentPrefix = "parent/";
 constexpr std::size_t kCopyPiece = std::size_t{256} << 10;
 
 /// The length of a pax comment that puts the content of a member whose headers begin at `position`
@@ -65,6 +66,11 @@ class ArchiveWriter::Stream : public engine::ImageStream {
       return FailedPrecondition(name_ + ": fewer bytes than announced");
     }
     RETURN_IF_ERROR(Annotate(writer_.EndMember(written_, sized_), name_));
+    if (name_.starts_with(kImagesPrefix)) {
+      writer_.image_files_.push_back({.header_position = writer_.header_position_,
+                                      .header = writer_.header_,
+                                      .member = writer_.members_.size()});
+    }
     writer_.members_.push_back({.name = name_, .size = written_, .sha256 = {}});
     finished_ = true;
     return OkStatus();
@@ -172,13 +178,32 @@ Status ArchiveWriter::EndMember(std::uint64_t size, bool size_was_known) {
   RETURN_IF_ERROR(Write(std::span(kZeros).first(RoundUpToBlock(size) - size)));
   if (!size_was_known) {
     SetTarSize(header_, size);
-    const ssize_t put =
-        ::pwrite(file_.fd(), &header_, sizeof(header_), static_cast<off_t>(header_position_));
-    if (put != static_cast<ssize_t>(sizeof(header_))) {
-      return SyscallError(put < 0 ? errno : EIO, "pwrite the header");
-    }
+    RETURN_IF_ERROR(PutHeader(header_position_, header_));
   }
   stream_open_ = false;
+  return OkStatus();
+}
+
+Status ArchiveWriter::PutHeader(std::uint64_t position, const TarHeader& header) {
+  const ssize_t put = ::pwrite(file_.fd(), &header, sizeof(header), static_cast<off_t>(position));
+  if (put == static_cast<ssize_t>(sizeof(header))) return OkStatus();
+  broken_ = true;
+  return SyscallError(put < 0 ? errno : EIO, "pwrite the header");
+}
+
+// Only headers change, which no digest covers.
+Status ArchiveWriter::BeginIncrement() {
+  if (stream_open_) return FailedPrecondition("an image file is still being written");
+  for (Image& image : image_files_) {
+    std::string& name = members_[image.member].name;
+    names_.erase(name);
+    name.insert(kImagesPrefix.size(), kParentPrefix);
+    RETURN_IF_ERROR(CheckMemberName(name));
+    if (name.size() > sizeof(image.header.name)) return InvalidArgument(name + ": too long");
+    SetTarName(image.header, name);
+    RETURN_IF_ERROR(PutHeader(image.header_position, image.header));
+  }
+  for (const Image& image : image_files_) names_.insert(members_[image.member].name);
   return OkStatus();
 }
 

@@ -3,6 +3,7 @@
 //
 //     checkpoint/                a directory entry, which checkpointctl wants
 //     checkpoint/NAME            the engine's image files; pages-*.img begin at multiples of 4096
+//     checkpoint/parent/NAME     those of the checkpoint that it is based on
 //     config.dump, spec.dump …   what the caller adds
 //     stasis-manifest.json       SHA-256 and size of all the others
 //
@@ -72,6 +73,7 @@ class ArchiveWriter {
     explicit Images(ArchiveWriter& writer) : writer_(writer) {}
     Result<std::unique_ptr<engine::ImageStream>> Open(std::string_view name,
                                                       std::uint64_t size_bytes) override;
+    Status BeginIncrement() override { return writer_.BeginIncrement(); }
 
    private:
     ArchiveWriter& writer_;
@@ -82,6 +84,8 @@ class ArchiveWriter {
                                                            const std::uint64_t* size);
   Status WriteHeaders(const std::string& name, std::uint64_t size);
   Status EndMember(std::uint64_t size, bool size_was_known);
+  Status BeginIncrement();
+  Status PutHeader(std::uint64_t position, const TarHeader& header);
   Status Write(std::span<const std::byte> bytes);
   Status Write(std::string_view text);
 
@@ -94,6 +98,13 @@ class ArchiveWriter {
   std::int64_t mtime_ = 0;
   bool stream_open_ = false;
   bool broken_ = false;  ///< A member was cut short: there is no archive to commit.
+  /// An image file that was written.
+  struct Image {
+    std::uint64_t header_position;
+    TarHeader header;
+    std::size_t member;  ///< In members_.
+  };
+  std::vector<Image> image_files_;
   std::set<std::string> names_;
   std::vector<Manifest::Member> members_;
 };

@@ -52,6 +52,12 @@ std::optional<std::uint64_t> ParseBase256(std::span<const char> field) {
   return value;
 }
 
+void SetChecksum(TarHeader& header) {
+  // Six digits, a NUL and a blank: the one field with that ending (tar(5)).
+  PutOctal(std::span(header.checksum).first(7), Checksum(header));
+  header.checksum[7] = ' ';
+}
+
 }  // namespace
 
 TarHeader MakeTarHeader(std::string_view name, char type, std::uint64_t size, unsigned mode,
@@ -71,15 +77,19 @@ TarHeader MakeTarHeader(std::string_view name, char type, std::uint64_t size, un
   return header;
 }
 
+void SetTarName(TarHeader& header, std::string_view name) {
+  std::memset(header.name, 0, sizeof(header.name));
+  std::memcpy(header.name, name.data(), std::min(name.size(), sizeof(header.name)));
+  SetChecksum(header);
+}
+
 void SetTarSize(TarHeader& header, std::uint64_t size) {
   if (size < kOctalSizeLimit) {
     PutOctal(header.size, size);
   } else {
     PutBase256(header.size, size);
   }
-  // Six digits, a NUL and a blank: the one field with that ending (tar(5)).
-  PutOctal(std::span(header.checksum).first(7), Checksum(header));
-  header.checksum[7] = ' ';
+  SetChecksum(header);
 }
 
 bool HasTarChecksum(const TarHeader& header) {

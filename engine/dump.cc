@@ -15,11 +15,13 @@
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
+#include "engine/held_sink.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/inventory.pb.h"
 #include "engine/memory/aio_ring.h"
 #include "engine/memory/dump_memory.h"
 #include "engine/memory/system_v.h"
+#include "engine/pre_copy.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/affinity.h"
 #include "engine/tasks/cgroups.h"
@@ -48,6 +50,7 @@ struct Checkpoint {
   const DumpRequest& request;
   FrozenTree& tree;
   DumpReport& report;
+  PreCopy& pre_copy;
   NamespaceDumper namespaces;
   std::unique_ptr<FileDumper> files;
   CgroupDumper cgroups;
@@ -107,8 +110,8 @@ Status ReadAioRings(DumpedProcess& process, DumpReport& report) {
 Status ReadAreas(Checkpoint& checkpoint) {
   ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
-    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.frozen->proc.get(), "smaps"));
-    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas,
+                     checkpoint.pre_copy.ReadVmas(*process.frozen, checkpoint.request.fate));
     ASSIGN_OR_RETURN(process.areas, ClassifyAreas(std::move(vmas), process.frozen->ns_pid, shmem));
     return ReadAioRings(process, checkpoint.report);
   });
@@ -200,7 +203,8 @@ Status ReadMemory(Checkpoint& checkpoint, ImageSink& sink) {
       stack_pointers.push_back(arch::StackPointer(thread.registers.general));
     }
     std::ranges::sort(stack_pointers);
-    return checkpoint.memory.Add(*process.frozen, process.areas, stack_pointers);
+    return checkpoint.memory.Add(*process.frozen, process.areas, stack_pointers,
+                                 checkpoint.pre_copy.Find(*process.frozen));
   }));
   for (auto& [id, fd] : checkpoint.files->memory_files()) {
     RETURN_IF_ERROR(checkpoint.memory.AddObject(id, std::move(fd)));
@@ -269,9 +273,10 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   CountingSink sink(user_sink);
   DumpReport report;
   RETURN_IF_ERROR(CheckRoot(request.root));
+  ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
   const auto start = steady_clock::now();
-  ASSIGN_OR_RETURN(FrozenTree tree,
-                   FrozenTree::Freeze(request.root, request.deadline, request.stop));
+  ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline, request.stop,
+                                                       &pre_copy.earlier_stops()));
   // From here on no task of the tree runs and none is born.
   report.freezing = Since(start);
   request.log.Info("the tree of pid " + std::to_string(request.root) + " stands still after " +
@@ -285,6 +290,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   Checkpoint checkpoint{.request = request,
                         .tree = tree,
                         .report = report,
+                        .pre_copy = pre_copy,
                         .namespaces = std::move(namespaces),
                         .files = std::move(files),
                         .cgroups = std::move(cgroups)};
@@ -300,7 +306,8 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
                    std::to_string(checkpoint.files->files().size()) + " open files can be saved");
   // From here on calls run in the tree's threads: what cannot be restored was refused above.
   RETURN_IF_ERROR(AskAll(checkpoint));
-  RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
+  HeldSink held(sink);
+  RETURN_IF_ERROR(ReadMemory(checkpoint, held));
   request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
                    Milliseconds(report.memory));
   if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
@@ -321,8 +328,18 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   // A tree that is to end, or to stay stopped, stands still until its checkpoint is whole.
   const bool runs_on = request.fate == Fate::kLeaveRunning;
   if (runs_on) RETURN_IF_ERROR(LetGo(tree, *checkpoint.files, request.fate));
-  report.frozen = Since(first_stop);
-  if (runs_on) request.log.Info("the tree runs again after " + Milliseconds(report.frozen));
+  const Stops before = report.stops;
+  const auto count_stop = [&] {
+    report.stops = before;
+    report.stops.Add(steady_clock::now() - first_stop);
+  };
+  count_stop();
+  if (runs_on) {
+    request.log.Info("the tree runs again after " + Milliseconds(Since(first_stop)));
+    RETURN_IF_ERROR(pre_copy.CheckAdvices());
+  }
+  pre_copy.End();
+  RETURN_IF_ERROR(held.PassOn());
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
   RETURN_IF_ERROR(WriteImages(checkpoint, sink));
   report.image_bytes = sink.bytes();
@@ -331,7 +348,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   checkpoint.files->links().Commit();
   if (!runs_on) {
     RETURN_IF_ERROR(LetGo(tree, *checkpoint.files, request.fate));
-    report.frozen = Since(first_stop);
+    count_stop();
     request.log.Info("the checkpoint is whole; the tree was " +
                      std::string(request.fate == Fate::kKill ? "ended" : "left stopped"));
   }

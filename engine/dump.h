@@ -55,15 +55,26 @@ struct DumpRequest {
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
 };
 
+/// The times in which a tree stood still: from its first task's stop until the last one ran again. There are
+/// several where memory was saved while it ran.
+struct Stops {
+  std::uint64_t count = 0;
+  std::chrono::microseconds longest{};
+  std::chrono::microseconds total{};
+
+  void Add(std::chrono::steady_clock::duration time);
+};
+
 struct DumpReport {
   std::chrono::microseconds freezing{};  ///< From the first interrupt until all tasks stand still.
-  std::chrono::microseconds
-      frozen{};  ///< From the first task's stop until the last one runs again.
+  Stops stops;
   std::chrono::microseconds memory{};  ///< Part of `frozen` in which memory was read and written.
   std::uint64_t processes = 0;
   std::uint64_t threads = 0;
   std::uint64_t pages_scanned = 0;
-  std::uint64_t pages_written = 0;
+  std::uint64_t pages_written = 0;        ///< While the tree stood still.
+  std::uint64_t pages_in_parent = 0;      ///< Which were saved while it ran, and not written since.
+  std::uint64_t pages_copied_before = 0;  ///< While it ran, in all rounds.
   std::uint64_t image_bytes = 0;
   /// What a restore will not bring back, a sentence each ("pid 7 fd 5: TCP 10.0.0.1:80 to …").
   std::vector<std::string> notes;

@@ -15,16 +15,23 @@ std::uint32_t Microseconds(std::chrono::microseconds time) {
 
 }  // namespace
 
+void Stops::Add(std::chrono::steady_clock::duration time) {
+  const auto length = std::chrono::duration_cast<std::chrono::microseconds>(time);
+  ++count;
+  total += length;
+  longest = std::max(longest, length);
+}
+
 std::string DumpReport::StatsImage() const {
   image::StatsEntry stats;
   image::DumpStatsEntry& dump = *stats.mutable_dump();
   dump.set_freezing_time(Microseconds(freezing));
-  dump.set_frozen_time(Microseconds(frozen));
+  dump.set_frozen_time(Microseconds(stops.total));
   // Pages are read and written in turns: there is one time for both.
   dump.set_memdump_time(Microseconds(memory));
   dump.set_memwrite_time(0);
   dump.set_pages_scanned(pages_scanned);
-  dump.set_pages_skipped_parent(0);
+  dump.set_pages_skipped_parent(pages_in_parent);
   dump.set_pages_written(pages_written);
   dump.set_pages_lazy(0);
   ImageFileBuilder file("stats-dump");

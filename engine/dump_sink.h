@@ -17,6 +17,8 @@ class CountingSink : public ImageSink {
     return sink_.Open(name, size_bytes);
   }
 
+  Status BeginIncrement() override { return sink_.BeginIncrement(); }
+
   std::uint64_t bytes() const { return bytes_; }
 
  private:

@@ -38,6 +38,9 @@ struct Options {
   std::vector<std::string> external;
   /// Clocks of a restored tree may go backwards where it has no right to a time namespace.
   bool clocks_may_go_back = false;
+  /// A dump saves the bulk of large memory while the tree runs; it is then in checkpoints that the final one
+  /// is based on (CRIU's `parent`).
+  bool pre_copy = true;
   /// A restored tree is left stopped (SIGSTOP).
   bool leave_stopped = false;
 };

@@ -69,24 +69,35 @@ Status AddDescription(archive::ArchiveWriter& writer, pid_t pid) {
 void Print(const Options& options, const engine::DumpReport& report,
            const std::vector<std::string>& notes, microseconds total) {
   options.log.Warn(notes);
+  const std::uint64_t pages = report.pages_written + report.pages_in_parent;
   if (options.json) {
     nlohmann::json json = {{"pid", options.pid},
                            {"output", options.output.empty() ? options.images_dir : options.output},
                            {"processes", report.processes},
                            {"threads", report.threads},
-                           {"pages_written", report.pages_written},
-                           {"frozen_us", report.frozen.count()},
+                           {"pages_written", pages},
+                           {"frozen_us", report.stops.total.count()},
+                           {"stops", report.stops.count},
+                           {"longest_stop_us", report.stops.longest.count()},
                            {"total_us", total.count()},
                            {"notes", notes}};
     if (!options.container.empty()) json["container"] = options.container;
     std::printf("%s\n", JsonText(json).c_str());
     return;
   }
-  std::printf(
-      "checkpointed %llu processes, %llu threads, %s of memory; frozen %.1f ms of %.1f ms\n",
-      static_cast<unsigned long long>(report.processes),
-      static_cast<unsigned long long>(report.threads), Bytes(report.pages_written * 4096).c_str(),
-      static_cast<double>(report.frozen.count()) / 1000, static_cast<double>(total.count()) / 1000);
+  const auto milliseconds = [](microseconds time) {
+    return static_cast<double>(time.count()) / 1000;
+  };
+  std::printf("checkpointed %llu processes, %llu threads, %s of memory; frozen %.1f ms of %.1f ms",
+              static_cast<unsigned long long>(report.processes),
+              static_cast<unsigned long long>(report.threads), Bytes(pages * 4096).c_str(),
+              milliseconds(report.stops.total), milliseconds(total));
+  if (report.stops.count > 1) {
+    std::printf(", in %llu stops of at most %.1f ms",
+                static_cast<unsigned long long>(report.stops.count),
+                milliseconds(report.stops.longest));
+  }
+  std::printf("\n");
   for (const std::string& note : notes) std::printf("note: %s\n", OneLine(note).c_str());
 }
 
@@ -118,7 +129,7 @@ Status ToArchive(const Options& options, engine::DumpRequest& request) {
   // Durable before the tree is killed or left stopped.
   request.commit = [&](const engine::DumpReport& report) -> Status {
     RETURN_IF_ERROR(writer->AddMember(archive::kStatsDumpName, report.StatsImage()));
-    return writer->Commit({.frozen = report.frozen, .total = total()}, report.notes);
+    return writer->Commit({.frozen = report.stops.total, .total = total()}, report.notes);
   };
   ASSIGN_OR_RETURN(const engine::DumpReport report, engine::Dump(request, writer->images()));
   Print(options, report, report.notes, total());
@@ -218,6 +229,8 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
                    "answers of /run/stasis/stasis.sock, /run/containerd/containerd.sock and "
                    "/run/crio/crio.sock")
       ->envname("CONTAINER_RUNTIME_ENDPOINT");
+  command->add_flag("!--no-pre-copy", options->engine.pre_copy,
+                    "All memory is saved while the tree stands still, none in parent/");
   command
       ->add_option("--timeout", options->timeout_seconds,
                    "Seconds after which it is given up; 0: none")

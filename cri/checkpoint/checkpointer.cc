@@ -82,7 +82,7 @@ Status Checkpointer::Write(const ContainerFacts& facts, const std::string& locat
                                        {"processes", std::to_string(done.report.processes)},
                                        {"pages", std::to_string(done.report.pages_written)},
                                        {"bytes", std::to_string(done.archive_bytes)},
-                                       {"frozen_us", Microseconds(done.report.frozen)},
+                                       {"frozen_us", Microseconds(done.report.stops.total)},
                                        {"total_us", Microseconds(done.total)}});
   return OkStatus();
 }

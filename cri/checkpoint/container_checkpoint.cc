@@ -99,7 +99,7 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
       done.notes.push_back("the root file system is no overlay: its changes are not in here");
     }
     RETURN_IF_ERROR(AddMembers(facts, log, report, done.notes, *writer));
-    return writer->Commit({report.frozen, Since(begin)}, done.notes);
+    return writer->Commit({report.stops.total, Since(begin)}, done.notes);
   };
   ASSIGN_OR_RETURN(done.report, engine::Dump(request, writer->images()));
   done.archive_bytes = writer->size_bytes();

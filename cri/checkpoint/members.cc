@@ -115,7 +115,7 @@ std::string DumpLog(const engine::DumpReport& report, const std::vector<std::str
                      line("pages written", report.pages_written) +
                      line("image bytes", report.image_bytes) +
                      line("freezing, microseconds", report.freezing.count()) +
-                     line("frozen, microseconds", report.frozen.count());
+                     line("frozen, microseconds", report.stops.total.count());
   for (const std::string& note : notes) text += "note: " + note + "\n";
   return text;
 }

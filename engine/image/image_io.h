@@ -31,6 +31,9 @@ class ImageSink {
   /// A file of exactly `size_bytes`, whose content follows. ResourceExhausted: the disk is full.
   virtual Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                                     std::uint64_t size_bytes) = 0;
+  /// What was put so far becomes the checkpoint that the files to come are based on: all its names get
+  /// `parent/` in front, and are free again.
+  virtual Status BeginIncrement() = 0;
   /// A small file, whole.
   Status Put(std::string_view name, std::string_view bytes);
 };

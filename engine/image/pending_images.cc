@@ -2,8 +2,10 @@
 #include "engine/image/pending_images.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 
@@ -13,6 +15,8 @@ namespace stasis::engine {
 namespace {
 
 constexpr unsigned kMode = 0600;  // memory of a process: for its dumper's eyes
+constexpr unsigned kFolderMode = 0700;
+constexpr char kParent[] = "parent";
 
 bool IsPlainName(std::string_view name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos &&
@@ -75,8 +79,42 @@ Result<std::unique_ptr<PendingImages>> PendingImages::Create(const std::string& 
 PendingImages::~PendingImages() {
   if (published_) return;
   for (const File& file : files_) {
-    if (file.named) ::unlinkat(folder_.get(), file.name.c_str(), 0);
+    if (file.named) ::unlinkat(FolderAt(file.depth), file.name.c_str(), 0);
   }
+  for (std::size_t depth = parents_.size(); depth-- > 0;) {
+    ::unlinkat(FolderAt(static_cast<int>(depth)), kParent, AT_REMOVEDIR);
+  }
+}
+
+int PendingImages::FolderAt(int depth) const {
+  return depth == 0 ? folder_.get() : parents_[static_cast<std::size_t>(depth) - 1].get();
+}
+
+Status PendingImages::BeginIncrement() {
+  // The deepest first, so that each name is free where it goes.
+  std::ranges::stable_sort(files_, std::ranges::greater(), &File::depth);
+  for (File& file : files_) {
+    ++file.depth;
+    if (!file.named) continue;
+    RETURN_IF_ERROR(MakeParents(file.depth));
+    if (::renameat(FolderAt(file.depth - 1), file.name.c_str(), FolderAt(file.depth),
+                   file.name.c_str()) != 0) {
+      return SyscallError(errno, "rename " + path_ + "/" + file.name);
+    }
+  }
+  return OkStatus();
+}
+
+Status PendingImages::MakeParents(int depth) {
+  while (static_cast<int>(parents_.size()) < depth) {
+    const int folder = FolderAt(static_cast<int>(parents_.size()));
+    if (::mkdirat(folder, kParent, kFolderMode) != 0) {
+      return SyscallError(errno, "mkdir " + path_ + "/" + kParent);
+    }
+    ASSIGN_OR_RETURN(UniqueFd parent, OpenAt(folder, kParent, O_RDONLY | O_DIRECTORY));
+    parents_.push_back(std::move(parent));
+  }
+  return OkStatus();
 }
 
 Result<PendingImages::File> PendingImages::Make(const std::string& name) {
@@ -106,7 +144,8 @@ Status PendingImages::GiveName(File& file) {
   if (file.named) return OkStatus();
   // The way that needs no CAP_DAC_READ_SEARCH. linkat(2) never replaces.
   const std::string link = "/proc/self/fd/" + std::to_string(file.fd.get());
-  if (::linkat(AT_FDCWD, link.c_str(), folder_.get(), file.name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+  if (::linkat(AT_FDCWD, link.c_str(), FolderAt(file.depth), file.name.c_str(),
+               AT_SYMLINK_FOLLOW) != 0) {
     return SyscallError(errno, "link " + path_ + "/" + file.name);
   }
   file.named = true;
@@ -117,7 +156,13 @@ Status PendingImages::Publish() {
   for (const File& file : files_) {
     if (::fsync(file.fd.get()) != 0) return SyscallError(errno, "fsync " + path_ + "/" + file.name);
   }
-  for (File& file : files_) RETURN_IF_ERROR(GiveName(file));
+  for (File& file : files_) {
+    RETURN_IF_ERROR(MakeParents(file.depth));
+    RETURN_IF_ERROR(GiveName(file));
+  }
+  for (const UniqueFd& parent : parents_) {
+    if (::fsync(parent.get()) != 0) return SyscallError(errno, "fsync " + path_ + "/" + kParent);
+  }
   if (::fsync(folder_.get()) != 0) return SyscallError(errno, "fsync " + path_);
   published_ = true;
   return OkStatus();

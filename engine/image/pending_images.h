@@ -27,7 +27,9 @@ class PendingImages : public ImageSink {
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                             std::uint64_t size_bytes) override;
 
-  /// Makes all files durable and gives them their names, in the order in which they were opened.
+  Status BeginIncrement() override;
+
+  /// Makes all files durable and gives them their names, those of parents first.
   Status Publish();
 
  private:
@@ -35,15 +37,19 @@ class PendingImages : public ImageSink {
     std::string name;
     UniqueFd fd;
     bool named = false;
+    int depth = 0;  // how many `parent/` are in front of its name
   };
 
   PendingImages(std::string path, UniqueFd folder)
       : path_(std::move(path)), folder_(std::move(folder)) {}
   Result<File> Make(const std::string& name);
   Status GiveName(File& file);
+  Status MakeParents(int depth);
+  int FolderAt(int depth) const;
 
   const std::string path_;
   const UniqueFd folder_;
+  std::vector<UniqueFd> parents_;  // the folders `parent`, each in the one before
   std::vector<File> files_;
   bool published_ = false;
 };

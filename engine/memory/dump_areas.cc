@@ -55,12 +55,6 @@ Status Refuse(const Vma& vma, pid_t ns_pid, std::string_view what) {
 
 bool IsVvar(const Vma& vma) { return vma.path == "[vvar]" || vma.path == "[vvar_vclock]"; }
 
-bool IsAnonymous(const Vma& vma) {
-  if (vma.shared || vma.inode != 0) return false;
-  return vma.path.empty() || vma.path == "[heap]" || vma.path.starts_with("[stack") ||
-         vma.path.starts_with("[anon:");
-}
-
 // Anonymous memory of huge pages is a file of the kernel's own hugetlbfs. A private area without the right to
 // write could not be filled: hugetlb knows no FOLL_FORCE (mm/gup.c).
 Result<std::uint32_t> StatusOfHuge(const Vma& vma, pid_t ns_pid) {
@@ -141,6 +135,12 @@ image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
 }
 
 }  // namespace
+
+bool IsAnonymous(const Vma& vma) {
+  if (vma.shared || vma.inode != 0) return false;
+  return vma.path.empty() || vma.path == "[heap]" || vma.path.starts_with("[stack") ||
+         vma.path.starts_with("[anon:");
+}
 
 std::string Area::LinkName() const {
   return absl::StrCat("map_files/", absl::Hex(vma.start), "-", absl::Hex(vma.end));

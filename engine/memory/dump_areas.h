@@ -44,6 +44,9 @@ struct Area {
 /// area, for what cannot be restored.
 Result<std::vector<Area>> ClassifyAreas(std::vector<Vma> vmas, pid_t ns_pid, dev_t shmem_device);
 
+/// Private memory without a file.
+bool IsAnonymous(const Vma& vma);
+
 /// st_dev of the kernel's own tmpfs, where memfds and anonymous shared memory live.
 Result<dev_t> ShmemDevice();
 

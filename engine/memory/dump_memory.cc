@@ -23,8 +23,6 @@
 namespace stasis::engine {
 namespace {
 
-constexpr std::uint32_t kLazy = 2, kPresent = 4;  // PE_LAZY, PE_PRESENT
-
 bool HasPrivateContent(const Area& area) {
   if (area.Is(kAreaVvar) || area.Is(kAreaVsyscall)) return false;
   if (area.vma.Has("dp")) return false;  // MAP_DROPPABLE: may vanish at any time
@@ -60,6 +58,33 @@ Result<std::vector<PageRange>> DataOf(int fd) {
   return ranges;
 }
 
+// What of `area` is as it was when it was saved.
+Result<PageRanges> CleanIn(const Area& area, const PageMap& map, const SavedProcess* saved) {
+  const PageRanges whole = {{area.vma.start, area.vma.end}};
+  if (saved == nullptr || !area.Is(kAreaAnonPrivate)) return PageRanges();
+  const Result<PageRanges> rest = map.NotClean(area.vma.start, area.vma.end);
+  if (rest.status().code() == StatusCode::kFailedPrecondition) return PageRanges();
+  RETURN_IF_ERROR(rest.status());
+  return Intersect(Subtract(whole, *rest), saved->saved);
+}
+
+// What `scan` finds in `ranges`. One scan over many pages takes less time than many over few.
+template <typename Scan>
+Result<PageRanges> ScanIn(const PageRanges& ranges, Scan scan) {
+  constexpr std::size_t kMostScans = 64;
+  if (ranges.size() > kMostScans) {
+    ASSIGN_OR_RETURN(const PageRanges found,
+                     scan(PageRange{ranges.front().start, ranges.back().end}));
+    return Intersect(found, ranges);
+  }
+  PageRanges all;
+  for (const PageRange& range : ranges) {
+    ASSIGN_OR_RETURN(const PageRanges found, scan(range));
+    for (const PageRange& pages : found) Append(all, pages);
+  }
+  return all;
+}
+
 image::VmaEntry GuardEntry(const PageRange& range) {
   image::VmaEntry entry;
   entry.set_start(range.start);
@@ -75,32 +100,50 @@ image::VmaEntry GuardEntry(const PageRange& range) {
 
 }  // namespace
 
+void MemoryDumper::Content::Add(PageRange pages, std::uint32_t flags, bool copied_on_write) {
+  if (pages.start == pages.end) return;
+  if (!runs.empty() && runs.back().pages.end == pages.start && runs.back().flags == flags &&
+      runs.back().copied_on_write == copied_on_write) {
+    runs.back().pages.end = pages.end;
+  } else {
+    runs.push_back({{pages, flags}, copied_on_write});
+  }
+}
+
 std::uint64_t MemoryDumper::Content::page_count() const {
   std::uint64_t count = 0;
-  for (const Run& run : runs) count += run.pages.page_count();
+  for (const Run& run : runs) {
+    if ((run.flags & kRunPresent) != 0) count += run.pages.page_count();
+  }
   return count;
 }
 
 Status MemoryDumper::Add(const FrozenProcess& process, std::vector<Area>& areas,
-                         std::span<const std::uint64_t> stack_pointers) {
+                         std::span<const std::uint64_t> stack_pointers, const SavedProcess* saved) {
   ASSIGN_OR_RETURN(const PageMap map, PageMap::Open(process.proc.get()));
   Content content;
   content.pid = process.pid;
   content.id = static_cast<std::uint64_t>(process.ns_pid);
   content.pages_id = next_pages_id_++;
   ASSIGN_OR_RETURN(content.memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
-  std::uint64_t end = 0;
+  PageRanges guards;
   for (const Area& area : areas) {
     if (area.Is(kAreaAnonShared) && !objects_.contains(area.vma.inode)) {
       ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(process.proc.get(), area.LinkName(), O_RDONLY));
       RETURN_IF_ERROR(AddObject(area.vma.inode, std::move(fd)));
     }
+    if (area.Is(kAreaVsyscall)) continue;
+    ASSIGN_OR_RETURN(const PageRanges in_parent, CleanIn(area, map, saved));
+    const PageRanges rest = Subtract({{area.vma.start, area.vma.end}}, in_parent);
+    ASSIGN_OR_RETURN(const PageRanges found, ScanIn(rest, [&](const PageRange& range) {
+                       return map.Guards(range.start, range.end);
+                     }));
+    for (const PageRange& range : found) Append(guards, range);
     if (!HasPrivateContent(area)) continue;
     report_.pages_scanned += area.vma.size() / kPageBytes;
-    RETURN_IF_ERROR(AddArea(area, map, stack_pointers, content));
-    end = area.vma.end;
+    report_.pages_in_parent += PageCount(in_parent);
+    RETURN_IF_ERROR(AddArea(area, map, {rest, in_parent}, stack_pointers, content));
   }
-  ASSIGN_OR_RETURN(const std::vector<PageRange> guards, map.Guards(0, end));
   for (const PageRange& range : guards) {
     areas.push_back({.vma = {}, .entry = GuardEntry(range)});
   }
@@ -109,39 +152,28 @@ Status MemoryDumper::Add(const FrozenProcess& process, std::vector<Area>& areas,
   return OkStatus();
 }
 
-Status MemoryDumper::AddArea(const Area& area, const PageMap& map,
+Status MemoryDumper::AddArea(const Area& area, const PageMap& map, const Parts& parts,
                              std::span<const std::uint64_t> stack_pointers, Content& content) {
   // All of the vDSO, touched or not: a restore compares it with its own kernel's. And all of a ring, which is
   // the kernel's own file.
-  std::vector<PageRange> ranges = {{area.vma.start, area.vma.end}};
+  PageRanges here = {{area.vma.start, area.vma.end}};
   if (!area.Is(kAreaVdso) && !area.Is(kAreaAioRing)) {
-    ASSIGN_OR_RETURN(ranges, map.WithContent(area.vma.start, area.vma.end, false));
+    ASSIGN_OR_RETURN(here, ScanIn(parts.rest, [&](const PageRange& range) {
+                       return map.WithContent(range.start, range.end, false);
+                     }));
   }
   const bool copied_on_write = area.vma.shared_or_swapped > 0;
-  const auto add = [&](std::uint64_t start, std::uint64_t end, std::uint32_t flags) {
-    if (start == end) return;
-    std::vector<Run>& runs = content.runs;
-    if (!runs.empty() && runs.back().pages.end == start && runs.back().flags == flags &&
-        runs.back().copied_on_write == copied_on_write) {
-      runs.back().pages.end = end;
-    } else {
-      runs.push_back({{start, end}, flags, copied_on_write});
-    }
-  };
-  for (const PageRange& range : ranges) {
-    if (!MayBeLazy(area)) {
-      add(range.start, range.end, kPresent);
-      continue;
-    }
-    std::uint64_t at = range.start;
+  const std::uint32_t lazy = MayBeLazy(area) ? kRunLazy : 0;
+  for (const PageRun& run : MergeRuns(here, kRunPresent, parts.in_parent, kRunInParent)) {
+    std::uint64_t at = run.pages.start;
     for (const std::uint64_t pointer : stack_pointers) {  // in rising order
       const std::uint64_t page = pointer & ~(kPageBytes - 1);
-      if (page < at || page >= range.end) continue;
-      add(at, page, kPresent | kLazy);
-      add(page, page + kPageBytes, kPresent);
+      if (page < at || page >= run.pages.end) continue;
+      content.Add({at, page}, run.flags | lazy, copied_on_write);
+      content.Add({page, page + kPageBytes}, run.flags, copied_on_write);
       at = page + kPageBytes;
     }
-    add(at, range.end, kPresent | kLazy);
+    content.Add({at, run.pages.end}, run.flags | lazy, copied_on_write);
   }
   return OkStatus();
 }
@@ -154,7 +186,7 @@ Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
   content.memory = std::move(fd);
   ASSIGN_OR_RETURN(const std::vector<PageRange> ranges, DataOf(content.memory.get()));
   for (const PageRange& range : ranges) {
-    content.runs.push_back({.pages = range, .flags = kPresent, .copied_on_write = false});
+    content.Add(range, kRunPresent, false);
     report_.pages_scanned += range.page_count();
   }
   total_bytes_ += content.page_count() * kPageBytes;
@@ -172,11 +204,18 @@ Status MemoryDumper::Write(const Content& content, ImageSink& sink) {
   const std::uint64_t size = content.page_count() * kPageBytes;
   const std::string name = ImageName("pages", content.pages_id);
   ASSIGN_OR_RETURN(const std::unique_ptr<ImageStream> stream, sink.Open(name, size));
-  PageCopier copier(content.pid, content.memory.get(), [&](std::span<const std::byte> bytes) {
+  const PageSource source = {
+      .kind = content.pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
+      .fd = content.memory.get(),
+      .pid = content.pid};
+  PageCopier copier(source, [&](std::span<const std::byte> bytes) {
     const Status status = stream->Write(bytes);
     return status.ok() ? Progress(bytes.size()) : status;
   });
-  for (const Run& run : content.runs) RETURN_IF_ERROR(copier.Add(run.pages, run.copied_on_write));
+  for (const Run& run : content.runs) {
+    if ((run.flags & kRunPresent) == 0) continue;
+    RETURN_IF_ERROR(copier.Add(run.pages, run.copied_on_write));
+  }
   RETURN_IF_ERROR(copier.Flush());
   report_.pages_written += content.page_count();
   return stream->Finish();
@@ -190,20 +229,8 @@ Status MemoryDumper::Progress(std::uint64_t bytes) {
 
 Status MemoryDumper::WritePageMaps(ImageSink& sink) const {
   const auto write = [&sink](std::string_view type, const Content& content) -> Status {
-    ImageFileBuilder file(type);
-    image::PagemapHead head;
-    head.set_pages_id(content.pages_id);
-    RETURN_IF_ERROR(file.Add(head));
-    for (const Run& run : content.runs) {
-      image::PagemapEntry entry;
-      entry.set_vaddr(run.pages.start);
-      // Readers before CRIU 4.2 know the first count only.
-      entry.set_compat_nr_pages(static_cast<std::uint32_t>(run.pages.page_count()));
-      entry.set_nr_pages(run.pages.page_count());
-      entry.set_flags(run.flags);
-      RETURN_IF_ERROR(file.Add(entry));
-    }
-    return sink.Put(ImageName(type, content.id), file.bytes());
+    const std::vector<PageRun> runs(content.runs.begin(), content.runs.end());
+    return WritePageRuns(sink, ImageName(type, content.id), type, content.pages_id, runs);
   };
   for (const Content& content : processes_) RETURN_IF_ERROR(write("pagemap", content));
   for (const auto& [id, content] : objects_) RETURN_IF_ERROR(write("pagemap-shmem", content));

@@ -10,6 +10,8 @@
 #include "engine/dump.h"
 #include "engine/memory/dump_areas.h"
 #include "engine/memory/page_map.h"
+#include "engine/memory/page_runs.h"
+#include "engine/pre_copy.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -23,9 +25,10 @@ class MemoryDumper {
       : request_(request), report_(report) {}
 
   /// Finds the pages of `process` in `areas`, and puts the guard areas behind them as images know
-  /// them. `stack_pointers`: of its threads, whose pages a lazy restore must bring at once.
+  /// them. `stack_pointers`: of its threads, whose pages a lazy restore must bring at once. `saved`: what
+  /// the checkpoint that this one is based on has of it; may be null.
   Status Add(const FrozenProcess& process, std::vector<Area>& areas,
-             std::span<const std::uint64_t> stack_pointers);
+             std::span<const std::uint64_t> stack_pointers, const SavedProcess* saved);
 
   /// Adds shared memory object or memory file `id`, open to be read as `fd`, unless it is there.
   Status AddObject(std::uint64_t id, UniqueFd fd);
@@ -36,9 +39,7 @@ class MemoryDumper {
   Status WritePageMaps(ImageSink& sink) const;
 
  private:
-  struct Run {
-    PageRange pages;
-    std::uint32_t flags = 0;  // PE_*
+  struct Run : PageRun {
     bool copied_on_write = false;
   };
   struct Content {
@@ -48,10 +49,16 @@ class MemoryDumper {
     std::uint32_t pages_id = 0;
     std::vector<Run> runs;
 
-    std::uint64_t page_count() const;
+    void Add(PageRange pages, std::uint32_t flags, bool copied_on_write);
+    std::uint64_t page_count() const;  // that are present
   };
 
-  Status AddArea(const Area& area, const PageMap& map,
+  // Of one area.
+  struct Parts {
+    const PageRanges& rest;
+    const PageRanges& in_parent;
+  };
+  Status AddArea(const Area& area, const PageMap& map, const Parts& parts,
                  std::span<const std::uint64_t> stack_pointers, Content& content);
   Status Write(const Content& content, ImageSink& sink);
   Status Progress(std::uint64_t bytes);

@@ -38,10 +38,21 @@ Status ReadPadded(int fd, std::span<std::byte> bytes, std::uint64_t offset) {
   return OkStatus();
 }
 
+// What cannot be read is zeros, page by page.
+void ReadWhatIsThere(int fd, std::span<std::byte> bytes, std::uint64_t offset) {
+  if (ReadExactAt(fd, bytes, offset).ok()) return;
+  while (!bytes.empty()) {
+    const auto page = bytes.first(std::min<std::size_t>(bytes.size(), kPageBytes));
+    if (!ReadExactAt(fd, page, offset).ok()) std::ranges::fill(page, std::byte{0});
+    bytes = bytes.subspan(page.size());
+    offset += page.size();
+  }
+}
+
 }  // namespace
 
-PageCopier::PageCopier(pid_t pid, int fd, Take take)
-    : pid_(pid), fd_(fd), take_(std::move(take)), buffer_(kBufferBytes) {}
+PageCopier::PageCopier(const PageSource& source, Take take)
+    : source_(source), take_(std::move(take)), buffer_(kBufferBytes) {}
 
 Status PageCopier::Add(PageRange pages, bool copied_on_write) {
   if (copied_on_write != copied_on_write_) RETURN_IF_ERROR(Flush());
@@ -64,11 +75,25 @@ Status PageCopier::Flush() {
   return take_(std::span(buffer_).first(size));
 }
 
+Status PageCopier::Read(std::span<std::byte> bytes, std::uint64_t offset) const {
+  switch (source_.kind) {
+    case PageSource::Kind::kFrozen:
+      return ReadExactAt(source_.fd, bytes, offset);
+    case PageSource::Kind::kRunning:
+      ReadWhatIsThere(source_.fd, bytes, offset);
+      return OkStatus();
+    case PageSource::Kind::kObject:
+      return ReadPadded(source_.fd, bytes, offset);
+  }
+  return Internal("no such source of pages");
+}
+
 Status PageCopier::Fill() {
   std::size_t done = 0;
-  if (pid_ != 0 && !copied_on_write_) {
+  if (source_.kind == PageSource::Kind::kFrozen && !copied_on_write_) {
     const iovec local = {buffer_.data(), used_};
-    const ssize_t got = ::process_vm_readv(pid_, &local, 1, pieces_.data(), pieces_.size(), 0);
+    const ssize_t got =
+        ::process_vm_readv(source_.pid, &local, 1, pieces_.data(), pieces_.size(), 0);
     done = got > 0 ? static_cast<std::size_t>(got) : 0;
   }
   std::size_t begin = 0;
@@ -78,9 +103,7 @@ Status PageCopier::Fill() {
       const std::size_t skip = std::max(done, begin) - begin;
       const auto offset = reinterpret_cast<std::uint64_t>(piece.iov_base) + skip;
       const auto rest = std::span(buffer_).subspan(begin + skip, piece.iov_len - skip);
-      RETURN_IF_ERROR(
-          Annotate(pid_ != 0 ? ReadExactAt(fd_, rest, offset) : ReadPadded(fd_, rest, offset),
-                   "read memory at " + std::to_string(offset)));
+      RETURN_IF_ERROR(Annotate(Read(rest, offset), "read memory at " + std::to_string(offset)));
     }
     begin = end;
   }

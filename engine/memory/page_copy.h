@@ -15,14 +15,24 @@
 
 namespace stasis::engine {
 
+/// Where pages are read from.
+struct PageSource {
+  enum class Kind {
+    kFrozen,  ///< A process that stands still: `pid`, and its /proc/PID/mem for what it may not read itself.
+    kRunning,  ///< The /proc/PID/mem of one that runs: what is not there any more reads as zeros.
+    kObject,   ///< A file: what is behind its end reads as zeros.
+  };
+  Kind kind;
+  int fd;  ///< Outlives the copier.
+  pid_t pid = 0;
+};
+
 /// Gathers pieces of a source in a buffer and hands it on whenever that is full.
 class PageCopier {
  public:
   using Take = std::function<Status(std::span<const std::byte>)>;
 
-  /// `pid`: the process whose memory is read, with `fd` its /proc/PID/mem for what it may not read
-  /// itself; 0: `fd` is a file.
-  PageCopier(pid_t pid, int fd, Take take);
+  PageCopier(const PageSource& source, Take take);
 
   /// `copied_on_write`: the process may have them in common with its parent or children.
   Status Add(PageRange pages, bool copied_on_write);
@@ -31,9 +41,9 @@ class PageCopier {
 
  private:
   Status Fill();
+  Status Read(std::span<std::byte> bytes, std::uint64_t offset) const;
 
-  pid_t pid_;
-  int fd_;
+  const PageSource source_;
   Take take_;
   std::vector<std::byte> buffer_;
   std::vector<iovec> pieces_;

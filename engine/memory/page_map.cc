@@ -8,6 +8,12 @@
 // Rule    walk_end may be behind what was reported: the kernel walks again for every 512 regions
 //         (PAGEMAP_WALK_SIZE), notes where a walk was cut short, and forgets to clear that when the
 //         next one reaches the end (do_pagemap_scan() in fs/proc/task_mmu.c).
+// Rule    PM_SCAN_WP_MATCHING write-protects what it reports, in one step with the look at it; a page is
+//         WRITTEN when it is not protected. Asking for PRESENT too keeps it from filling the page tables of
+//         reservations with markers.
+// Rule    A scan for WRITTEN alone, and nothing else given back, takes a short way through the page tables
+//         (pagemap_scan_pmd_entry()): 0.6 ms for 1 GiB, where others take 3 to 7. Holes are WRITTEN to it.
+// Rule    PM_SCAN_CHECK_WPASYNC ends with EPERM at an area that is not under an asynchronous userfaultfd.
 #include "engine/memory/page_map.h"
 
 #include <fcntl.h>
@@ -36,34 +42,34 @@ struct Region {
 static_assert(sizeof(Region) == 24);
 
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArgument);
-constexpr std::uint64_t kFile = 4, kPresent = 8, kSwapped = 16, kZeroPage = 32, kGuard = 256;
+constexpr std::uint64_t kWatched = 1, kWritten = 2, kFile = 4, kPresent = 8, kSwapped = 16,
+                        kZeroPage = 32, kGuard = 256;
+constexpr std::uint64_t kProtectMatching = 1, kCheckWatched = 2;  // PM_SCAN_*
 
 constexpr std::size_t kRegionsPerCall = 1024;
 
-// PAGEMAP_SCAN of the pages that have all of `with`, some of `any_of` (0: no matter), none of
-// `without`. Fills `regions`, and `argument.walk_end` with where to go on.
-long ScanOnce(int fd, std::uint64_t without, std::uint64_t with, std::uint64_t any_of,
-              std::span<Region> regions, ScanArgument& argument) {
+// Fills `regions`, and `argument.walk_end` with where to go on.
+long ScanOnce(int fd, std::span<Region> regions, ScanArgument& argument) {
   argument.size = sizeof(argument);
   argument.vec = reinterpret_cast<std::uint64_t>(regions.data());
   argument.vec_len = regions.size();
-  argument.category_inverted = without;
-  argument.category_mask = with | without;
-  argument.category_anyof_mask = any_of;
-  // Adjacent regions with equal returned categories are merged; all that we select return this.
-  argument.return_mask = with;
   return ::ioctl(fd, kPagemapScan, &argument);
+}
+
+bool Knows(int fd, std::uint64_t category) {
+  std::array<Region, 1> regions;
+  ScanArgument nothing = {};  // an empty range
+  nothing.category_inverted = nothing.category_mask = category;
+  nothing.category_anyof_mask = kPresent;
+  return ScanOnce(fd, regions, nothing) >= 0;
 }
 
 }  // namespace
 
 Result<PageMap> PageMap::Open(int proc_fd) {
   ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(proc_fd, "pagemap", O_RDONLY));
-  std::array<Region, 1> regions;
-  ScanArgument argument = {};  // an empty range
-  const bool knows_guards = ScanOnce(fd.get(), kGuard, 0, kPresent, regions, argument) >= 0;
-  argument = {};
-  if (!knows_guards && ScanOnce(fd.get(), 0, 0, kPresent, regions, argument) < 0) {
+  const bool knows_guards = Knows(fd.get(), kGuard);
+  if (!knows_guards && !Knows(fd.get(), 0)) {
     return Unimplemented("this kernel has no PAGEMAP_SCAN; Linux 6.7 or later is needed");
   }
   return PageMap(std::move(fd), knows_guards);
@@ -72,24 +78,46 @@ Result<PageMap> PageMap::Open(int proc_fd) {
 Result<std::vector<PageRange>> PageMap::WithContent(std::uint64_t start, std::uint64_t end,
                                                     bool file_too) const {
   const std::uint64_t without = kZeroPage | (knows_guards_ ? kGuard : 0) | (file_too ? 0 : kFile);
-  return Scan(start, end, without, 0, kPresent | kSwapped);
+  return Scan(start, end, {.without = without, .any_of = kPresent | kSwapped});
+}
+
+Result<std::vector<PageRange>> PageMap::TakeWritten(std::uint64_t start, std::uint64_t end) const {
+  return Scan(
+      start, end,
+      {.without = kZeroPage, .with = kWatched | kWritten | kPresent, .flags = kProtectMatching});
+}
+
+Result<std::vector<PageRange>> PageMap::Written(std::uint64_t start, std::uint64_t end) const {
+  return Scan(start, end, {.without = kZeroPage, .with = kWatched | kWritten | kPresent});
+}
+
+Result<std::vector<PageRange>> PageMap::NotClean(std::uint64_t start, std::uint64_t end) const {
+  Result<std::vector<PageRange>> ranges =
+      Scan(start, end, {.with = kWritten, .flags = kCheckWatched});
+  if (ErrnoOf(ranges.status()) == EPERM) return FailedPrecondition("nobody watches this area");
+  return ranges;
 }
 
 Result<std::vector<PageRange>> PageMap::Guards(std::uint64_t start, std::uint64_t end) const {
   if (!knows_guards_) return std::vector<PageRange>();
-  return Scan(start, end, 0, kGuard, 0);
+  return Scan(start, end, {.with = kGuard});
 }
 
 Result<std::vector<PageRange>> PageMap::Scan(std::uint64_t start, std::uint64_t end,
-                                             std::uint64_t without, std::uint64_t with,
-                                             std::uint64_t any_of) const {
+                                             const Selection& selection) const {
   std::vector<PageRange> ranges;
   std::array<Region, kRegionsPerCall> regions;
   while (start < end) {
     ScanArgument argument = {};
+    argument.flags = selection.flags;
     argument.start = start;
     argument.end = end;
-    const long count = ScanOnce(fd_.get(), without, with, any_of, regions, argument);
+    argument.category_inverted = selection.without;
+    argument.category_mask = selection.with | selection.without;
+    argument.category_anyof_mask = selection.any_of;
+    // Adjacent regions with equal returned categories are merged; all that we select return this.
+    argument.return_mask = selection.with;
+    const long count = ScanOnce(fd_.get(), regions, argument);
     if (count < 0) {
       return SyscallError(errno, "PAGEMAP_SCAN");
     }

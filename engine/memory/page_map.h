@@ -6,11 +6,10 @@
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/memory/page_size.h"
 #include "engine/proc/maps.h"
 
 namespace stasis::engine {
-
-inline constexpr std::uint64_t kPageBytes = 4096;
 
 /// Consecutive pages; addresses in the process (or offsets in an object), page-aligned.
 struct PageRange {
@@ -31,13 +30,27 @@ class PageMap {
   /// the page cache's; without it, of a private file mapping, those that were copied on write.
   Result<std::vector<PageRange>> WithContent(std::uint64_t start, std::uint64_t end,
                                              bool file_too) const;
+  /// Of areas that a WriteTracker watches: pages that are present and were written (or came) since the last
+  /// time; each is watched again from before this gives it. Pages of other areas are left out.
+  Result<std::vector<PageRange>> TakeWritten(std::uint64_t start, std::uint64_t end) const;
+  /// The same pages, which stay to be taken.
+  Result<std::vector<PageRange>> Written(std::uint64_t start, std::uint64_t end) const;
+  /// Of one area that a WriteTracker watches: all but the pages that were there when they were last taken
+  /// and have neither changed nor gone since, whether there is a page or none. FailedPrecondition: nobody
+  /// watches it, or not all of it.
+  Result<std::vector<PageRange>> NotClean(std::uint64_t start, std::uint64_t end) const;
   /// Pages that madvise(2) MADV_GUARD_INSTALL made (Linux 6.13).
   Result<std::vector<PageRange>> Guards(std::uint64_t start, std::uint64_t end) const;
 
  private:
   PageMap(UniqueFd fd, bool knows_guards) : fd_(std::move(fd)), knows_guards_(knows_guards) {}
-  Result<std::vector<PageRange>> Scan(std::uint64_t start, std::uint64_t end, std::uint64_t without,
-                                      std::uint64_t with, std::uint64_t any_of) const;
+  struct Selection {
+    std::uint64_t without = 0, with = 0;  // categories that must be absent, present
+    std::uint64_t any_of = 0;             // 0: no matter
+    std::uint64_t flags = 0;
+  };
+  Result<std::vector<PageRange>> Scan(std::uint64_t start, std::uint64_t end,
+                                      const Selection& selection) const;
 
   UniqueFd fd_;
   bool knows_guards_ = false;

@@ -41,6 +41,30 @@ TEST(ArchiveWriterTest, GivesBackWhatWasWritten) {
   EXPECT_THAT(verified->problems, IsEmpty());
 }
 
+TEST(ArchiveWriterTest, ImagesBecomeThoseOfTheParent) {
+  const TempFolder folder;
+  const auto writer = ArchiveWriter::Create(folder / "a.tar");
+  ASSERT_THAT(writer, IsOk());
+  for (const std::string_view content : {"oldest", "older"}) {
+    ASSERT_THAT((*writer)->images().Put("pages-1.img", content), IsOk());
+    ASSERT_THAT((*writer)->images().BeginIncrement(), IsOk());
+  }
+  ASSERT_THAT((*writer)->images().Put("pages-1.img", "youngest"), IsOk());
+  ASSERT_THAT((*writer)->images().Put("inventory.img", ""), IsOk());
+  for (const auto* const name : {"config.dump", "spec.dump"}) {
+    ASSERT_THAT((*writer)->AddMember(name, "{}"), IsOk());
+  }
+  ASSERT_THAT((*writer)->Commit({}, {}), IsOk());
+  const auto archive = Archive::Open(folder / "a.tar");
+  ASSERT_THAT(archive, IsOk());
+  EXPECT_EQ(*(*archive)->images().Get("pages-1.img"), "youngest");
+  EXPECT_EQ(*(*archive)->images().Get("parent/pages-1.img"), "older");
+  EXPECT_EQ(*(*archive)->images().Get("parent/parent/pages-1.img"), "oldest");
+  const Result<Verification> verified = Verify(**archive);
+  ASSERT_THAT(verified, IsOk());
+  EXPECT_THAT(verified->problems, IsEmpty());
+}
+
 TEST(ArchiveWriterTest, IsForRootsEyesOnly) {
   const TempFolder folder;
   WriteArchive(folder / "a.tar");

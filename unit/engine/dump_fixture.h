@@ -79,10 +79,16 @@ inline std::string ProcText(pid_t pid, const std::string& name) {
   return ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/" + name).value_or("");
 }
 
-inline Result<DumpReport> DumpTo(pid_t pid, testing::MemoryImages& images) {
+/// Without a pre-copy, which else would depend on how much memory earlier tests left in ours.
+inline DumpRequest AllAtOnce(pid_t root = 0) {
   DumpRequest request;
-  request.root = pid;
-  return Dump(request, images);
+  request.root = root;
+  request.options.pre_copy = false;
+  return request;
+}
+
+inline Result<DumpReport> DumpTo(pid_t pid, testing::MemoryImages& images) {
+  return Dump(AllAtOnce(pid), images);
 }
 
 /// The images of `pid`, read by the restore's own reader.

@@ -87,7 +87,7 @@ TEST(DumpTest, NothingRunsWhileTheCallerWorksOnTheFrozenTree) {
   SharedWords words;
   Child child = Counter(words, 2);
   MemoryImages images;
-  DumpRequest request;
+  DumpRequest request = AllAtOnce();
   request.root = child.pid();
   request.while_frozen = [&] {
     const std::uint64_t before = words[1];
@@ -105,7 +105,7 @@ TEST(DumpTest, ACancelledDumpLetsTheTreeRun) {
   Child child = Counter(words, 2);
   MemoryImages images;
   std::stop_source stop;
-  DumpRequest request;
+  DumpRequest request = AllAtOnce();
   request.root = child.pid();
   request.stop = stop.get_token();
   request.progress = [&](std::uint64_t, std::uint64_t) { stop.request_stop(); };
@@ -118,7 +118,7 @@ TEST(DumpTest, ADumpPastItsDeadlineLetsTheTreeRun) {
   SharedWords words;
   Child child = Counter(words, 2);
   MemoryImages images;
-  DumpRequest request;
+  DumpRequest request = AllAtOnce();
   request.root = child.pid();
   request.deadline = steady_clock::now() + milliseconds(500);
   request.progress = [&](std::uint64_t, std::uint64_t) {
@@ -136,7 +136,7 @@ TEST(DumpTest, AFullDiskLetsEvenATreeThatIsToDieRunOn) {
     images.on_open = [&](std::string_view name) {
       return name == file ? ResourceExhausted("no space left") : OkStatus();
     };
-    DumpRequest request;
+    DumpRequest request = AllAtOnce();
     request.root = child.pid();
     request.fate = Fate::kKill;
     EXPECT_THAT(Dump(request, images), StatusIs(StatusCode::kResourceExhausted)) << file;
@@ -153,7 +153,7 @@ TEST(DumpTest, ATreeIsKilledOnceItsCheckpointIsDurable) {
   });
   ASSERT_TRUE(words.WaitAbove(0, 0));
   MemoryImages images;
-  DumpRequest request;
+  DumpRequest request = AllAtOnce();
   request.root = child.pid();
   request.fate = Fate::kKill;
   request.commit = [&](const DumpReport&) { return Unavailable("fsync"); };
@@ -176,7 +176,7 @@ TEST(DumpTest, ATreeIsLeftStoppedAndGoesOnBySigcont) {
   SharedWords words;
   Child child = Counter(words, 2);
   MemoryImages images;
-  DumpRequest request;
+  DumpRequest request = AllAtOnce();
   request.root = child.pid();
   request.fate = Fate::kLeaveStopped;
   ASSERT_THAT(Dump(request, images), IsOk());

@@ -23,6 +23,14 @@ class MemoryImages : public engine::ImageSink, public engine::ImageSource {
     return std::make_unique<Stream>(files.find(name)->second, size_bytes);
   }
 
+  Status BeginIncrement() override {
+    std::map<std::string, std::string, std::less<>> parent;
+    for (auto& [name, bytes] : files) parent.emplace("parent/" + name, std::move(bytes));
+    files = std::move(parent);
+    for (std::string& name : order) name.insert(0, "parent/");
+    return OkStatus();
+  }
+
   std::vector<std::string> Names() const override { return order; }
   Result<std::uint64_t> Size(std::string_view name) const override {
     const auto file = files.find(name);

@@ -28,6 +28,24 @@ TEST(PendingImagesTest, NothingIsThereUntilAllIsPublished) {
   EXPECT_EQ((*source)->Names().size(), 2u);
 }
 
+TEST(PendingImagesTest, WhatOthersAreBasedOnIsTheirParent) {
+  const ScratchDirectory folder;
+  auto images = PendingImages::Create(folder / ".");
+  ASSERT_THAT(images, IsOk());
+  for (const std::string_view content : {"oldest", "older"}) {
+    ASSERT_THAT((*images)->Put("pages-1.img", content), IsOk());
+    ASSERT_THAT((*images)->BeginIncrement(), IsOk());
+  }
+  ASSERT_THAT((*images)->Put("pages-1.img", "youngest"), IsOk());
+  EXPECT_TRUE(std::filesystem::is_empty(folder / "."));
+  ASSERT_THAT((*images)->Publish(), IsOk());
+  const auto source = OpenDirectorySource(folder / ".");
+  ASSERT_THAT(source, IsOk());
+  EXPECT_EQ(*(*source)->Get("pages-1.img"), "youngest");
+  EXPECT_EQ(*(*source)->Get("parent/pages-1.img"), "older");
+  EXPECT_EQ(*(*source)->Get("parent/parent/pages-1.img"), "oldest");
+}
+
 TEST(PendingImagesTest, NothingIsLeftOfWhatWasNotPublished) {
   const ScratchDirectory folder;
   {

@@ -369,7 +369,7 @@ TEST(DumpTasksTest, OnlyMountsFromOutsideAreToBeGivenAgain) {
   });
   for (const bool known : {false, true}) {
     MemoryImages images;
-    DumpRequest request;
+    DumpRequest request = AllAtOnce();
     request.root = child.pid();
     if (known) request.outside_mounts = {"/mnt"};
     ASSERT_THAT(Dump(request, images), IsOk());

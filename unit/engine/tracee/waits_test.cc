@@ -165,7 +165,7 @@ TEST(WaitsTest, ASignalThatComesMeanwhileStillEndsAWaitForEvents) {
   ASSERT_TRUE(words.WaitAbove(0, 0));
   WaitForState(child.pid(), 'S');
   MemoryImages images;
-  DumpRequest request;
+  DumpRequest request = AllAtOnce();
   request.root = child.pid();
   request.while_frozen = [&child] {
     ::kill(child.pid(), SIGUSR1);

@@ -1,0 +1,75 @@
+// The bulk of a tree's memory, saved while it runs, so that it need stand still only for what changed since.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <list>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/dump.h"
+#include "engine/image/image_io.h"
+#include "engine/memory/page_ranges.h"
+#include "engine/memory/write_tracker.h"
+#include "engine/proc/maps.h"
+#include "engine/tracee/frozen_tree.h"
+#include "engine/tracee/waits.h"
+
+namespace stasis::engine {
+
+/// A process whose memory was saved while it ran.
+struct SavedProcess {
+  pid_t pid = 0;                 ///< As we see it.
+  std::uint64_t id = 0;          ///< In the images: the pid that it has itself.
+  std::uint64_t start_time = 0;  ///< TaskStat's, against a pid that is used again.
+  UniqueFd proc;                 ///< Directory /proc/PID.
+  UniqueFd memory;               ///< /proc/PID/mem, of the address space that it had then.
+  WriteTracker tracker;
+  PageRanges
+      saved;  ///< In the checkpoint that the final one is based on, as of some time or other.
+  PageRanges taken;       ///< Of the round that is going on.
+  std::vector<Vma> vmas;  ///< Its smaps, after the last round.
+  bool vmas_used = false;
+};
+
+class PreCopy {
+ public:
+  /// Saves memory of the tree in rounds, each a checkpoint that the next is based on
+  /// (ImageSink::BeginIncrement), until what is written meanwhile is little or does not get less. Gives no
+  /// processes when it would not pay, or cannot be: then nothing was put into `sink`. Errors are those of the
+  /// sink, and of a dump that is not wanted any more. The tree stands still for moments, which `report`
+  /// counts.
+  static Result<PreCopy> Run(const DumpRequest& request, ImageSink& sink, DumpReport& report);
+
+  /// Null when nothing of it was saved.
+  const SavedProcess* Find(const FrozenProcess& process) const;
+
+  /// The stops that this took.
+  EarlierStops& earlier_stops() { return earlier_stops_; }
+
+  /// The areas of a process that stands still, as smaps tells them. Of one that is to run on, what smaps had
+  /// told before is believed where maps has not changed: the kernel looks at every page for smaps (20 ms for
+  /// 1 GiB), and only what was told of the pages is left out of maps, and flags.
+  Result<std::vector<Vma>> ReadVmas(const FrozenProcess& process, Fate fate);
+
+  /// After the tree runs again. Unavailable: flags of an area that ReadVmas gave are others now, so that
+  /// nobody knows which it had when the tree stood still. They change by madvise(2), mlock(2) and the like. Of
+  /// an area that has gone since, they do not matter.
+  Status CheckAdvices();
+
+  /// The tree may run: it is watched no longer.
+  void End();
+
+ private:
+  SavedProcess* FindOurs(const FrozenProcess& process);
+  Status Begin(const DumpRequest& request, DumpReport& report);
+  std::uint64_t Take();  // what is to be saved next, in pages
+  std::uint64_t Keep();  // ... is saved; gives the pages that were written meanwhile
+
+  EarlierStops earlier_stops_;
+  std::list<SavedProcess> processes_;
+};
+
+}  // namespace stasis::engine
