@@ -40,12 +40,12 @@ Result<UniqueFd> LockStateDirectory(const std::string& directory) {
 class RunningShim : public Shim {
  public:
   RunningShim(UniqueFd lock, std::unique_ptr<Upstream> upstream, std::unique_ptr<Records> records,
-              const std::string& placeholder)
+              const ShimOptions& options)
       : lock_(std::move(lock)),
         upstream_(std::move(upstream)),
         records_(std::move(records)),
-        restorer_(*upstream_, *records_, locks_, placeholder),
-        checkpointer_(*upstream_, *records_, locks_) {}
+        restorer_(*upstream_, *records_, locks_, options.placeholder),
+        checkpointer_(*upstream_, *records_, locks_, options.checkpoint) {}
 
   Status Serve(const std::string& endpoint) {
     MethodTable table;
@@ -90,7 +90,7 @@ Result<std::unique_ptr<Shim>> Shim::Start(const ShimOptions& options) {
                    Records::Open(options.state_dir + "/containers"));
   ASSIGN_OR_RETURN(std::unique_ptr<Upstream> upstream, Upstream::Open(options.runtime_endpoint));
   auto shim = std::make_unique<RunningShim>(std::move(lock), std::move(upstream),
-                                            std::move(records), options.placeholder);
+                                            std::move(records), options);
   RETURN_IF_ERROR(shim->Serve(options.listen));
   return std::unique_ptr<Shim>(std::move(shim));
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/base/status.h"
+#include "engine/options.h"
 
 namespace stasis::cri {
 
@@ -15,6 +16,7 @@ struct ShimOptions {
   std::string runtime_endpoint;  ///< unix:///path of the runtime's socket.
   std::string state_dir;         ///< What is known of restored containers; made when missing.
   std::string placeholder;       ///< Host path of the program `stasis-placeholder`.
+  engine::Options checkpoint;    ///< Of every checkpoint.
 };
 
 class Shim {

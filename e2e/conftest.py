@@ -32,7 +32,16 @@ def folder():
     path = Path(tempfile.mkdtemp(prefix="stasis-test-"))
     path.chmod(0o755)
     yield path
+    if (path / "cgroup").is_mount():
+        remove_hierarchy(path / "cgroup")
     shutil.rmtree(path)
+
+
+def remove_hierarchy(mount_point):
+    """Of cgroups, which outlives its mount, in every process, as long as it has any."""
+    for group in sorted(mount_point.rglob("*/"), reverse=True):
+        group.rmdir()
+    subprocess.run(["umount", mount_point], check=True)
 
 
 @pytest.fixture

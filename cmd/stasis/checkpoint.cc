@@ -229,8 +229,9 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
                    "answers of /run/stasis/stasis.sock, /run/containerd/containerd.sock and "
                    "/run/crio/crio.sock")
       ->envname("CONTAINER_RUNTIME_ENDPOINT");
-  command->add_flag("!--no-pre-copy", options->engine.pre_copy,
-                    "All memory is saved while the tree stands still, none in parent/");
+  command->add_flag_callback(
+      "--no-pre-copy", [options] { options->engine.pre_copy = false; },
+      "All memory is saved while the tree stands still, none in parent/");
   command
       ->add_option("--timeout", options->timeout_seconds,
                    "Seconds after which it is given up; 0: none")

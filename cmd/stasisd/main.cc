@@ -52,6 +52,9 @@ void Declare(CLI::App& app, Options& options) {
   app.add_option("--placeholder", options.shim.placeholder,
                  "The program that holds a container's place until it is restored")
       ->capture_default_str();
+  app.add_flag_callback(
+      "--no-pre-copy", [&options] { options.shim.checkpoint.pre_copy = false; },
+      "All memory is saved while its container stands still, in one level of images");
   app.add_option("--log-level", options.log_level, "What is logged")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();

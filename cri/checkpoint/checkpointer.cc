@@ -73,6 +73,7 @@ Status Checkpointer::Checkpoint(const runtime::v1::CheckpointContainerRequest& r
 Status Checkpointer::Write(const ContainerFacts& facts, const std::string& location,
                            const CallLimits& limits) {
   engine::DumpRequest request;
+  request.options = options_;
   request.stop = limits.stop;
   request.deadline = Steady(limits.deadline);
   // This thread is the call's own for its whole life, as the tracer has to be.

@@ -14,9 +14,10 @@ namespace stasis::cri {
 
 class Checkpointer {
  public:
-  /// All three outlive this.
-  Checkpointer(Upstream& upstream, const Records& records, KeyedLocks& locks)
-      : upstream_(upstream), records_(records), locks_(locks) {}
+  /// The first three outlive this.
+  Checkpointer(Upstream& upstream, const Records& records, KeyedLocks& locks,
+               const engine::Options& options)
+      : upstream_(upstream), records_(records), locks_(locks), options_(options) {}
 
   /// Enters the call. This outlives the table.
   void AddTo(MethodTable& table);
@@ -30,6 +31,7 @@ class Checkpointer {
   Upstream& upstream_;
   const Records& records_;
   KeyedLocks& locks_;  // by container id
+  const engine::Options options_;
 };
 
 }  // namespace stasis::cri

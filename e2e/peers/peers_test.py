@@ -50,6 +50,7 @@ DIFFER = {
     ("seccomp", "RestoredByCriu"): "filters that CRIU restores are not common to threads any more",
     ("stopped", "RestoredByCriu"): "CRIU is stopped by a SIGSTOP that is pending",
     ("pidfd", "Shown"): ZOMBIES,
+    ("changing_memory", "Shown"): "checkpointctl does not look into parent/",
 }
 # What is no state to CRIU, either way.
 DIFFER |= {(name, kind): reason for kind in ("RestoredByCriu", "DumpedByCriu") for name, reason in {
