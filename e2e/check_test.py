@@ -5,7 +5,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from e2e.paths import STASIS
+import pytest
+
+from e2e import targets_test
+from e2e.paths import STASIS, TARGETS
 from e2e.wait import until
 
 OUTSIDE = "the other end of this pipe is held by a process outside the tree"
@@ -41,6 +44,17 @@ def test_each_obstacle_is_named_and_nothing_is_stopped(start, folder):
     (obstacle,) = found["obstacles"]
     assert obstacle.startswith(f"pid {program.pid} fd {ends[1]} ") and OUTSIDE in obstacle
     assert done.stderr == "stasis: it cannot be checkpointed: 1 obstacle\n"
+
+
+@pytest.mark.parametrize("name", targets_test.NAMES)
+def test_what_can_be_checkpointed_has_no_obstacle(start, folder, name):
+    program = start(TARGETS / name, folder)
+    until(lambda: (folder / "ready").exists() or program.parent.poll() is not None, what="ready")
+    if program.parent.poll() is None:
+        done = check("--pid", program.pid)
+        assert done.returncode == 0, done
+    (folder / "go").touch()
+    assert program.wait() in (0, 77), program.err
 
 
 def test_processes_that_come_and_go_are_no_obstacle(start, folder):

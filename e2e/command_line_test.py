@@ -73,9 +73,9 @@ def refused(*words):
 
 
 def stopped_amid(program, *words):
-    """A checkpoint that was stopped, for now, while the program stands still."""
-    stasis = subprocess.Popen([STASIS, "checkpoint", "--pid", str(program.pid), *map(str, words)],
-                              stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    """A checkpoint that was stopped, for now, while the program stands still and its memory is copied."""
+    stasis = subprocess.Popen([STASIS, "checkpoint", "--pid", str(program.pid), "--no-pre-copy",
+                               *map(str, words)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     status = Path(f"/proc/{program.pid}/status")
     until(lambda: f"TracerPid:\t{stasis.pid}\n" in status.read_text(), every=0)
     time.sleep(0.02)
@@ -97,6 +97,22 @@ def test_a_checkpoint_that_is_ended_leaves_all_as_it_was(counting, place, kind, 
     _, said = stasis.communicate(timeout=30)
     assert stasis.returncode == (-how if how == signal.SIGKILL else 128 + how)
     assert how == signal.SIGKILL or said == "stasis: the checkpoint was cancelled\n"
+    assert not list(place.iterdir())
+    goes_on(program)
+
+
+@KINDS
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_checkpoint_that_is_ended_while_the_program_runs_leaves_all_as_it_was(counting, place, kind, how):
+    program = counting(512)
+    stasis = subprocess.Popen([STASIS, "checkpoint", "--pid", str(program.pid), *map(str, target(place, kind))],
+                              stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    smaps = Path(f"/proc/{program.pid}/smaps")
+    until(lambda: " uw " in smaps.read_text(), every=0)  # its writes are watched
+    stasis.send_signal(how)
+    stasis.communicate(timeout=30)
+    assert stasis.returncode == (-how if how == signal.SIGKILL else 128 + how)
+    assert " uw " not in smaps.read_text()
     assert not list(place.iterdir())
     goes_on(program)
 

@@ -62,6 +62,7 @@ class Checker {
       DumpedProcess& dumped = processes_.emplace_back();
       dumped.frozen = &process;
       dumped.zombie = process.zombie;
+      dumped.threads.emplace_back();  // what is said of a process is said of its leader
     }
     NumberTasks(processes_, reader);
     if (ForgetEnded()) {
