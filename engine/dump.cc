@@ -337,8 +337,8 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   if (runs_on) {
     request.log.Info("the tree runs again after " + Milliseconds(Since(first_stop)));
     RETURN_IF_ERROR(pre_copy.CheckAdvices());
+    pre_copy.End();
   }
-  pre_copy.End();
   RETURN_IF_ERROR(held.PassOn());
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
   RETURN_IF_ERROR(WriteImages(checkpoint, sink));
