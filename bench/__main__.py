@@ -7,11 +7,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import machine, trees
+from bench import containers, machine, stall, trees
 from bench.harness import RESULTS, Run
 from e2e.peers.tools import CRIU
 
-ITEMS = {item.__name__: item for item in (trees.frozen, trees.restore, trees.together, trees.growth)}
+ITEMS = {item.__name__: item for item in (
+    trees.frozen, stall.stall, containers.containers, trees.restore, trees.together, trees.growth)}
 
 
 def arguments():
