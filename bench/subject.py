@@ -68,8 +68,12 @@ class Subject:
                                    stderr=subprocess.DEVNULL, start_new_session=True)
         self.root = process.pid
         process.returncode = 0  # we wait for it ourselves: after a restore it is not this object's
-        if self.ready:
-            until((self.folder / "ready").exists, seconds=120, what="the workload")
+        try:
+            if self.ready:
+                until((self.folder / "ready").exists, seconds=120, what="the workload")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def dump(self, who, fate="--leave-running"):

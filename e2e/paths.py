@@ -14,4 +14,5 @@ PLACEHOLDER = BIN / "stasis-placeholder"
 CRI = CACHE / "bin" / "cri"
 CRICTL = CACHE / "bin" / "crictl"
 CRITEST = CACHE / "bin" / "critest"
+LOAD = CACHE / "bin" / "load"
 PEERS = Path(os.environ.get("STASIS_PEERS") or CACHE / "peers")
