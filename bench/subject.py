@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ COMMANDS = {
     "CRIU": {"dump": [*CRIU, "dump", "--tcp-close", "-o", "dump.log"],
              "restore": [*CRIU, "restore", "--tcp-close", "-o", "restore.log"]},
 }
-DEADLINE = 180
+DEADLINE = 180  # seconds; whoever takes longer has failed
 
 
 class Failed(Exception):
@@ -41,12 +42,17 @@ def run(words, images):
         start = time.monotonic()
         process = subprocess.Popen([str(word) for word in words], cwd="/", stdin=subprocess.DEVNULL,
                                    stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
+        late = threading.Timer(DEADLINE, process.kill)
+        late.start()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        finally:
+            late.cancel()
         took = (time.monotonic() - start) * 1000
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         logs = [path.read_text(errors="replace")[-1500:] for path in [images.parent / "said", *images.glob("*.log")]]
-        raise Failed(f"{words[-1]}: " + " ".join(line for line in " ".join(logs).splitlines()
+        raise Failed(f"{words[1]} ended with {process.returncode}: " + " ".join(line for line in " ".join(logs).splitlines()
                                                 if "Error" in line or "stasis" in line)[:600])
     return took, usage.ru_maxrss
 
