@@ -52,7 +52,8 @@ def run(words, images):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         logs = [path.read_text(errors="replace")[-1500:] for path in [images.parent / "said", *images.glob("*.log")]]
-        raise Failed(f"{words[1]} ended with {process.returncode}: " + " ".join(line for line in " ".join(logs).splitlines()
+        verb = next(word for word in words if word in ("checkpoint", "dump", "restore"))
+        raise Failed(f"{verb} ended with {process.returncode}: " + " ".join(line for line in " ".join(logs).splitlines()
                                                 if "Error" in line or "stasis" in line)[:600])
     return took, usage.ru_maxrss
 
@@ -76,11 +77,16 @@ class Subject:
         process.returncode = 0  # we wait for it ourselves: after a restore it is not this object's
         try:
             if self.ready:
-                until((self.folder / "ready").exists, seconds=120, what="the workload")
+                until(self._is_ready, seconds=120, what="the workload")
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _is_ready(self):
+        if os.waitid(os.P_PID, self.root, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise Failed("the workload ended: does this machine allow what it asks for?")
+        return (self.folder / "ready").exists()
 
     def dump(self, who, fate="--leave-running"):
         if self.images:

@@ -45,8 +45,10 @@ uint64_t* Filled(size_t bytes) {
 }
 
 void OpenDescriptors(long count) {
-  const rlimit limit{.rlim_cur = 65536, .rlim_max = 65536};
-  if (count > 1000 && setrlimit(RLIMIT_NOFILE, &limit) != 0) abort();
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) abort();
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) abort();
   for (long i = 0; i < count; i += 2) {
     int ends[2];
     if (pipe(ends) != 0) abort();
