@@ -26,6 +26,7 @@
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/proc/text.h"
+#include "engine/tracee/task_folder.h"
 
 #ifndef PR_SET_MEMORY_MERGE  // Linux 6.4
 #define PR_SET_MEMORY_MERGE 67
@@ -61,9 +62,9 @@ std::uint32_t SpeculationOf(std::string_view text) {
 }
 
 Status ReadProcessorSettings(const FrozenThread& thread, image::ThreadCoreEntry& core) {
+  // Not a folder of its own, which the kernel would have to make; the status was read in this one.
   ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.tid()) + "/task/" +
-                                            std::to_string(thread.tid()) + "/stat"));
+                   ReadFileAt(AT_FDCWD, TaskFolder(thread.status.tgid, thread.tid()) + "/stat"));
   ASSIGN_OR_RETURN(const TaskStat stat, ParseTaskStat(text));
   if ((stat.flags & kMachineCheckSet) != 0) {
     core.set_stasis_machine_check((stat.flags & kMachineCheckEarly) != 0 ? PR_MCE_KILL_EARLY

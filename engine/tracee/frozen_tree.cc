@@ -264,12 +264,14 @@ Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
                                   const WaitsBeforeFreeze& before, EarlierStops* earlier) {
   FrozenTree tree;
   tree.first_stop_ = freezer.first_stop();
+  std::map<pid_t, std::vector<pid_t>> tids;
+  for (const auto& [tid, thread] : freezer.threads()) tids[thread.pid].push_back(tid);
   for (const auto& [pid, parent] : shape) {
     FrozenProcess process;
     process.pid = pid;
     process.parent = parent;
-    for (auto& [tid, thread] : freezer.threads()) {
-      if (thread.pid != pid) continue;
+    for (const pid_t tid : tids[pid]) {
+      Freezer::Thread& thread = freezer.threads().at(tid);
       process.threads.push_back(
           {.tracee = std::move(thread.tracee), .stop_signal = thread.stop_signal});
       // The map is in the order of thread ids, which have nothing to do with who is the leader.

@@ -1,5 +1,6 @@
 #include "engine/tracee/tracee.h"
 
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
@@ -80,6 +81,17 @@ Status TransferAll(Transfer transfer, const char* name, pid_t pid, std::uint64_t
   return OkStatus();
 }
 
+// Each stop sends SIGCHLD to the tracer (do_notify_parent_cldstop() in kernel/signal.c), which wakes a thread
+// of ours that waits for signals, to no end: 10 us a stop. Where nobody handles it, it need not come.
+void StopWithoutSignals() {
+  [[maybe_unused]] static const bool once = [] {
+    struct sigaction action = {};
+    if (::sigaction(SIGCHLD, nullptr, &action) != 0 || action.sa_handler != SIG_DFL) return false;
+    action.sa_flags |= SA_NOCLDSTOP;
+    return ::sigaction(SIGCHLD, &action, nullptr) == 0;
+  }();
+}
+
 }  // namespace
 
 Result<Stop> WaitForStop(pid_t tid, steady_clock::time_point deadline) {
@@ -102,6 +114,7 @@ Result<Stop> WaitForStop(pid_t tid, steady_clock::time_point deadline) {
 }
 
 Result<Tracee> Tracee::Seize(pid_t tid, unsigned options) {
+  StopWithoutSignals();
   RETURN_IF_ERROR(Ptrace(PTRACE_SEIZE, tid, 0, options, "SEIZE"));
   return Tracee(tid);
 }

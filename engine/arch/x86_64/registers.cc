@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -62,12 +63,13 @@ Status WriteGeneral(pid_t tid, const GeneralRegisters& registers) {
 Result<Registers> Read(pid_t tid) {
   Registers registers;
   ASSIGN_OR_RETURN(registers.general, ReadGeneral(tid));
-  registers.extended.resize(kMaxExtendedBytes);
-  iovec area = {registers.extended.data(), registers.extended.size()};
+  // Not the room for the largest with each of thousands of threads.
+  alignas(64) thread_local std::array<std::byte, kMaxExtendedBytes> room;
+  iovec area = {room.data(), room.size()};
   if (::ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) != 0) {
     return SyscallError(errno, Name("GETREGSET NT_X86_XSTATE", tid));
   }
-  registers.extended.resize(area.iov_len);
+  registers.extended.assign(room.data(), room.data() + area.iov_len);
   return registers;
 }
 
