@@ -2,6 +2,8 @@
 //         Documentation/userspace-api/rseq.rst; tested on 6.18
 // Rule    All of it is done by the process itself, so that the kernel grants what the container may have
 //         and refuses the rest.
+// Rule    A thread is born with its creator's name, without alternate stack, robust list and death signal
+//         (copy_process() in kernel/fork.c): what it is to have like that costs no call.
 #include "engine/tasks/restore_attributes.h"
 
 #include <fcntl.h>
@@ -154,21 +156,35 @@ Status RestoreScheduling(const ThreadImage& thread, RemoteSyscalls& remote, Note
   return status;
 }
 
-Status RestoreThread(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
+const std::string& NameOf(const ThreadImage& thread) {
   const image::ThreadCoreEntry& core = thread.core.thread_core();
-  const std::string& name = core.has_comm() ? core.comm() : thread.core.tc().comm();
-  ASSIGN_OR_RETURN(const std::uint64_t comm, remote.Put(name));
-  RETURN_IF_ERROR(remote.Call("PR_SET_NAME", SYS_prctl, PR_SET_NAME, comm).status());
+  return core.has_comm() ? core.comm() : thread.core.tc().comm();
+}
+
+Status RestoreName(const ThreadImage& thread, RemoteSyscalls& remote) {
+  ASSIGN_OR_RETURN(const std::uint64_t comm, remote.Put(NameOf(thread)));
+  return remote.Call("PR_SET_NAME", SYS_prctl, PR_SET_NAME, comm).status();
+}
+
+Status RestoreThread(const ThreadImage& thread, const ThreadImage& leader, RemoteSyscalls& remote,
+                     Notes& notes) {
+  const image::ThreadCoreEntry& core = thread.core.thread_core();
+  const bool is_new = &thread != &leader;
+  // The leader's came before its threads were made.
+  if (is_new && NameOf(thread) != NameOf(leader)) RETURN_IF_ERROR(RestoreName(thread, remote));
   RETURN_IF_ERROR(
       remote
           .Call("set_tid_address", SYS_set_tid_address, thread.core.thread_info().clear_tid_addr())
           .status());
-  if (core.futex_rla_len() == kRobustListBytes) {
+  const bool has_no_list = is_new && core.futex_rla() == 0;
+  if (core.futex_rla_len() == kRobustListBytes && !has_no_list) {
     RETURN_IF_ERROR(
         remote.Call("set_robust_list", SYS_set_robust_list, core.futex_rla(), core.futex_rla_len())
             .status());
   }
-  if (core.has_sas()) {
+  const bool has_no_stack = is_new && core.sas().ss_sp() == 0 && core.sas().ss_size() == 0 &&
+                            (core.sas().ss_flags() & ~std::uint32_t{SS_ONSTACK}) == SS_DISABLE;
+  if (core.has_sas() && !has_no_stack) {
     stack_t stack = {};
     stack.ss_sp = reinterpret_cast<void*>(core.sas().ss_sp());
     stack.ss_size = core.sas().ss_size();
@@ -273,6 +289,9 @@ Status BeginWait(const ThreadImage& thread, RemoteSyscalls& remote,
 
 Status MakeThreads(RestoredProcess& process, PidReserver& reserver) {
   const std::vector<ThreadImage>& threads = process.image->threads;
+  process.remote->ResetArguments();
+  RETURN_IF_ERROR(RestoreName(threads.front(), *process.remote));
+  process.others.reserve(threads.size() - 1);
   for (std::size_t i = 1; i < threads.size(); ++i) {
     Result<Tracee> tracee = CloneWithId(process, reserver, kThreadFlags, threads[i].tid);
     if (!tracee.ok()) return Annotate(tracee.status(), "tid " + std::to_string(threads[i].tid));
@@ -301,7 +320,7 @@ Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& image
   RETURN_IF_ERROR(RestoreLoginUid(process, notes));
   const Status threads =
       ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
-        return RestoreThread(thread, remote, notes);
+        return RestoreThread(thread, process.image->leader(), remote, notes);
       });
   RETURN_IF_ERROR(threads);
   RETURN_IF_ERROR(SealMemory(process));

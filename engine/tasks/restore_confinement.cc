@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 
 #include "engine/base/io.h"
@@ -63,6 +64,27 @@ class Credentials {
   Status Restore() {
     RETURN_IF_ERROR(ShrinkBoundingSet());
     RETURN_IF_ERROR(TakeIds());
+    if (!HasCapabilities()) RETURN_IF_ERROR(ChangeCapabilities());
+    if (wanted_.no_new_privs() != 0 && !live_.no_new_privs) {
+      return remote_.Call("PR_SET_NO_NEW_PRIVS", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+          .status();
+    }
+    return OkStatus();
+  }
+
+ private:
+  // Nothing is to change, as in most threads of a container: those of a fresh thread are its creator's.
+  bool HasCapabilities() const {
+    const std::array<std::uint32_t, 4> uids = {wanted_.uid(), wanted_.euid(), wanted_.suid(),
+                                               wanted_.fsuid()};
+    return live_.uid == uids && wanted_.secbits() == 0 &&
+           Set(wanted_.cap_prm()) == live_.cap_permitted &&
+           Set(wanted_.cap_eff()) == live_.cap_effective &&
+           Set(wanted_.cap_inh()) == live_.cap_inheritable &&
+           Set(wanted_.cap_amb()) == live_.cap_ambient;
+  }
+
+  Status ChangeCapabilities() {
     // Secure bits need CAP_SETPCAP, which may be among what goes with the last step.
     RETURN_IF_ERROR(
         SetCapabilities(live_.cap_permitted, live_.cap_permitted, live_.cap_inheritable));
@@ -73,15 +95,9 @@ class Credentials {
               .status(),
           "secure bits " + std::to_string(wanted_.secbits())));
     }
-    RETURN_IF_ERROR(TakeCapabilities());
-    if (wanted_.no_new_privs() != 0 && !live_.no_new_privs) {
-      return remote_.Call("PR_SET_NO_NEW_PRIVS", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-          .status();
-    }
-    return OkStatus();
+    return TakeCapabilities();
   }
 
- private:
   Status ShrinkBoundingSet() {
     const std::uint64_t extra = live_.cap_bounding & ~Set(wanted_.cap_bnd());
     for (int capability = 0; capability <= kLastCapability; ++capability) {
@@ -318,6 +334,7 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
     remote.ResetArguments();
     RETURN_IF_ERROR(Credentials(core.creds(), std::move(live), remote, notes).Restore());
     if (!filters_first) RETURN_IF_ERROR(filtering.Install(thread, is_leader, remote));
+    if (!is_leader && core.pdeath_sig() == 0) return OkStatus();  // a fresh thread has none
     // Here, for a change of ids clears it. 0 too: a placeholder that we started dies with us.
     return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
         .status();

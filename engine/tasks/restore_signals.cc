@@ -93,6 +93,18 @@ Status QueueSignals(RemoteSyscalls& remote, const image::SignalQueueEntry& queue
   return OkStatus();
 }
 
+// Each to its own thread; few threads have any.
+Status QueueThreadSignals(RestoredProcess& process) {
+  const bool any = std::ranges::any_of(process.image->threads, [](const ThreadImage& thread) {
+    return thread.core.thread_core().signals_p().signals_size() != 0;
+  });
+  if (!any) return OkStatus();
+  return ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
+    return QueueSignals(remote, thread.core.thread_core().signals_p(), process.image->pid(),
+                        thread.tid);
+  });
+}
+
 // A periodic ITIMER_REAL whose signal is still pending is armed again when that is taken, and shows no
 // time left until then (itimer_get_remtime). A signal that we queue does not do that. setitimer(2)
 // with no time clears the interval (do_setitimer), so nothing else looks like this. The signal itself
@@ -190,10 +202,7 @@ Status RestoreSignals(RestoredProcess& process) {
   RETURN_IF_ERROR(RestoreActions(process));
   RETURN_IF_ERROR(
       QueueSignals(*process.remote, process.image->leader().core.tc().signals_s(), pid, 0));
-  const Status own = ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
-    return QueueSignals(remote, thread.core.thread_core().signals_p(), pid, thread.tid);
-  });
-  RETURN_IF_ERROR(own);
+  RETURN_IF_ERROR(QueueThreadSignals(process));
   return RestoreTimers(process);
 }
 
