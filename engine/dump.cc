@@ -6,6 +6,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <future>
 #include <iterator>
 #include <optional>
 #include <set>
@@ -72,18 +73,32 @@ struct Checkpoint {
   }
 };
 
+Status CheckNamespaces(const Checkpoint& checkpoint) {
+  for (const FrozenProcess& process : checkpoint.tree.processes()) {
+    RETURN_IF_ERROR(Annotate(checkpoint.namespaces.CheckSame(process), Name(process)));
+  }
+  return OkStatus();
+}
+
 Status ReadTasks(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(CheckTree(checkpoint.tree));
+  // Ten files of /proc a thread, which anybody may look at, while we ask by ptrace(2). Its end is waited for
+  // on every way out.
+  std::future<Status> same =
+      std::async(std::launch::async, [&checkpoint] { return CheckNamespaces(checkpoint); });
   for (FrozenProcess& process : checkpoint.tree.processes()) {
     checkpoint.request.log.Debug(Name(process) + ", " + std::to_string(process.threads.size()) +
                                  " threads");
-    RETURN_IF_ERROR(Annotate(checkpoint.namespaces.CheckSame(process), Name(process)));
     Result<DumpedProcess> dumped = ReadOutside(process);
-    if (!dumped.ok()) return Annotate(dumped.status(), Name(process));
+    if (!dumped.ok()) {
+      RETURN_IF_ERROR(same.get());
+      return Annotate(dumped.status(), Name(process));
+    }
     checkpoint.processes.push_back(*std::move(dumped));
     ++checkpoint.report.processes;
     checkpoint.report.threads += process.threads.size();
   }
+  RETURN_IF_ERROR(same.get());
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root());

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstddef>
 #include <functional>
 #include <span>
 #include <string_view>
@@ -175,23 +176,26 @@ Status AskProcess(RemoteSyscalls& remote, DumpedProcess& process, const FileDump
 struct Asked {
   DumpedThread* thread = nullptr;
   RemoteSyscalls remote;
-  std::uint64_t answer = 0;  // address of what the call fills
+  std::uint64_t answers = 0;  // address of what the calls fill
   Status status = {};
 };
 
+// What a thread alone can tell, in the order of the calls; each fills a place of its own, so that all are
+// cleared at once and read at once.
+struct Answers {
+  stack_t stack;
+  std::uint64_t tid_address;
+  std::int32_t death_signal, counter;
+};
+using Arguments = std::array<std::uint64_t, 6>;
+
 // A call in all of `threads` at once: each needs a processor for a moment only, and on a busy machine waits
 // long for one. What has begun is taken to its end, whatever becomes of the others.
-Status AskTogether(
-    std::span<Asked> threads, std::string_view what, long number,
-    const std::function<std::array<std::uint64_t, 6>(std::uint64_t answer)>& arguments,
-    const std::function<Status(Asked&, std::uint64_t result)>& take) {
-  constexpr std::size_t kAnswerBytes = 64;
+Status AskTogether(std::span<Asked> threads, std::string_view what, long number,
+                   const std::function<Arguments(std::uint64_t answers)>& arguments,
+                   const std::function<void(Asked&, std::uint64_t result)>& take = nullptr) {
   for (Asked& asked : threads) {
-    asked.status = [&]() -> Status {
-      asked.remote.ResetArguments();
-      ASSIGN_OR_RETURN(asked.answer, asked.remote.PutValue(std::array<char, kAnswerBytes>{}));
-      return asked.remote.Start(number, arguments(asked.answer));
-    }();
+    asked.status = asked.remote.Start(number, arguments(asked.answers));
   }
   for (Asked& asked : threads) {
     if (asked.status.ok()) asked.status = asked.remote.Enter();
@@ -200,61 +204,65 @@ Status AskTogether(
   for (Asked& asked : threads) {
     if (asked.status.ok()) {
       const Result<std::uint64_t> result = asked.remote.End(what);
-      asked.status = result.ok() ? take(asked, *result) : result.status();
+      asked.status = result.status();
+      if (result.ok() && take) take(asked, *result);
     }
     if (worst.ok()) worst = asked.status;
   }
   return worst;
 }
 
-Status AskAboutThreads(std::span<Asked> threads) {
-  const auto core = [](Asked& asked) { return asked.thread->core.mutable_thread_core(); };
-  using Arguments = std::array<std::uint64_t, 6>;
-  const auto prctl = [](std::uint64_t option) {
-    return [option](std::uint64_t answer) { return Arguments{option, answer}; };
+Status CallInThreads(std::span<Asked> threads) {
+  const auto prctl = [](std::uint64_t option, std::size_t offset) {
+    return [option, offset](std::uint64_t answers) { return Arguments{option, answers + offset}; };
   };
-  RETURN_IF_ERROR(AskTogether(
-      threads, "sigaltstack", SYS_sigaltstack,
-      [](std::uint64_t answer) { return Arguments{0, answer}; },
-      [&](Asked& asked, std::uint64_t) -> Status {
-        ASSIGN_OR_RETURN(const auto stack, asked.remote.ReadValue<stack_t>(asked.answer));
-        image::ThreadSasEntry& entry = *core(asked)->mutable_sas();
-        entry.set_ss_sp(reinterpret_cast<std::uint64_t>(stack.ss_sp));
-        entry.set_ss_size(stack.ss_size);
-        entry.set_ss_flags(static_cast<std::uint32_t>(stack.ss_flags));
-        return OkStatus();
-      }));
-  RETURN_IF_ERROR(AskTogether(
-      threads, "prctl GET_TID_ADDRESS", SYS_prctl, prctl(PR_GET_TID_ADDRESS),
-      [](Asked& asked, std::uint64_t) -> Status {
-        ASSIGN_OR_RETURN(const auto address, asked.remote.ReadValue<std::uint64_t>(asked.answer));
-        arch::SetClearTidAddress(address, asked.thread->core);
-        return OkStatus();
-      }));
-  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_PDEATHSIG", SYS_prctl, prctl(PR_GET_PDEATHSIG),
-                              [&](Asked& asked, std::uint64_t) -> Status {
-                                ASSIGN_OR_RETURN(const int signal,
-                                                 asked.remote.ReadValue<int>(asked.answer));
-                                if (signal != 0)
-                                  core(asked)->set_pdeath_sig(static_cast<std::uint32_t>(signal));
-                                return OkStatus();
-                              }));
-  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_SECUREBITS", SYS_prctl, prctl(PR_GET_SECUREBITS),
-                              [&](Asked& asked, std::uint64_t bits) -> Status {
-                                core(asked)->mutable_creds()->set_secbits(
-                                    static_cast<std::uint32_t>(bits));
-                                return OkStatus();
-                              }));
-#ifdef __x86_64__
+  RETURN_IF_ERROR(AskTogether(threads, "sigaltstack", SYS_sigaltstack, [](std::uint64_t answers) {
+    return Arguments{0, answers + offsetof(Answers, stack)};
+  }));
+  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_TID_ADDRESS", SYS_prctl,
+                              prctl(PR_GET_TID_ADDRESS, offsetof(Answers, tid_address))));
+  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_PDEATHSIG", SYS_prctl,
+                              prctl(PR_GET_PDEATHSIG, offsetof(Answers, death_signal))));
   RETURN_IF_ERROR(
-      AskTogether(threads, "prctl GET_TSC", SYS_prctl, prctl(PR_GET_TSC),
-                  [&](Asked& asked, std::uint64_t) -> Status {
-                    ASSIGN_OR_RETURN(const int counter, asked.remote.ReadValue<int>(asked.answer));
-                    if (counter == PR_TSC_ENABLE) return OkStatus();
-                    core(asked)->set_stasis_time_stamp_counter(static_cast<std::uint32_t>(counter));
-                    return OkStatus();
+      AskTogether(threads, "prctl GET_SECUREBITS", SYS_prctl, prctl(PR_GET_SECUREBITS, 0),
+                  [](Asked& asked, std::uint64_t bits) {
+                    asked.thread->core.mutable_thread_core()->mutable_creds()->set_secbits(
+                        static_cast<std::uint32_t>(bits));
                   }));
+#ifdef __x86_64__
+  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_TSC", SYS_prctl,
+                              prctl(PR_GET_TSC, offsetof(Answers, counter))));
 #endif
+  return OkStatus();
+}
+
+void ToImage(const Answers& answers, image::CoreEntry& core) {
+  image::ThreadCoreEntry& thread = *core.mutable_thread_core();
+  image::ThreadSasEntry& stack = *thread.mutable_sas();
+  stack.set_ss_sp(reinterpret_cast<std::uint64_t>(answers.stack.ss_sp));
+  stack.set_ss_size(answers.stack.ss_size);
+  stack.set_ss_flags(static_cast<std::uint32_t>(answers.stack.ss_flags));
+  arch::SetClearTidAddress(answers.tid_address, core);
+  if (answers.death_signal != 0) {
+    thread.set_pdeath_sig(static_cast<std::uint32_t>(answers.death_signal));
+  }
+#ifdef __x86_64__
+  if (answers.counter != PR_TSC_ENABLE) {
+    thread.set_stasis_time_stamp_counter(static_cast<std::uint32_t>(answers.counter));
+  }
+#endif
+}
+
+Status AskAboutThreads(std::span<Asked> threads) {
+  for (Asked& asked : threads) {
+    asked.remote.ResetArguments();
+    ASSIGN_OR_RETURN(asked.answers, asked.remote.PutValue(Answers{}));
+  }
+  RETURN_IF_ERROR(CallInThreads(threads));
+  for (Asked& asked : threads) {
+    ASSIGN_OR_RETURN(const auto answers, asked.remote.ReadValue<Answers>(asked.answers));
+    ToImage(answers, asked.thread->core);
+  }
   return OkStatus();
 }
 
