@@ -267,6 +267,37 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
   return WriteInventory(checkpoint, sink);
 }
 
+// All that must be seen while the tree stands still.
+Status ReadAll(Checkpoint& checkpoint, ImageSink& sink) {
+  const DumpReport& report = checkpoint.report;
+  RETURN_IF_ERROR(ReadTasks(checkpoint));
+  RETURN_IF_ERROR(ReadAreas(checkpoint));
+  RETURN_IF_ERROR(ReadFiles(checkpoint));
+  RETURN_IF_ERROR(ReadSegments(checkpoint));
+  RETURN_IF_ERROR(ReadCgroups(checkpoint));
+  checkpoint.request.log.Info("all of " + std::to_string(report.processes) + " processes, " +
+                              std::to_string(report.threads) + " threads and " +
+                              std::to_string(checkpoint.files->files().size()) +
+                              " open files can be saved");
+  // From here on calls run in the tree's threads: what cannot be restored was refused above.
+  RETURN_IF_ERROR(AskAll(checkpoint));
+  RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
+  checkpoint.request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
+                              Milliseconds(report.memory));
+  return OkStatus();
+}
+
+// Of a tree that is to end, so that its peers are not answered until it is restored.
+std::optional<NetworkLock> LockNetwork(Checkpoint& checkpoint) {
+  if (checkpoint.request.fate != Fate::kKill) return std::nullopt;
+  Result<std::optional<NetworkLock>> taken = checkpoint.files->LockNetwork(checkpoint.run_id);
+  if (taken.ok()) return *std::move(taken);
+  checkpoint.report.notes.push_back(
+      "peers that send before the restore will reset their connections: " +
+      Message(taken.status()));
+  return std::nullopt;
+}
+
 Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   switch (fate) {
     case Fate::kLeaveRunning:
@@ -311,31 +342,10 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
                         .cgroups = std::move(cgroups)};
   ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
   checkpoint.run_id = text::Trim(run_id);
-  RETURN_IF_ERROR(ReadTasks(checkpoint));
-  RETURN_IF_ERROR(ReadAreas(checkpoint));
-  RETURN_IF_ERROR(ReadFiles(checkpoint));
-  RETURN_IF_ERROR(ReadSegments(checkpoint));
-  RETURN_IF_ERROR(ReadCgroups(checkpoint));
-  request.log.Info("all of " + std::to_string(report.processes) + " processes, " +
-                   std::to_string(report.threads) + " threads and " +
-                   std::to_string(checkpoint.files->files().size()) + " open files can be saved");
-  // From here on calls run in the tree's threads: what cannot be restored was refused above.
-  RETURN_IF_ERROR(AskAll(checkpoint));
   HeldSink held(sink);
-  RETURN_IF_ERROR(ReadMemory(checkpoint, held));
-  request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
-                   Milliseconds(report.memory));
+  RETURN_IF_ERROR(ReadAll(checkpoint, held));
   if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
-  std::optional<NetworkLock> lock;
-  if (request.fate == Fate::kKill) {
-    Result<std::optional<NetworkLock>> taken = checkpoint.files->LockNetwork(checkpoint.run_id);
-    if (taken.ok()) {
-      if (taken->has_value()) lock.emplace(**std::move(taken));
-    } else {
-      report.notes.push_back("peers that send before the restore will reset their connections: " +
-                             Message(taken.status()));
-    }
-  }
+  std::optional<NetworkLock> lock = LockNetwork(checkpoint);
   checkpoint.files->GiveBack();
   std::set<pid_t> pids;
   for (const FrozenProcess& process : tree.processes()) pids.insert(process.pid);
