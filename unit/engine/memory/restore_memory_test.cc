@@ -84,6 +84,28 @@ TEST(RestoreMemoryTest, NothingOfTheOldProgramIsLeft) {
   EXPECT_THAT(starts, ElementsAre(kOurArea, kOurArea + kPage, kBase, vdso));
 }
 
+TEST(RestoreMemoryTest, MuchMemoryOfAllProtectionsIsFilledOnce) {
+  constexpr std::uint64_t kRun = 700;  // pages; a batch's end lies within most runs
+  FreshProgram program;
+  MemoryImage image(program, kVvar);
+  std::uint64_t next = 0;
+  std::vector<std::string> runs;
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    const std::uint64_t start = kBase + 2 * i * kRun * kPage;
+    std::string& bytes = runs.emplace_back();
+    for (std::uint64_t page = 0; page < kRun; ++page) bytes += PageOf(std::to_string(next++));
+    image.Add(start, kRun, i % 3 == 2 ? PROT_READ : PROT_READ | PROT_WRITE);
+    image.Pages(start, bytes);
+  }
+  ASSERT_THAT(image.Restore(), IsOk());
+  for (std::uint64_t i = 0; i < runs.size(); ++i) {
+    EXPECT_TRUE(program.Read(kBase + 2 * i * kRun * kPage, runs[i].size()) == runs[i]) << i;
+  }
+  const Result<LiveVdso> vdso = FindVdso(program.process());
+  ASSERT_THAT(vdso, IsOk());
+  EXPECT_EQ(image.progress.pages, next + vdso->vdso().size() / kPage);
+}
+
 TEST(RestoreMemoryTest, ManyScatteredPagesKeepTheirPlaces) {
   FreshProgram program;
   MemoryImage image(program, kVvar);
