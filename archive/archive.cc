@@ -41,6 +41,15 @@ class TarMembers : public engine::ImageSource {
     return Annotate(ReadExactAt(fd_, bytes, extent.offset + offset), name);
   }
 
+  Result<engine::ImagePlace> Locate(std::string_view name) const override {
+    ASSIGN_OR_RETURN(const Extent extent, Find(name));
+    UniqueFd copy(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
+    if (!copy) {
+      return SyscallError(errno, "duplicate the archive's descriptor");
+    }
+    return engine::ImagePlace{.fd = std::move(copy), .offset = extent.offset};
+  }
+
  private:
   Result<Extent> Find(std::string_view name) const {
     const auto found = index_.files.find(std::string(name));
@@ -72,6 +81,10 @@ class ImagesView : public engine::ImageSource {
   Status ReadAt(std::string_view name, std::uint64_t offset,
                 std::span<std::byte> bytes) const override {
     return members_.ReadAt(Whole(name), offset, bytes);
+  }
+
+  Result<engine::ImagePlace> Locate(std::string_view name) const override {
+    return members_.Locate(Whole(name));
   }
 
  private:

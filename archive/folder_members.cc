@@ -56,16 +56,26 @@ class FolderMembers : public engine::ImageSource {
 
   Status ReadAt(std::string_view name, std::uint64_t offset,
                 std::span<std::byte> bytes) const override {
+    ASSIGN_OR_RETURN(const UniqueFd fd, OpenMember(name));
+    return Annotate(ReadExactAt(fd.get(), bytes, offset), name);
+  }
+
+  Result<engine::ImagePlace> Locate(std::string_view name) const override {
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenMember(name));
+    return engine::ImagePlace{.fd = std::move(fd)};
+  }
+
+ private:
+  Result<UniqueFd> OpenMember(std::string_view name) const {
     RETURN_IF_ERROR(Size(name).status());  // only names of the index are opened
-    ASSIGN_OR_RETURN(const UniqueFd fd, OpenBeneath(folder_.get(), std::string(name), O_RDONLY));
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenBeneath(folder_.get(), std::string(name), O_RDONLY));
     struct stat st = {};
     if (::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode)) {
       return InvalidArgument(std::string(name) + " is no longer a regular file");
     }
-    return Annotate(ReadExactAt(fd.get(), bytes, offset), name);
+    return fd;
   }
 
- private:
   Status ReadFolder(const std::string& path, const std::string& prefix, int depth) {
     if (depth > kMaxDepth) return InvalidArgument(Printable(prefix) + ": folders nested too deep");
     ASSIGN_OR_RETURN(const UniqueFd fd, OpenBeneath(folder_.get(), path, O_RDONLY | O_DIRECTORY));

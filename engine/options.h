@@ -41,6 +41,8 @@ struct Options {
   /// A dump saves the bulk of large memory while the tree runs; it is then in checkpoints that the final one
   /// is based on (CRIU's `parent`).
   bool pre_copy = true;
+  /// A restored program runs before all of its memory is there (memory/lazy_pages.h).
+  bool lazy_pages = false;
   /// A restored tree is left stopped (SIGSTOP).
   bool leave_stopped = false;
 };

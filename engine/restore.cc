@@ -13,6 +13,7 @@
 #include "engine/files/restore_files.h"
 #include "engine/image/image_file.h"
 #include "engine/ipc/ipc_objects.h"
+#include "engine/memory/lazy_pages.h"
 #include "engine/memory/restore_memory.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/cgroups.h"
@@ -135,6 +136,9 @@ class Restoration {
 
   // Each process has its memory before it is forked, so that its children share what they had in common.
   Status Grow(std::uint64_t area) {
+    if (request_.options.lazy_pages) {
+      ASSIGN_OR_RETURN(lazy_, LazyPages::Start(request_.page_server_program, source_));
+    }
     MemoryProgress progress;
     progress.report = [&, total = TotalBytes()](std::uint64_t pages) {
       if (request_.progress) request_.progress(pages * 4096, total);
@@ -147,7 +151,7 @@ class Restoration {
                          [this](RestoredProcess& process, std::uint32_t id, int flags) {
                            return files_->OpenMapped(process, id, flags);
                          },
-                         progress));
+                         progress, lazy_ ? &*lazy_ : nullptr));
     RestoredProcess root = std::move(processes_.front());
     processes_.clear();
     ASSIGN_OR_RETURN(
@@ -199,6 +203,10 @@ class Restoration {
 
   // The point of no return: the tree runs.
   Status Release() {
+    if (lazy_) {
+      RETURN_IF_ERROR(lazy_->Begin());
+      report.lazy_bytes = lazy_->bytes();
+    }
     RETURN_IF_ERROR(files_->ResumeConnections());
     reserver_.reset();
     if (const Status status = files_->RemoveLinks(); !status.ok()) {
@@ -235,6 +243,7 @@ class Restoration {
   const ImageSource& source_;
   CheckpointImages images_;
   std::optional<PidReserver> reserver_;
+  std::optional<LazyPages> lazy_;
   std::unique_ptr<FileRestorer> files_;
   std::unique_ptr<CgroupRestorer> cgroups_;
   std::vector<RestoredProcess> processes_;

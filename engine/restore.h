@@ -28,6 +28,9 @@ struct RestoreRequest {
   /// The program `stasis-placeholder` on the host, also used to reserve pids (`last-pid`).
   std::string placeholder_program;
 
+  /// The program `stasis-pages` on the host, for Options::lazy_pages.
+  std::string page_server_program;
+
   Options options;
   Log log;
 
@@ -40,7 +43,8 @@ struct RestoreReport {
   std::chrono::microseconds total{};
   std::uint64_t processes = 0;
   std::uint64_t threads = 0;
-  std::uint64_t pages_restored = 0;
+  std::uint64_t pages_restored = 0;  ///< By the time that the tree runs.
+  std::uint64_t lazy_bytes = 0;      ///< That come while it runs.
   /// What is not as it was, a sentence each (connections that were closed, limits that were lower).
   std::vector<std::string> notes;
 };

@@ -59,5 +59,7 @@ Result<std::unique_ptr<archive::Archive>> OpenArchive(const std::string& path);
 
 /// stasis-placeholder beside this program.
 std::string PlaceholderProgram();
+/// The same of stasis-pages.
+std::string PageServerProgram();
 
 }  // namespace stasis::cli

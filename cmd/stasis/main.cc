@@ -68,11 +68,14 @@ Result<std::unique_ptr<archive::Archive>> OpenArchive(const std::string& path) {
   return archive::Archive::Open(path, options);
 }
 
-std::string PlaceholderProgram() {
+std::string ProgramBeside(const std::string& name) {
   std::error_code error;
-  return std::filesystem::read_symlink("/proc/self/exe", error)
-      .replace_filename("stasis-placeholder");
+  return std::filesystem::read_symlink("/proc/self/exe", error).replace_filename(name);
 }
+
+std::string PlaceholderProgram() { return ProgramBeside("stasis-placeholder"); }
+
+std::string PageServerProgram() { return ProgramBeside("stasis-pages"); }
 
 }  // namespace stasis::cli
 

@@ -78,6 +78,7 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
   request.log = options.log.Hear();
   request.stop = interrupts.token();
   request.placeholder_program = PlaceholderProgram();
+  request.page_server_program = PageServerProgram();
   ASSIGN_OR_RETURN(
       request.placeholder,
       engine::SpawnPlaceholder(source, {.placeholder_program = request.placeholder_program,
@@ -143,6 +144,8 @@ void AddRestore(CLI::App& program, int& exit_code) {
       ->needs("--detach");
   command->add_flag("--leave-stopped,-s", options->engine.leave_stopped,
                     "It is left stopped (SIGSTOP)");
+  command->add_flag("--lazy-pages", options->engine.lazy_pages,
+                    "It runs at once; most of its memory is loaded while it does");
   command->add_option("--root,-r", options->root, "Directory that becomes its root (chroot(2))")
       ->option_text("DIR")
       ->check(NotEmpty());

@@ -58,6 +58,11 @@ class DirectorySource : public ImageSource {
     return Annotate(ReadExactAt(fd.get(), bytes, offset), name);
   }
 
+  Result<ImagePlace> Locate(std::string_view name) const override {
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenFile(name));
+    return ImagePlace{.fd = std::move(fd)};
+  }
+
  private:
   Result<UniqueFd> OpenFile(std::string_view name) const {
     // CRIU's link to the checkpoint that an incremental one is based on.
@@ -89,6 +94,10 @@ Status ImageSink::Put(std::string_view name, std::string_view bytes) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ImageStream> stream, Open(name, bytes.size()));
   RETURN_IF_ERROR(stream->Write(std::as_bytes(std::span(bytes.data(), bytes.size()))));
   return stream->Finish();
+}
+
+Result<ImagePlace> ImageSource::Locate(std::string_view name) const {
+  return Unimplemented(std::string(name) + " is in no file of its own");
 }
 
 Result<std::string> ImageSource::Get(std::string_view name, std::uint64_t limit_bytes) const {

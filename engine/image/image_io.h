@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
 
 namespace stasis::engine {
 
@@ -38,6 +39,12 @@ class ImageSink {
   Status Put(std::string_view name, std::string_view bytes);
 };
 
+/// Where the bytes of an image file are.
+struct ImagePlace {
+  UniqueFd fd;               ///< Read-only, of our own.
+  std::uint64_t offset = 0;  ///< Of the first byte.
+};
+
 /// Gives the files of one checkpoint, at random and from several threads at once. Everything that it
 /// gives is untrusted input. Those of the checkpoint that an incremental one is based on are "parent/NAME".
 class ImageSource {
@@ -49,6 +56,8 @@ class ImageSource {
   /// Fills `bytes` from `offset` of file `name`; DataLoss when the file ends before.
   virtual Status ReadAt(std::string_view name, std::uint64_t offset,
                         std::span<std::byte> bytes) const = 0;
+  /// For who reads it later, and without the source. Unimplemented: there is no such place.
+  virtual Result<ImagePlace> Locate(std::string_view name) const;
   /// The whole of a small file. NotFound; ResourceExhausted above `limit_bytes`.
   Result<std::string> Get(std::string_view name,
                           std::uint64_t limit_bytes = std::uint64_t{256} << 20) const;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -18,6 +19,7 @@
 #include "engine/image/image_file.h"
 #include "engine/memory/aio_ring.h"
 #include "engine/memory/inheritance.h"
+#include "engine/memory/lazy_pages.h"
 #include "engine/memory/restore_areas.h"
 #include "engine/memory/restore_layout.h"
 #include "engine/memory/restore_mm.h"
@@ -101,13 +103,14 @@ Status Named(const Status& status, const ProcessImage& process) {
 
 class Restorer : public MemoryRestorer {
  public:
-  Restorer(const ImageSource& source, OpenFile open_file, MemoryProgress& progress)
-      : source_(source), open_file_(std::move(open_file)), progress_(progress) {}
+  Restorer(const ImageSource& source, OpenFile open_file, MemoryProgress& progress, LazyPages* lazy)
+      : source_(source), open_file_(std::move(open_file)), progress_(progress), lazy_(lazy) {}
 
   Status Plan(std::span<const ProcessImage* const> processes, const CheckpointImages& images,
               const AddressRange& ours) {
     ASSIGN_OR_RETURN(const ZeroFiles zero_files, ReadZeroFiles(images, source_));
     for (const ProcessImage* process : processes) {
+      parents_.insert(process->tree.ppid());
       if (process->zombie) continue;
       Result<MemoryPlan> plan = MakePlan(*process, zero_files, ours, source_);
       RETURN_IF_ERROR(Named(plan.status(), *process));
@@ -142,14 +145,21 @@ class Restorer : public MemoryRestorer {
     }
     RETURN_IF_ERROR(ClearMemory(process, vdso.whole(), inherited.areas()));
     RETURN_IF_ERROR(MoveVdso(process, vdso, plan.layout));
-    RETURN_IF_ERROR(SetHugePages(process));
+    const LazyPlan lazy = PlanLater(process, plan, inherited);
+    RETURN_IF_ERROR(SetHugePages(process, !lazy.empty() || process.image->mm.thp_disabled()));
     if (std::exchange(first_, first_ == 0 ? process.pid : first_) == 0) {
       RETURN_IF_ERROR(segments_.MakeAll(process, source_, [this](std::uint64_t n) { Count(n); }));
     }
     RETURN_IF_ERROR(MakeObjects(process, plan));
     RETURN_IF_ERROR(MapAreas(process, plan, inherited));
     RETURN_IF_ERROR(DropPages(process, inherited, plan.pages));
-    RETURN_IF_ERROR(Fill(process, plan, inherited));
+    if (lazy.empty()) {
+      RETURN_IF_ERROR(Fill(process, plan.layout, plan.pages, inherited));
+    } else {
+      RETURN_IF_ERROR(Fill(process, plan.layout, lazy.at_once, inherited));
+      RETURN_IF_ERROR(lazy_->Register(process, lazy));
+      RETURN_IF_ERROR(SetHugePages(process, process.image->mm.thp_disabled()));
+    }
     RETURN_IF_ERROR(FinishAreas(process, plan.layout, progress_.notes));
     for (const AddressRange& ring : plan.layout.aio_rings) {
       RETURN_IF_ERROR(RestoreAioRing(process, ring.start, ring.size()));
@@ -157,11 +167,17 @@ class Restorer : public MemoryRestorer {
     return SetMmAddresses(*process.remote, plan.addresses);
   }
 
+  // A child has what its parent has at its fork, so a parent's memory is all there before.
+  LazyPlan PlanLater(const RestoredProcess& process, const MemoryPlan& plan,
+                     const Inheritance& inherited) const {
+    if (lazy_ == nullptr || parents_.contains(process.image->tree.pid())) return {};
+    return PlanLazyPages(plan.layout, plan.pages, inherited.areas());
+  }
+
   // Before memory is filled, which would make the huge pages that the program does not want.
-  static Status SetHugePages(RestoredProcess& process) {
-    const int off = process.image->mm.thp_disabled() ? 1 : 0;
+  static Status SetHugePages(RestoredProcess& process, bool off) {
     return process.remote
-        ->Call("prctl PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE, off, 0, 0, 0)
+        ->Call("prctl PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE, off ? 1 : 0, 0, 0, 0)
         .status();
   }
 
@@ -186,10 +202,11 @@ class Restorer : public MemoryRestorer {
     return mapper.Finish();
   }
 
-  Status Fill(RestoredProcess& process, const MemoryPlan& plan, const Inheritance& inherited) {
+  Status Fill(RestoredProcess& process, const MemoryLayout& layout, const PageSet& pages,
+              const Inheritance& inherited) {
     ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(process.proc.get(), "mem", O_RDWR));
-    return WritePages(source_, plan.pages, TargetsOf(plan.layout, inherited), process.pid,
-                      mem.get(), [this](std::uint64_t pages) { Count(pages); });
+    return WritePages(source_, pages, TargetsOf(layout, inherited), process.pid, mem.get(),
+                      [this](std::uint64_t count) { Count(count); });
   }
 
   void Count(std::uint64_t pages) {
@@ -200,6 +217,8 @@ class Restorer : public MemoryRestorer {
   const ImageSource& source_;
   const OpenFile open_file_;
   MemoryProgress& progress_;
+  LazyPages* const lazy_;
+  std::set<std::uint32_t> parents_;  // pids
   std::map<const ProcessImage*, MemoryPlan> plans_;
   pid_t first_ = 0;  // the first that was restored
   SharedObjects objects_;
@@ -229,8 +248,8 @@ Result<std::uint64_t> ChooseAreaAddress(const CheckpointImages& images) {
 Result<std::unique_ptr<MemoryRestorer>> MemoryRestorer::Create(
     std::span<const ProcessImage* const> processes, const CheckpointImages& images,
     const ImageSource& source, std::uint64_t area_address, OpenFile open_file,
-    MemoryProgress& progress) {
-  auto restorer = std::make_unique<Restorer>(source, std::move(open_file), progress);
+    MemoryProgress& progress, LazyPages* lazy) {
+  auto restorer = std::make_unique<Restorer>(source, std::move(open_file), progress, lazy);
   RETURN_IF_ERROR(
       restorer->Plan(processes, images, {area_address, area_address + RemoteArea::kBytes}));
   return restorer;

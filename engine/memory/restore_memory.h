@@ -14,6 +14,8 @@
 
 namespace stasis::engine {
 
+class LazyPages;
+
 /// A start address for the area of ours that is free in the memory of every process of `images` and far
 /// from where the kernel puts a fresh program. ResourceExhausted: there is none.
 Result<std::uint64_t> ChooseAreaAddress(const CheckpointImages& images);
@@ -34,13 +36,14 @@ class MemoryRestorer {
   using OpenFile = std::function<Result<int>(RestoredProcess&, std::uint32_t id, int flags)>;
 
   /// Reads all that the images say of the memory of `processes` (zombies excepted), in each of which our
-  /// area is to be at `area_address`. `images`, `source` and `progress` outlive the result.
+  /// area is to be at `area_address`. `images`, `source`, `progress` and `lazy` outlive the result. `lazy`:
+  /// null, or what brings the pages that may come later.
   ///
   /// InvalidArgument, DataLoss when an image is broken, Unimplemented for memory that we cannot restore.
   static Result<std::unique_ptr<MemoryRestorer>> Create(
       std::span<const ProcessImage* const> processes, const CheckpointImages& images,
       const ImageSource& source, std::uint64_t area_address, OpenFile open_file,
-      MemoryProgress& progress);
+      MemoryProgress& progress, LazyPages* lazy = nullptr);
   virtual ~MemoryRestorer() = default;
 
   /// The memory of one process, whose image was among those of Create. `forked_from`: the image of the

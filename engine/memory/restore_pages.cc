@@ -32,6 +32,7 @@ namespace {
 
 // PagemapEntry.flags
 constexpr std::uint32_t kInParent = 1;
+constexpr std::uint32_t kLazy = 2;
 constexpr std::uint32_t kPresent = 4;
 
 // Read and written at a time: long enough to make the calls cheap, short enough to stay in the
@@ -48,6 +49,7 @@ constexpr std::string_view kParentFolder = "parent/";
 struct Run {
   AddressRange range;  // empty when there are no pages
   bool in_parent = false;
+  bool lazy = false;
 };
 
 Result<Run> ReadRun(const image::PagemapEntry& entry) {
@@ -63,7 +65,7 @@ Result<Run> ReadRun(const image::PagemapEntry& entry) {
       pages > (kTaskSize - entry.vaddr()) / kPageBytes) {
     return DataLoss("impossible pages at " + ToText(AddressRange{entry.vaddr(), entry.vaddr()}));
   }
-  return Run{{entry.vaddr(), entry.vaddr() + pages * kPageBytes}, in_parent};
+  return Run{{entry.vaddr(), entry.vaddr() + pages * kPageBytes}, in_parent, (flags & kLazy) != 0};
 }
 
 // Reads one pagemap file, and its parents when it needs them.
@@ -106,7 +108,7 @@ class PageSetReader {
         RETURN_IF_ERROR(AddFromParent(run.range));
         continue;
       }
-      set_.Add({.range = run.range, .file = 0, .offset = used_bytes_});
+      set_.Add({.range = run.range, .file = 0, .offset = used_bytes_, .lazy = run.lazy});
       used_bytes_ += run.range.size();
     }
     return OkStatus();
@@ -131,7 +133,8 @@ class PageSetReader {
       const AddressRange part = {at, std::min(range.end, extent->range.end)};
       set_.Add({.range = part,
                 .file = parent_files_ + extent->file,
-                .offset = extent->offset + (at - extent->range.start)});
+                .offset = extent->offset + (at - extent->range.start),
+                .lazy = extent->lazy});
       at = part.end;
     }
     return OkStatus();
@@ -372,7 +375,7 @@ void PageSet::Add(const Extent& extent) {
   if (!extents.empty()) {
     Extent& last = extents.back();
     if (last.range.end == extent.range.start && last.file == extent.file &&
-        last.offset + last.range.size() == extent.offset) {
+        last.lazy == extent.lazy && last.offset + last.range.size() == extent.offset) {
       last.range.end = extent.range.end;
       return;
     }

@@ -21,6 +21,7 @@ struct PageSet {
     AddressRange range;        ///< Not empty.
     std::size_t file = 0;      ///< Index in `files`.
     std::uint64_t offset = 0;  ///< In that file, bytes.
+    bool lazy = false;         ///< The program may run before it is there.
   };
   std::vector<std::string> files;  ///< Names in the source.
   std::vector<Extent> extents;
