@@ -12,11 +12,11 @@
 namespace stasis::cri {
 
 struct ShimOptions {
-  std::string listen;            ///< unix:///path of our own socket.
-  std::string runtime_endpoint;  ///< unix:///path of the runtime's socket.
-  std::string state_dir;         ///< What is known of restored containers; made when missing.
-  std::string placeholder;       ///< Host path of the program `stasis-placeholder`.
-  engine::Options checkpoint;    ///< Of every checkpoint.
+  std::string listen;               ///< unix:///path of our own socket.
+  std::string runtime_endpoint;     ///< unix:///path of the runtime's socket.
+  std::string state_dir;            ///< What is known of restored containers; made when missing.
+  std::string placeholder;          ///< Host path of the program `stasis-placeholder`.
+  engine::Options checkpoint = {};  ///< Of every checkpoint.
 };
 
 class Shim {
