@@ -65,7 +65,13 @@ std::vector<pid_t> Candidates(pid_t root) {
 
 bool CanBeDumped(const DumpRequest& request) {
   const Result<DumpCheck> check = CheckDump(request.root, request.options);
-  return check.ok() && check->obstacles.empty();
+  const bool can = check.ok() && check->obstacles.empty();
+  if (!can) {
+    request.log.Info(
+        "no memory is saved while the tree runs, for it seems that it cannot be saved: " +
+        (check.ok() ? check->obstacles.front() : Message(check.status())));
+  }
+  return can;
 }
 
 // Stops the whole tree for a moment.

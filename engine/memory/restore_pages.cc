@@ -105,7 +105,7 @@ class PageSetReader {
         return DataLoss("pages at " + ToText(run.range) + " come twice or out of order");
       }
       if (run.in_parent) {
-        RETURN_IF_ERROR(AddFromParent(run.range));
+        RETURN_IF_ERROR(AddFromParent(run));
         continue;
       }
       set_.Add({.range = run.range, .file = 0, .offset = used_bytes_, .lazy = run.lazy});
@@ -114,7 +114,9 @@ class PageSetReader {
     return OkStatus();
   }
 
-  Status AddFromParent(const AddressRange& range) {
+  // Whether they may be lazy is not the parent's to say, whose threads stood elsewhere.
+  Status AddFromParent(const Run& run) {
+    const AddressRange& range = run.range;
     if (!parent_) {
       if (depth_ == kMostParents) return InvalidArgument("more than 64 checkpoints on each other");
       ASSIGN_OR_RETURN(parent_,
@@ -134,7 +136,7 @@ class PageSetReader {
       set_.Add({.range = part,
                 .file = parent_files_ + extent->file,
                 .offset = extent->offset + (at - extent->range.start),
-                .lazy = extent->lazy});
+                .lazy = run.lazy});
       at = part.end;
     }
     return OkStatus();
