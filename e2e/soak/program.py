@@ -31,7 +31,7 @@ class Session:
         raise NotImplementedError
 
     def next(self):
-        """The program's count for this session, one more at each call."""
+        """The program's count for this client, one more at each call."""
         raise NotImplementedError
 
     def check(self):

@@ -29,6 +29,10 @@ Word* MapPages() {
 }
 void Unmap(Word* memory) { ::munmap(const_cast<std::uint64_t*>(memory), kPages * 4096); }
 
+void Fill(Word* memory) {
+  for (std::uint64_t page = 0; page < kPages; ++page) memory[page * kWords] = 1;
+}
+
 Result<DumpReport> DumpInRounds(pid_t pid, MemoryImages& images) {
   DumpRequest request;
   request.root = pid;
@@ -78,7 +82,7 @@ TEST(PreCopyTest, WhatIsGivenBackMeanwhileDoesNotComeBack) {
   SharedWords words;
   Word* const memory = MapPages();
   Child child = Program([&] {
-    for (std::uint64_t page = 0; page < kPages; ++page) memory[page * kWords] = 1;
+    Fill(memory);
     words[0] = 1;
     while (words[1] == 0) ::usleep(100);
     // As a whole, so that page tables go with it, and in part.
@@ -110,9 +114,7 @@ TEST(PreCopyTest, WhatIsGivenBackMeanwhileDoesNotComeBack) {
 TEST(PreCopyTest, LeavesNoTraceInTheProgram) {
   SharedWords words;
   Word* const memory = MapPages();
-  Child child = Prepared(words, [&] {
-    for (std::uint64_t page = 0; page < kPages; ++page) memory[page * kWords] = 1;
-  });
+  Child child = Prepared(words, [&] { Fill(memory); });
   const std::string maps = ProcText(child.pid(), "maps");
   MemoryImages images;
   ASSERT_THAT(DumpInRounds(child.pid(), images), IsOk());
@@ -129,9 +131,7 @@ TEST(PreCopyTest, LeavesNoTraceInTheProgram) {
 TEST(PreCopyTest, IsNotForLittleMemoryOrWhenItIsNotWanted) {
   SharedWords words;
   Word* const memory = MapPages();
-  Child child = Prepared(words, [&] {
-    for (std::uint64_t page = 0; page < kPages; ++page) memory[page * kWords] = 1;
-  });
+  Child child = Prepared(words, [&] { Fill(memory); });
   MemoryImages images;
   const auto report = DumpTo(child.pid(), images);
   ASSERT_THAT(report, IsOk());
@@ -144,7 +144,7 @@ TEST(PreCopyTest, ItsStopsCountInWhatIsLeftOfAWait) {
   SharedWords words;
   Word* const memory = MapPages();
   Child child = Program([&] {
-    for (std::uint64_t page = 0; page < kPages; ++page) memory[page * kWords] = 1;
+    Fill(memory);
     words[0] = 1;
     const timespec time = {100, 0};
     ::nanosleep(&time, nullptr);
