@@ -6,10 +6,10 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <future>
 #include <iterator>
 #include <optional>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -26,6 +26,7 @@
 #include "engine/proc/text.h"
 #include "engine/tasks/affinity.h"
 #include "engine/tasks/cgroups.h"
+#include "engine/tasks/dump_beside.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_outside.h"
 #include "engine/tasks/dump_seccomp.h"
@@ -73,32 +74,19 @@ struct Checkpoint {
   }
 };
 
-Status CheckNamespaces(const Checkpoint& checkpoint) {
-  for (const FrozenProcess& process : checkpoint.tree.processes()) {
-    RETURN_IF_ERROR(Annotate(checkpoint.namespaces.CheckSame(process), Name(process)));
-  }
-  return OkStatus();
-}
-
 Status ReadTasks(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(CheckTree(checkpoint.tree));
-  // Ten files of /proc a thread, which anybody may look at, while we ask by ptrace(2). Its end is waited for
-  // on every way out.
-  std::future<Status> same =
-      std::async(std::launch::async, [&checkpoint] { return CheckNamespaces(checkpoint); });
+  BesideLook beside(checkpoint.tree, checkpoint.namespaces);
   for (FrozenProcess& process : checkpoint.tree.processes()) {
     checkpoint.request.log.Debug(Name(process) + ", " + std::to_string(process.threads.size()) +
                                  " threads");
     Result<DumpedProcess> dumped = ReadOutside(process);
-    if (!dumped.ok()) {
-      RETURN_IF_ERROR(same.get());
-      return Annotate(dumped.status(), Name(process));
-    }
+    if (!dumped.ok()) return Annotate(dumped.status(), Name(process));
     checkpoint.processes.push_back(*std::move(dumped));
     ++checkpoint.report.processes;
     checkpoint.report.threads += process.threads.size();
   }
-  RETURN_IF_ERROR(same.get());
+  RETURN_IF_ERROR(beside.Take(checkpoint.processes, checkpoint.cgroups));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root());
@@ -158,9 +146,6 @@ Status ReadFiles(Checkpoint& checkpoint) {
 
 Status ReadCgroups(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(ReadAffinities(checkpoint.processes));
-  for (const DumpedProcess& process : checkpoint.processes) {
-    RETURN_IF_ERROR(checkpoint.cgroups.Add(process));
-  }
   return checkpoint.cgroups.Read(checkpoint.processes);
 }
 
@@ -203,11 +188,20 @@ Status ReadSegments(Checkpoint& checkpoint) {
 Status AskAll(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(
       checkpoint.ForEach([&](DumpedProcess& process) { return checkpoint.seccomp.Add(process); }));
-  bool is_root = true;
-  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
-    const bool wants_names = std::exchange(is_root, false) && checkpoint.namespaces.has_own_uts();
-    return AskInside(process, *checkpoint.files, wants_names ? &checkpoint.uts_names : nullptr);
-  });
+  std::vector<DumpedProcess*> living;
+  for (DumpedProcess& process : checkpoint.processes) {
+    if (!process.zombie) living.push_back(&process);
+  }
+  UtsNames* names = checkpoint.namespaces.has_own_uts() ? &checkpoint.uts_names : nullptr;
+  std::span<DumpedProcess*> rest = living;
+  while (!rest.empty()) {
+    constexpr std::size_t kAtOnce = 16;
+    RETURN_IF_ERROR(StillWanted(checkpoint.request));
+    const std::span<DumpedProcess*> some = rest.first(std::min(rest.size(), kAtOnce));
+    RETURN_IF_ERROR(AskInside(some, *checkpoint.files, std::exchange(names, nullptr)));
+    rest = rest.subspan(some.size());
+  }
+  return OkStatus();
 }
 
 Status ReadMemory(Checkpoint& checkpoint, ImageSink& sink) {

@@ -17,6 +17,9 @@
 
 namespace stasis::engine::arch {
 
+/// AUDIT_ARCH_X86_64, include/uapi/linux/audit.h: the system calls that we make, to seccomp(2).
+inline constexpr std::uint32_t kAuditArchitecture = 0xc000'003e;
+
 /// General registers as PTRACE_GETREGS gives them.
 using GeneralRegisters = user_regs_struct;
 
@@ -75,8 +78,23 @@ inline constexpr std::uint64_t kRedZoneBytes = 128;
 
 /// Position-independent code: a system call instruction, and behind it rt_sigreturn(2). A thread that
 /// runs on from there by itself, because its tracer died, finds its way home through the signal frame
-/// that lies at its stack pointer.
+/// that lies at its stack pointer. Behind that, code that makes several calls, and goes home alike.
 std::span<const std::byte> HomewardCode();
+
+/// One of several calls.
+struct CallInside {
+  std::uint64_t number = 0;
+  std::array<std::uint64_t, 6> arguments = {};
+  std::int64_t result = 0;
+};
+static_assert(sizeof(CallInside) == 64);
+/// `registers` set up to make the `count` calls that lie at `table`, by the HomewardCode at `code`.
+GeneralRegisters ForCalls(const GeneralRegisters& registers, std::uint64_t code,
+                          std::uint64_t stack, std::uint64_t table, std::size_t count);
+/// The instruction behind the system call of those.
+std::uint64_t BehindCall(std::uint64_t code);
+/// True when the last of the calls has been made, and nothing behind it.
+bool AreMade(const GeneralRegisters& registers, std::uint64_t code);
 
 /// A frame from which rt_sigreturn(2) restores `registers` and `signal_mask`, to be placed at `address`
 /// (64-byte aligned); the stack pointer for the system call is address + FrameStackOffset().

@@ -59,8 +59,7 @@ Result<UniqueFd> MakeIn(FrozenProcess& process) {
   RETURN_IF_ERROR(LiftSeccomp(leader));
   RETURN_IF_ERROR(LeaveSequence(leader.tid()));
   ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(leader.tracee));
-  ASSIGN_OR_RETURN(RemoteSyscalls remote,
-                   RemoteSyscalls::BeginAt(leader.tracee, {}, foothold.code(), foothold.frame()));
+  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(leader.tracee, foothold.place()));
   Result<UniqueFd> fd = [&]() -> Result<UniqueFd> {
     ASSIGN_OR_RETURN(const std::uint64_t number,
                      remote.Call("userfaultfd", SYS_userfaultfd,

@@ -147,20 +147,20 @@ Result<CgroupDumper> CgroupDumper::Create(const FrozenProcess& root, const Optio
   return dumper;
 }
 
-Status CgroupDumper::Add(const DumpedProcess& process) {
-  if (ignore_ || process.zombie) return OkStatus();
-  for (const FrozenThread& thread : process.frozen->threads) {
-    ASSIGN_OR_RETURN(
-        const std::string text,
-        ReadFileAt(process.frozen->proc.get(), "task/" + std::to_string(thread.tid()) + "/cgroup"));
-    auto known = by_text_.find(text);
-    if (known == by_text_.end()) {
-      ASSIGN_OR_RETURN(CgroupSet set, ParseCgroups(text));
-      const auto number = static_cast<std::uint32_t>(sets_.size() + 1);
-      known = by_text_.emplace(text, sets_.try_emplace(std::move(set), number).first->second).first;
-    }
-    of_thread_[thread.tid()] = known->second;
+Result<std::string> CgroupDumper::Look(const FrozenProcess& process, const FrozenThread& thread) {
+  return ReadFileAt(process.proc.get(), "task/" + std::to_string(thread.tid()) + "/cgroup");
+}
+
+Status CgroupDumper::Add(pid_t tid, const std::string& cgroups) {
+  if (ignore_) return OkStatus();
+  auto known = by_text_.find(cgroups);
+  if (known == by_text_.end()) {
+    ASSIGN_OR_RETURN(CgroupSet set, ParseCgroups(cgroups));
+    const auto number = static_cast<std::uint32_t>(sets_.size() + 1);
+    known =
+        by_text_.emplace(cgroups, sets_.try_emplace(std::move(set), number).first->second).first;
   }
+  of_thread_[tid] = known->second;
   return OkStatus();
 }
 

@@ -1,8 +1,9 @@
 // Source  prctl(2), getitimer(2), timer_gettime(2), sigaltstack(2), membarrier(2); tested on 6.18
-// Rule    A call costs two stops, some 10 us: signal actions are asked for only where /proc says
-//         that they are not the default.
+// Rule    Signal actions are asked for only where /proc says that they are not the default.
 // Rule    sigaltstack(2) says SS_ONSTACK by the stack pointer; ours is never on the alternate
 //         stack.
+// Rule    A thread that was left alone in the midst of its calls makes the rest of them: none may be one that
+//         its seccomp filters, which its tracer suspends, would end it for.
 #include "engine/tasks/dump_inside.h"
 
 #include <absl/cleanup/cleanup.h>
@@ -15,19 +16,22 @@
 #include <time.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstddef>
-#include <functional>
+#include <list>
+#include <optional>
 #include <span>
-#include <string_view>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/dump_outside.h"
+#include "engine/tasks/dump_tree.h"
 #include "engine/tasks/settings.h"
+#include "engine/tracee/call_batch.h"
+#include "engine/tracee/foothold.h"
 #include "engine/tracee/remote_syscalls.h"
 
 namespace stasis::engine {
@@ -38,270 +42,217 @@ struct KernelSigaction {
   std::uint64_t handler, flags, restorer, mask;
 };
 
+constexpr std::uint64_t kHere = CallBatch::kHere;
 constexpr std::uint64_t kSignalSetBytes = 8;
 constexpr int kGetRegistrations = 1 << 9;  // MEMBARRIER_CMD_GET_REGISTRATIONS, Linux 6.3
 
-// Calls that fill one T at an address that we give.
-template <typename T, typename Invoke>
-Result<T> Ask(RemoteSyscalls& remote, Invoke invoke) {
-  remote.ResetArguments();
-  ASSIGN_OR_RETURN(const std::uint64_t address, remote.PutValue(T{}));
-  RETURN_IF_ERROR(invoke(address).status());
-  return remote.ReadValue<T>(address);
-}
+std::uint64_t Word(int value) { return static_cast<std::uint64_t>(value); }
 
-Status AskSignalActions(RemoteSyscalls& remote, const TaskStatus& status,
-                        image::TaskCoreEntry& core) {
+void AskSignalActions(CallBatch& batch, const TaskStatus& status, image::TaskCoreEntry& core) {
+  core.clear_sigactions();
+  // References to what is added later must stay good: all have their places first.
   for (int signal = 1; signal <= 64; ++signal) {
     if (signal == SIGKILL || signal == SIGSTOP) continue;
-    KernelSigaction action = {};
-    const std::uint64_t bit = std::uint64_t{1} << (signal - 1);
-    if (((status.caught | status.ignored) & bit) != 0) {
-      ASSIGN_OR_RETURN(action, Ask<KernelSigaction>(remote, [&](std::uint64_t at) {
-                         return remote.Call("rt_sigaction", SYS_rt_sigaction, signal, 0, at,
-                                            kSignalSetBytes);
-                       }));
-    }
     image::SaEntry& entry = *core.add_sigactions();
-    entry.set_sigaction(action.handler);
-    entry.set_flags(action.flags);
-    entry.set_restorer(action.restorer);
-    entry.set_mask(action.mask);
+    entry.set_sigaction(0);
+    entry.set_flags(0);
+    entry.set_restorer(0);
+    entry.set_mask(0);
+    const std::uint64_t bit = std::uint64_t{1} << (signal - 1);
+    if (((status.caught | status.ignored) & bit) == 0) continue;
+    batch.AddFilling<KernelSigaction>("rt_sigaction", SYS_rt_sigaction,
+                                      {Word(signal), 0, kHere, kSignalSetBytes},
+                                      [&entry](const KernelSigaction& action) {
+                                        entry.set_sigaction(action.handler);
+                                        entry.set_flags(action.flags);
+                                        entry.set_restorer(action.restorer);
+                                        entry.set_mask(action.mask);
+                                      });
   }
-  return OkStatus();
 }
 
-Status AskIntervalTimer(RemoteSyscalls& remote, int which, image::ItimerEntry& entry) {
-  ASSIGN_OR_RETURN(const auto timer, Ask<itimerval>(remote, [&](std::uint64_t at) {
-                     return remote.Call("getitimer", SYS_getitimer, which, at);
-                   }));
-  entry.set_isec(static_cast<std::uint64_t>(timer.it_interval.tv_sec));
-  entry.set_iusec(static_cast<std::uint64_t>(timer.it_interval.tv_usec));
-  entry.set_vsec(static_cast<std::uint64_t>(timer.it_value.tv_sec));
-  entry.set_vusec(static_cast<std::uint64_t>(timer.it_value.tv_usec));
-  return OkStatus();
+void AskIntervalTimer(CallBatch& batch, int which, image::ItimerEntry& entry) {
+  batch.AddFilling<itimerval>(
+      "getitimer", SYS_getitimer, {Word(which), kHere}, [&entry](const itimerval& timer) {
+        entry.set_isec(static_cast<std::uint64_t>(timer.it_interval.tv_sec));
+        entry.set_iusec(static_cast<std::uint64_t>(timer.it_interval.tv_usec));
+        entry.set_vsec(static_cast<std::uint64_t>(timer.it_value.tv_sec));
+        entry.set_vusec(static_cast<std::uint64_t>(timer.it_value.tv_usec));
+      });
 }
 
-Status AskPosixTimer(RemoteSyscalls& remote, const PosixTimer& timer, const FileDumpContext& pids,
-                     image::PosixTimerEntry& entry) {
-  ASSIGN_OR_RETURN(const auto value, Ask<itimerspec>(remote, [&](std::uint64_t at) {
-                     return remote.Call("timer_gettime", SYS_timer_gettime, timer.id, at);
-                   }));
-  ASSIGN_OR_RETURN(const std::uint64_t overrun,
-                   remote.Call("timer_getoverrun", SYS_timer_getoverrun, timer.id));
+void AskPosixTimer(CallBatch& batch, const PosixTimer& timer, const FileDumpContext& pids,
+                   image::PosixTimerEntry& entry) {
   entry.set_it_id(static_cast<std::uint32_t>(timer.id));
   entry.set_clock_id(static_cast<std::uint32_t>(timer.clock_id));
   entry.set_si_signo(static_cast<std::uint32_t>(timer.signal));
   entry.set_it_sigev_notify(static_cast<std::uint32_t>(timer.notify));
   entry.set_sival_ptr(timer.sigval);
-  entry.set_overrun(static_cast<std::uint32_t>(overrun));
-  entry.set_isec(static_cast<std::uint64_t>(value.it_interval.tv_sec));
-  entry.set_insec(static_cast<std::uint64_t>(value.it_interval.tv_nsec));
-  entry.set_vsec(static_cast<std::uint64_t>(value.it_value.tv_sec));
-  entry.set_vnsec(static_cast<std::uint64_t>(value.it_value.tv_nsec));
   if ((timer.notify & SIGEV_THREAD_ID) != 0) {
     entry.set_notify_thread_id(pids.ToNamespacePid(timer.notify_pid));
   }
-  return OkStatus();
+  batch.AddFilling<itimerspec>(
+      "timer_gettime", SYS_timer_gettime, {Word(timer.id), kHere},
+      [&entry](const itimerspec& value) {
+        entry.set_isec(static_cast<std::uint64_t>(value.it_interval.tv_sec));
+        entry.set_insec(static_cast<std::uint64_t>(value.it_interval.tv_nsec));
+        entry.set_vsec(static_cast<std::uint64_t>(value.it_value.tv_sec));
+        entry.set_vnsec(static_cast<std::uint64_t>(value.it_value.tv_nsec));
+      });
+  batch.Add(
+      "timer_getoverrun", SYS_timer_getoverrun, {Word(timer.id)},
+      [&entry](std::int64_t overrun) { entry.set_overrun(static_cast<std::uint32_t>(overrun)); });
 }
 
-Status AskTimers(RemoteSyscalls& remote, const FrozenProcess& process, const FileDumpContext& pids,
+Status AskTimers(CallBatch& batch, const FrozenProcess& process, const FileDumpContext& pids,
                  image::TaskTimersEntry& timers) {
-  RETURN_IF_ERROR(AskIntervalTimer(remote, ITIMER_REAL, *timers.mutable_real()));
-  RETURN_IF_ERROR(AskIntervalTimer(remote, ITIMER_VIRTUAL, *timers.mutable_virt()));
-  RETURN_IF_ERROR(AskIntervalTimer(remote, ITIMER_PROF, *timers.mutable_prof()));
+  timers.Clear();
+  AskIntervalTimer(batch, ITIMER_REAL, *timers.mutable_real());
+  AskIntervalTimer(batch, ITIMER_VIRTUAL, *timers.mutable_virt());
+  AskIntervalTimer(batch, ITIMER_PROF, *timers.mutable_prof());
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "timers"));
   ASSIGN_OR_RETURN(const std::vector<PosixTimer> posix, ParsePosixTimers(text));
-  for (const PosixTimer& timer : posix) {
-    RETURN_IF_ERROR(AskPosixTimer(remote, timer, pids, *timers.add_posix()));
-  }
+  for (const PosixTimer& timer : posix) AskPosixTimer(batch, timer, pids, *timers.add_posix());
   return OkStatus();
 }
 
-// Timers run while the tree is frozen. One that fires after the signals were read would be in the image
-// neither as a timer nor as its signal: both are read until nothing fires in between. A timer whose signal
-// is pending does not fire again, so that this ends.
-Status AskTimersAndSignals(RemoteSyscalls& remote, DumpedProcess& process,
-                           const FileDumpContext& pids) {
-  constexpr int kAttempts = 10;  // for a stream of signals from elsewhere
-  image::TaskTimersEntry& timers = *process.threads.front().core.mutable_tc()->mutable_timers();
-  RETURN_IF_ERROR(ReadSignalsAgain(process).status());
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    timers.Clear();
-    RETURN_IF_ERROR(AskTimers(remote, *process.frozen, pids, timers));
-    ASSIGN_OR_RETURN(const bool fired, ReadSignalsAgain(process));
-    if (!fired) break;
-  }
-  return OkStatus();
-}
-
-Status AskMemory(RemoteSyscalls& remote, image::MmEntry& mm, image::TaskCoreEntry& core) {
-  ASSIGN_OR_RETURN(const std::uint64_t brk, remote.Call("brk", SYS_brk, 0));
-  mm.set_mm_brk(brk);
-  ASSIGN_OR_RETURN(const std::uint64_t dumpable,
-                   remote.Call("prctl GET_DUMPABLE", SYS_prctl, PR_GET_DUMPABLE));
-  mm.set_dumpable(static_cast<std::int32_t>(dumpable));
-  ASSIGN_OR_RETURN(const std::uint64_t no_huge_pages,
-                   remote.Call("prctl GET_THP_DISABLE", SYS_prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0));
-  if (no_huge_pages != 0) mm.set_thp_disabled(true);
-  if (no_huge_pages > 1) core.set_stasis_no_huge_pages(static_cast<std::uint32_t>(no_huge_pages));
+void AskMemory(CallBatch& batch, image::MmEntry& mm, image::TaskCoreEntry& core) {
+  batch.Add("brk", SYS_brk, {0},
+            [&mm](std::int64_t brk) { mm.set_mm_brk(static_cast<std::uint64_t>(brk)); });
+  batch.Add("prctl GET_DUMPABLE", SYS_prctl, {PR_GET_DUMPABLE},
+            [&mm](std::int64_t dumpable) { mm.set_dumpable(static_cast<std::int32_t>(dumpable)); });
+  batch.Add("prctl GET_THP_DISABLE", SYS_prctl, {PR_GET_THP_DISABLE}, [&](std::int64_t none) {
+    if (none != 0) mm.set_thp_disabled(true);
+    if (none > 1) core.set_stasis_no_huge_pages(static_cast<std::uint32_t>(none));
+  });
 #ifdef SYS_modify_ldt
-  ASSIGN_OR_RETURN(const std::uint64_t address, remote.Reserve(8));
-  const Result<std::uint64_t> ldt = remote.Call("modify_ldt", SYS_modify_ldt, 0, address, 8);
-  if (ldt.ok() && *ldt != 0) return Unimplemented("has a local descriptor table (modify_ldt(2))");
+  // Of any length; a first word says whether there is one.
+  batch.AddOptional("modify_ldt", SYS_modify_ldt, {0, kHere, 8}, [](std::int64_t bytes) -> Status {
+    if (bytes == 0) return OkStatus();
+    return Unimplemented("has a local descriptor table (modify_ldt(2))");
+  });
 #endif
-  return OkStatus();
 }
 
-Status AskProcess(RemoteSyscalls& remote, DumpedProcess& process, const FileDumpContext& pids) {
+// What a process as a whole has, asked of its leader.
+Status AskProcess(CallBatch& batch, DumpedProcess& process, const FileDumpContext& pids) {
   image::TaskCoreEntry& core = *process.threads.front().core.mutable_tc();
-  RETURN_IF_ERROR(AskMemory(remote, process.mm, core));
-  RETURN_IF_ERROR(AskSignalActions(remote, process.frozen->status, core));
-  RETURN_IF_ERROR(AskTimersAndSignals(remote, process, pids));
-  ASSIGN_OR_RETURN(const int subreaper, Ask<int>(remote, [&](std::uint64_t at) {
-                     return remote.Call("prctl GET_CHILD_SUBREAPER", SYS_prctl,
-                                        PR_GET_CHILD_SUBREAPER, at);
-                   }));
-  if (subreaper != 0) core.set_child_subreaper(true);
-  RETURN_IF_ERROR(AskSettings(remote, core));
-  const Result<std::uint64_t> barriers =
-      remote.Call("membarrier", SYS_membarrier, kGetRegistrations, 0, 0);
-  if (barriers.ok() && *barriers != 0) {  // an older kernel says EINVAL
-    core.set_membarrier_registration_mask(static_cast<std::uint32_t>(*barriers));
-  }
-  return OkStatus();
+  AskMemory(batch, process.mm, core);
+  AskSignalActions(batch, process.frozen->status, core);
+  batch.AddFilling<int>("prctl GET_CHILD_SUBREAPER", SYS_prctl, {PR_GET_CHILD_SUBREAPER, kHere},
+                        [&core](int subreaper) {
+                          if (subreaper != 0) core.set_child_subreaper(true);
+                        });
+  AskSettings(batch, core);
+  // An older kernel says EINVAL.
+  batch.AddOptional("membarrier", SYS_membarrier, {kGetRegistrations}, [&core](std::int64_t mask) {
+    if (mask != 0) core.set_membarrier_registration_mask(static_cast<std::uint32_t>(mask));
+    return OkStatus();
+  });
+  return AskTimers(batch, *process.frozen, pids, *core.mutable_timers());
 }
 
-// Threads that are asked together, each with its calls.
-struct Asked {
-  DumpedThread* thread = nullptr;
-  RemoteSyscalls remote;
-  std::uint64_t answers = 0;  // address of what the calls fill
-  Status status = {};
-};
+void AskUtsNames(CallBatch& batch, UtsNames& names) {
+  batch.AddFilling<utsname>("uname", SYS_uname, {kHere}, [&names](const utsname& answer) {
+    names.node = answer.nodename;
+    names.domain = answer.domainname;
+  });
+}
 
-// What a thread alone can tell, in the order of the calls; each fills a place of its own, so that all are
-// cleared at once and read at once.
-struct Answers {
-  stack_t stack;
-  std::uint64_t tid_address;
-  std::int32_t death_signal, counter;
-};
-using Arguments = std::array<std::uint64_t, 6>;
+// What a thread alone can tell.
+void AskThread(CallBatch& batch, image::CoreEntry& core) {
+  image::ThreadCoreEntry& thread = *core.mutable_thread_core();
+  batch.AddFilling<stack_t>("sigaltstack", SYS_sigaltstack, {0, kHere},
+                            [&thread](const stack_t& stack) {
+                              image::ThreadSasEntry& entry = *thread.mutable_sas();
+                              entry.set_ss_sp(reinterpret_cast<std::uint64_t>(stack.ss_sp));
+                              entry.set_ss_size(stack.ss_size);
+                              entry.set_ss_flags(static_cast<std::uint32_t>(stack.ss_flags));
+                            });
+  batch.Add("prctl GET_SECUREBITS", SYS_prctl, {PR_GET_SECUREBITS}, [&thread](std::int64_t bits) {
+    thread.mutable_creds()->set_secbits(static_cast<std::uint32_t>(bits));
+  });
+  batch.AddFilling<std::uint64_t>(
+      "prctl GET_TID_ADDRESS", SYS_prctl, {PR_GET_TID_ADDRESS, kHere},
+      [&core](std::uint64_t address) { arch::SetClearTidAddress(address, core); });
+  batch.AddFilling<std::int32_t>("prctl GET_PDEATHSIG", SYS_prctl, {PR_GET_PDEATHSIG, kHere},
+                                 [&thread](std::int32_t signal) {
+                                   if (signal != 0)
+                                     thread.set_pdeath_sig(static_cast<std::uint32_t>(signal));
+                                 });
+#ifdef __x86_64__
+  batch.AddFilling<std::int32_t>(
+      "prctl GET_TSC", SYS_prctl, {PR_GET_TSC, kHere}, [&thread](std::int32_t counter) {
+        if (counter != PR_TSC_ENABLE) {
+          thread.set_stasis_time_stamp_counter(static_cast<std::uint32_t>(counter));
+        }
+      });
+#endif
+}
 
-// A call in all of `threads` at once: each needs a processor for a moment only, and on a busy machine waits
-// long for one. What has begun is taken to its end, whatever becomes of the others.
-Status AskTogether(std::span<Asked> threads, std::string_view what, long number,
-                   const std::function<Arguments(std::uint64_t answers)>& arguments,
-                   const std::function<void(Asked&, std::uint64_t result)>& take = nullptr) {
-  for (Asked& asked : threads) {
-    asked.status = asked.remote.Start(number, arguments(asked.answers));
+// With a signal that tells when a thread has made its calls; without one where none may, and they are made one
+// by one.
+OneRun HowToAsk(const DumpedThread& thread) {
+  constexpr int kStrict = 1;  // which would end it for any call of ours
+  const TaskStatus& status = thread.frozen->status;
+  OneRun how = {.ids = {status.ns_tgid.back(), status.ns_pid.back()}};
+  if (thread.frozen->stop_signal != 0 || status.seccomp == kStrict) return how;
+  for (const int signal : {SIGWINCH, SIGURG}) {
+    const std::uint64_t bit = std::uint64_t{1} << (signal - 1);
+    if (((status.caught | status.blocked) & bit) != 0) continue;
+    how.signal = signal;
+    break;
   }
-  for (Asked& asked : threads) {
-    if (asked.status.ok()) asked.status = asked.remote.Enter();
-  }
+  if (thread.filters == nullptr) return how;
+  const SeccompChain& filters = *thread.filters;
+  how.allowed = [&filters](const arch::CallInside& call, std::uint64_t behind) {
+    return Allows(filters, call, behind);
+  };
+  return how;
+}
+
+Result<RemoteSyscalls> Begin(DumpedThread& thread, const CallPlace& place) {
+  return RemoteSyscalls::Begin(thread.frozen->tracee, place, thread.registers,
+                               thread.core.thread_core().blk_sigset());
+}
+
+// The threads besides the leader, as many at once as there is room for their frames: each needs a processor
+// for a moment only, and on a busy machine waits long for one.
+Status AskSome(std::span<DumpedThread> threads, const RemoteArea& area, bool has_room) {
+  struct Asked {
+    RemoteSyscalls remote;
+    CallBatch batch = {};
+    Status status = {};
+  };
+  std::list<Asked> all;
   Status worst;
-  for (Asked& asked : threads) {
-    if (asked.status.ok()) {
-      const Result<std::uint64_t> result = asked.remote.End(what);
-      asked.status = result.status();
-      if (result.ok() && take) take(asked, *result);
+  for (DumpedThread& thread : threads) {
+    const CallPlace place = has_room ? area.slot(static_cast<unsigned>(all.size())) : area.place();
+    Result<RemoteSyscalls> remote = Begin(thread, place);
+    if (!remote.ok()) {
+      worst = remote.status();
+      break;
     }
+    Asked& asked = all.emplace_back(*std::move(remote));
+    AskThread(asked.batch, thread.core);
+    asked.status = asked.batch.Begin(asked.remote, HowToAsk(thread));
+  }
+  // What has begun is taken to its end, whatever becomes of the others.
+  for (Asked& asked : all) {
+    if (asked.status.ok()) asked.status = asked.batch.End();
+    if (asked.status.ok()) asked.status = asked.remote.Finish();
     if (worst.ok()) worst = asked.status;
   }
   return worst;
 }
 
-Status CallInThreads(std::span<Asked> threads) {
-  const auto prctl = [](std::uint64_t option, std::size_t offset) {
-    return [option, offset](std::uint64_t answers) { return Arguments{option, answers + offset}; };
-  };
-  RETURN_IF_ERROR(AskTogether(threads, "sigaltstack", SYS_sigaltstack, [](std::uint64_t answers) {
-    return Arguments{0, answers + offsetof(Answers, stack)};
-  }));
-  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_TID_ADDRESS", SYS_prctl,
-                              prctl(PR_GET_TID_ADDRESS, offsetof(Answers, tid_address))));
-  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_PDEATHSIG", SYS_prctl,
-                              prctl(PR_GET_PDEATHSIG, offsetof(Answers, death_signal))));
-  RETURN_IF_ERROR(
-      AskTogether(threads, "prctl GET_SECUREBITS", SYS_prctl, prctl(PR_GET_SECUREBITS, 0),
-                  [](Asked& asked, std::uint64_t bits) {
-                    asked.thread->core.mutable_thread_core()->mutable_creds()->set_secbits(
-                        static_cast<std::uint32_t>(bits));
-                  }));
-#ifdef __x86_64__
-  RETURN_IF_ERROR(AskTogether(threads, "prctl GET_TSC", SYS_prctl,
-                              prctl(PR_GET_TSC, offsetof(Answers, counter))));
-#endif
-  return OkStatus();
-}
-
-void ToImage(const Answers& answers, image::CoreEntry& core) {
-  image::ThreadCoreEntry& thread = *core.mutable_thread_core();
-  image::ThreadSasEntry& stack = *thread.mutable_sas();
-  stack.set_ss_sp(reinterpret_cast<std::uint64_t>(answers.stack.ss_sp));
-  stack.set_ss_size(answers.stack.ss_size);
-  stack.set_ss_flags(static_cast<std::uint32_t>(answers.stack.ss_flags));
-  arch::SetClearTidAddress(answers.tid_address, core);
-  if (answers.death_signal != 0) {
-    thread.set_pdeath_sig(static_cast<std::uint32_t>(answers.death_signal));
-  }
-#ifdef __x86_64__
-  if (answers.counter != PR_TSC_ENABLE) {
-    thread.set_stasis_time_stamp_counter(static_cast<std::uint32_t>(answers.counter));
-  }
-#endif
-}
-
-Status AskAboutThreads(std::span<Asked> threads) {
-  for (Asked& asked : threads) {
-    asked.remote.ResetArguments();
-    ASSIGN_OR_RETURN(asked.answers, asked.remote.PutValue(Answers{}));
-  }
-  RETURN_IF_ERROR(CallInThreads(threads));
-  for (Asked& asked : threads) {
-    ASSIGN_OR_RETURN(const auto answers, asked.remote.ReadValue<Answers>(asked.answers));
-    ToImage(answers, asked.thread->core);
-  }
-  return OkStatus();
-}
-
-Status AskUtsNames(RemoteSyscalls& remote, UtsNames& names) {
-  ASSIGN_OR_RETURN(const auto answer, Ask<utsname>(remote, [&](std::uint64_t at) {
-                     return remote.Call("uname", SYS_uname, at);
-                   }));
-  names.node = answer.nodename;
-  names.domain = answer.domainname;
-  return OkStatus();
-}
-
-Status AskLeader(DumpedProcess& process, const RemoteArea& area, const FileDumpContext& pids,
-                 UtsNames* uts_names) {
-  DumpedThread& leader = process.threads.front();
-  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(leader.frozen->tracee, area));
-  RETURN_IF_ERROR(AskProcess(remote, process, pids));
-  if (uts_names != nullptr) RETURN_IF_ERROR(AskUtsNames(remote, *uts_names));
-  Asked asked = {.thread = &leader, .remote = std::move(remote)};
-  RETURN_IF_ERROR(AskAboutThreads(std::span(&asked, 1)));
-  return asked.remote.Finish();
-}
-
-// The threads besides the leader, as many at once as there is room for their frames.
 Status AskOthers(DumpedProcess& process, const RemoteArea& area) {
   const std::size_t frame_bytes = arch::SignalFrame(process.threads.front().registers, 0, 0).size();
   const bool has_room = frame_bytes <= RemoteArea::kSlotFrameBytes;
   std::span<DumpedThread> rest = std::span(process.threads).subspan(1);
   while (!rest.empty()) {
     const std::size_t count = has_room ? std::min<std::size_t>(rest.size(), RemoteArea::kSlots) : 1;
-    std::vector<Asked> asked;
-    for (unsigned i = 0; i < count; ++i) {
-      RemoteArea part = area;
-      if (has_room) part.slot = i;
-      ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(rest[i].frozen->tracee, part));
-      asked.push_back({.thread = &rest[i], .remote = std::move(remote)});
-    }
-    RETURN_IF_ERROR(AskAboutThreads(asked));
-    for (Asked& one : asked) RETURN_IF_ERROR(one.remote.Finish());
+    RETURN_IF_ERROR(AskSome(rest.first(count), area, has_room));
     rest = rest.subspan(count);
   }
   return OkStatus();
@@ -316,16 +267,100 @@ Status AbortSequences(const DumpedProcess& process) {
   return OkStatus();
 }
 
+// One process that is asked.
+class Questions {
+ public:
+  Questions(DumpedProcess& process, const FileDumpContext& pids) : process_(process), pids_(pids) {}
+
+  // Lets its leader begin to answer. End() is to follow, also after an error.
+  Status Begin(UtsNames* uts_names) {
+    RETURN_IF_ERROR(AbortSequences(process_));
+    DumpedThread& leader = process_.threads.front();
+    ASSIGN_OR_RETURN(const CallPlace place, TakePlace(leader.frozen->tracee));
+    ASSIGN_OR_RETURN(RemoteSyscalls remote, engine::Begin(leader, place));
+    remote_.emplace(std::move(remote));
+    RETURN_IF_ERROR(ReadSignalsAgain(process_).status());
+    RETURN_IF_ERROR(AskProcess(batch_, process_, pids_));
+    AskThread(batch_, leader.core);
+    if (uts_names != nullptr) AskUtsNames(batch_, *uts_names);
+    return batch_.Begin(*remote_, HowToAsk(leader));
+  }
+
+  // `begun`: what Begin() said. Leaves nothing of ours in the process.
+  Status End(Status begun) {
+    Status status = std::move(begun);
+    if (status.ok()) status = TakeAnswers();
+    if (remote_) status.Update(remote_->Finish());
+    if (status.ok() && area_) status = AskOthers(process_, *area_);
+    if (area_) status.Update(RemoveArea(process_.threads.front().frozen->tracee, *area_));
+    if (foothold_) status.Update(foothold_->Leave());
+    return status;
+  }
+
+ private:
+  // Threads that are asked together need more room than there is in a foothold.
+  Result<CallPlace> TakePlace(Tracee& leader) {
+    if (process_.threads.size() == 1) {
+      ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(leader));
+      if (foothold.place().argument_bytes != 0) {
+        foothold_.emplace(std::move(foothold));
+        return foothold_->place();
+      }
+      RETURN_IF_ERROR(foothold.Leave());
+    }
+    ASSIGN_OR_RETURN(area_, MakeArea(leader, std::nullopt));
+    return area_->place();
+  }
+
+  // Timers run while the tree is frozen. One that fires after the signals were read would be in the image
+  // neither as a timer nor as its signal: both are read until nothing fires in between. A timer whose signal
+  // is pending does not fire again, so that this ends.
+  Status TakeAnswers() {
+    RETURN_IF_ERROR(batch_.End());
+    constexpr int kAttempts = 10;  // for a stream of signals from elsewhere
+    DumpedThread& leader = process_.threads.front();
+    for (int attempt = 1; attempt < kAttempts; ++attempt) {
+      ASSIGN_OR_RETURN(const bool fired, ReadSignalsAgain(process_));
+      if (!fired) break;
+      CallBatch timers;
+      RETURN_IF_ERROR(
+          AskTimers(timers, *process_.frozen, pids_, *leader.core.mutable_tc()->mutable_timers()));
+      RETURN_IF_ERROR(timers.Begin(*remote_, HowToAsk(leader)));
+      RETURN_IF_ERROR(timers.End());
+    }
+    return OkStatus();
+  }
+
+  DumpedProcess& process_;
+  const FileDumpContext& pids_;
+  std::optional<Foothold> foothold_;
+  std::optional<RemoteArea> area_;
+  std::optional<RemoteSyscalls> remote_;
+  CallBatch batch_;
+};
+
 }  // namespace
 
-Status AskInside(DumpedProcess& process, const FileDumpContext& files, UtsNames* uts_names) {
-  RETURN_IF_ERROR(AbortSequences(process));
-  Tracee& leader = process.threads.front().frozen->tracee;
-  ASSIGN_OR_RETURN(const RemoteArea area, MakeArea(leader, std::nullopt));
-  Status status = AskLeader(process, area, files, uts_names);
-  if (status.ok()) status = AskOthers(process, area);
-  const Status removed = RemoveArea(leader, area);
-  return status.ok() ? removed : status;
+Status AskInside(std::span<DumpedProcess*> processes, const FileDumpContext& files,
+                 UtsNames* uts_names) {
+  struct Asked {
+    Questions questions;
+    DumpedProcess* process;
+    Status status = {};
+  };
+  std::list<Asked> all;
+  Status worst;
+  for (DumpedProcess* const process : processes) {
+    Asked& asked = all.emplace_back(Questions(*process, files), process);
+    asked.status = asked.questions.Begin(std::exchange(uts_names, nullptr));
+    if (!asked.status.ok()) break;
+  }
+  for (Asked& asked : all) {
+    const Status status =
+        Annotate(asked.questions.End(std::move(asked.status)), Name(*asked.process->frozen));
+    if (worst.ok()) worst = status;
+  }
+  return worst;
 }
 
 }  // namespace stasis::engine

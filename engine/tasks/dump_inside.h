@@ -1,6 +1,7 @@
 // What only a process itself can tell: asked by system calls that its stopped threads make for us.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "engine/base/status.h"
@@ -14,9 +15,10 @@ struct UtsNames {
   std::string node, domain;
 };
 
-/// Completes the cores and memory entry of `process`, which must not be a zombie. Afterwards its
-/// threads stand where they stood, and nothing of ours is left in it. `uts_names`: null when not
-/// wanted.
-Status AskInside(DumpedProcess& process, const FileDumpContext& files, UtsNames* uts_names);
+/// Completes the cores and memory entries of `processes`, none of them a zombie; they answer at the same
+/// time. Afterwards their threads stand where they stood, and nothing of ours is left in them. `uts_names`, of
+/// the first: null when not wanted.
+Status AskInside(std::span<DumpedProcess*> processes, const FileDumpContext& files,
+                 UtsNames* uts_names);
 
 }  // namespace stasis::engine

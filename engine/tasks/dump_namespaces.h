@@ -24,8 +24,10 @@ class NamespaceDumper {
   static Result<NamespaceDumper> Create(const FrozenProcess& root);
 
   /// Unimplemented when a thread of `process` is not in the root's namespaces, or would have its
-  /// children elsewhere.
+  /// children elsewhere. Its threads share their directories (see CheckTree).
   Status CheckSame(const FrozenProcess& process) const;
+  /// The same of one thread; for any thread of ours.
+  Status CheckSame(const FrozenProcess& process, const FrozenThread& thread) const;
 
   /// Numbers for ids-PID.img, and for the inventory's root_ids (ours).
   void NumberTree(image::TaskKobjIdsEntry& ids) const;
@@ -50,7 +52,7 @@ class NamespaceDumper {
   using Inodes = std::array<std::uint64_t, kKinds>;
 
   static Result<Inodes> ReadInodes(int task_fd);
-  Status CheckThread(int task_fd) const;
+  Status CheckThread(int ns_fd, bool is_leader) const;
 
   Inodes ours_ = {}, tree_ = {};
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};

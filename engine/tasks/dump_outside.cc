@@ -205,7 +205,6 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   RETURN_IF_ERROR(RefuseUserDispatch(tid));
   RETURN_IF_ERROR(ReadScheduling(tid, core));
   RETURN_IF_ERROR(ReadRobustList(tid, core));
-  RETURN_IF_ERROR(ReadSettings(frozen, core));
   ReadCredentials(frozen.status, *core.mutable_creds());
   core.set_comm(frozen.status.name);
   // Refuses registers that the format has no place for. The address is known only inside.

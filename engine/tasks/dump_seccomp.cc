@@ -32,8 +32,8 @@ long Ptrace(int request, pid_t tid, std::uint64_t address, void* data) {
 
 }  // namespace
 
-Result<SeccompDumper::Chain> SeccompDumper::ReadChain(const FrozenThread& thread) {
-  Chain chain;
+Result<SeccompChain> SeccompDumper::ReadChain(const FrozenThread& thread) {
+  SeccompChain chain;
   while (true) {
     const long length = Ptrace(kGetFilter, thread.tid(), chain.size(), nullptr);
     if (length < 0) {
@@ -44,7 +44,7 @@ Result<SeccompDumper::Chain> SeccompDumper::ReadChain(const FrozenThread& thread
                           "ptrace SECCOMP_GET_FILTER (CAP_SYS_ADMIN, and no seccomp profile "
                           "for the agent itself, are needed)");
     }
-    Filter filter;
+    SeccompFilter filter;
     filter.program.resize(static_cast<std::size_t>(length) * sizeof(sock_filter));
     if (Ptrace(kGetFilter, thread.tid(), chain.size(), filter.program.data()) != length) {
       return SyscallError(errno, "ptrace SECCOMP_GET_FILTER");
@@ -57,9 +57,9 @@ Result<SeccompDumper::Chain> SeccompDumper::ReadChain(const FrozenThread& thread
   }
 }
 
-std::uint32_t SeccompDumper::OldestOf(const Chain& chain) {
+const SeccompDumper::Known::value_type& SeccompDumper::Note(const SeccompChain& chain) {
   const auto [known, is_new] = known_.try_emplace(chain, 0);
-  if (!is_new) return known->second;
+  if (!is_new) return *known;
   for (auto filter = chain.rbegin(); filter != chain.rend(); ++filter) {
     const auto newer = static_cast<std::uint32_t>(entry_.seccomp_filters_size() - 1);
     image::SeccompFilter& entry = *entry_.add_seccomp_filters();
@@ -67,7 +67,8 @@ std::uint32_t SeccompDumper::OldestOf(const Chain& chain) {
     if (filter != chain.rbegin()) entry.set_prev(newer);
     if (filter->flags != 0) entry.set_flags(filter->flags);
   }
-  return known->second = static_cast<std::uint32_t>(entry_.seccomp_filters_size() - 1);
+  known->second = static_cast<std::uint32_t>(entry_.seccomp_filters_size() - 1);
+  return *known;
 }
 
 Status SeccompDumper::Add(DumpedProcess& process) {
@@ -78,10 +79,12 @@ Status SeccompDumper::Add(DumpedProcess& process) {
     if (thread.frozen->status.seccomp == kStrict) {
       core.set_seccomp_mode(image::SECCOMP_STRICT);
     } else {
-      const Result<Chain> chain = ReadChain(*thread.frozen);
+      const Result<SeccompChain> chain = ReadChain(*thread.frozen);
       if (!chain.ok()) return Annotate(chain.status(), name);
       core.set_seccomp_mode(image::SECCOMP_FILTER);
-      core.set_seccomp_filter(OldestOf(*chain));
+      const auto& [filters, oldest] = Note(*chain);
+      core.set_seccomp_filter(oldest);
+      thread.filters = &filters;
     }
     constexpr std::uint64_t kOptions = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
     if (Ptrace(PTRACE_SETOPTIONS, thread.frozen->tid(), 0, reinterpret_cast<void*>(kOptions)) !=

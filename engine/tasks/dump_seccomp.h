@@ -8,6 +8,7 @@
 
 #include "engine/image/image_io.h"
 #include "engine/tasks/dumped_process.h"
+#include "engine/tasks/seccomp_filter.h"
 
 namespace stasis::engine {
 
@@ -19,17 +20,12 @@ class SeccompDumper {
   Status WriteImage(ImageSink& sink) const;
 
  private:
-  struct Filter {
-    std::string program;  // struct sock_filter array
-    std::uint32_t flags = 0;
-    auto operator<=>(const Filter&) const = default;
-  };
-  using Chain = std::vector<Filter>;  // oldest first
+  using Known = std::map<SeccompChain, std::uint32_t>;  // chain to the index of its oldest filter
 
-  static Result<Chain> ReadChain(const FrozenThread& thread);
-  std::uint32_t OldestOf(const Chain& chain);
+  static Result<SeccompChain> ReadChain(const FrozenThread& thread);
+  const Known::value_type& Note(const SeccompChain& chain);
 
-  std::map<Chain, std::uint32_t> known_;  // chain to the index of its oldest filter
+  Known known_;
   image::SeccompEntry entry_;
 };
 

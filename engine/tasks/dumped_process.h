@@ -8,6 +8,7 @@
 #include "engine/image/schema/memory.pb.h"
 #include "engine/image/schema/tasks.pb.h"
 #include "engine/memory/dump_areas.h"
+#include "engine/tasks/seccomp_filter.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -18,6 +19,8 @@ struct DumpedThread {
   /// The thread stood in a restartable sequence: `registers` lead to its abort handler, and so must
   /// the live thread's before anything else runs in it.
   bool sequence_aborted = false;
+  const SeccompChain* filters =
+      nullptr;  ///< Of SeccompDumper, once it was asked; null without any.
   image::CoreEntry core;
 };
 

@@ -127,7 +127,7 @@ Status MakeReady(RestoredProcess& process, const RemoteArea& area) {
   }
   ASSIGN_OR_RETURN(process.proc, OpenAt(AT_FDCWD, ProcPath(process.pid), O_RDONLY | O_DIRECTORY));
   process.area = area;
-  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(process.leader, area));
+  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(process.leader, area.place()));
   process.remote.emplace(std::move(remote));
   return OkStatus();
 }
@@ -487,7 +487,8 @@ Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsi
 
     // Somebody else forked in between. A thread ends by itself, a process is killed and reaped.
     if ((flags & CLONE_THREAD) != 0) {
-      ASSIGN_OR_RETURN(RemoteSyscalls thread, RemoteSyscalls::Begin(made.tracee, process.area));
+      ASSIGN_OR_RETURN(RemoteSyscalls thread,
+                       RemoteSyscalls::Begin(made.tracee, process.area.place()));
       (void)thread.Call("exit", SYS_exit, 0);  // it does not come back
       thread.Abandon();
       made.tracee.Forget();

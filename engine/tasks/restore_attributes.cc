@@ -333,7 +333,8 @@ Status BeginWaits(RestoredProcess& process) {
   RETURN_IF_ERROR(BeginWait(process.image->leader(), *process.remote, process.wait));
   for (RestoredProcess::Thread& thread : process.others) {
     if (!thread.image->core.thread_core().has_stasis_wait_left_nsec()) continue;
-    ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(thread.tracee, process.area));
+    ASSIGN_OR_RETURN(RemoteSyscalls remote,
+                     RemoteSyscalls::Begin(thread.tracee, process.area.place()));
     const Status status = BeginWait(*thread.image, remote, thread.wait);
     remote.Abandon();  // its registers are set when all is done
     RETURN_IF_ERROR(Annotate(status, "tid " + std::to_string(thread.image->tid)));

@@ -51,7 +51,8 @@ Status ForEachThread(RestoredProcess& process, Work work) {
   process.remote->ResetArguments();
   RETURN_IF_ERROR(work(process.image->leader(), *process.remote));
   for (RestoredProcess::Thread& thread : process.others) {
-    ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(thread.tracee, process.area));
+    ASSIGN_OR_RETURN(RemoteSyscalls remote,
+                     RemoteSyscalls::Begin(thread.tracee, process.area.place()));
     const Status status = work(*thread.image, remote);
     remote.Abandon();  // its registers are set when all is done
     RETURN_IF_ERROR(Annotate(status, "tid " + std::to_string(thread.image->tid)));

@@ -110,16 +110,17 @@ Status ReadSettings(const FrozenProcess& process, image::TaskCoreEntry& core) {
   return OkStatus();
 }
 
-Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core) {
-  const Result<std::uint64_t> deny =
-      remote.Call("prctl GET_MDWE", SYS_prctl, PR_GET_MDWE, 0, 0, 0, 0);
-  if (deny.ok() && *deny != 0) {  // an older kernel says EINVAL
-    core.set_stasis_deny_write_execute(static_cast<std::uint32_t>(*deny));
-  }
-  const Result<std::uint64_t> merge =
-      remote.Call("prctl GET_MEMORY_MERGE", SYS_prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
-  if (merge.ok() && *merge != 0) core.set_stasis_memory_merge(true);
-  return OkStatus();
+void AskSettings(CallBatch& batch, image::TaskCoreEntry& core) {
+  // An older kernel says EINVAL.
+  batch.AddOptional("prctl GET_MDWE", SYS_prctl, {PR_GET_MDWE}, [&core](std::int64_t deny) {
+    if (deny != 0) core.set_stasis_deny_write_execute(static_cast<std::uint32_t>(deny));
+    return OkStatus();
+  });
+  batch.AddOptional("prctl GET_MEMORY_MERGE", SYS_prctl, {PR_GET_MEMORY_MERGE},
+                    [&core](std::int64_t merge) {
+                      if (merge != 0) core.set_stasis_memory_merge(true);
+                      return OkStatus();
+                    });
 }
 
 namespace {

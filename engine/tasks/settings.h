@@ -4,15 +4,17 @@
 #include "engine/base/status.h"
 #include "engine/tasks/dumped_process.h"
 #include "engine/tasks/restore_attributes.h"
+#include "engine/tracee/call_batch.h"
 
 namespace stasis::engine {
 
-/// Timer slack and I/O priority of a stopped thread, into its core image; only what is not the default.
+/// Timer slack, I/O priority and their like of a stopped thread, into its core image; only what is not the
+/// default. For any thread of ours, not only the tracer's.
 Status ReadSettings(const FrozenThread& thread, image::ThreadCoreEntry& core);
 /// The core dump filter of a stopped process, and its personality, which `core` has already.
 Status ReadSettings(const FrozenProcess& process, image::TaskCoreEntry& core);
-/// What only the process itself can tell: memory-deny-write-execute, pages that are merged.
-Status AskSettings(RemoteSyscalls& remote, image::TaskCoreEntry& core);
+/// Adds what only the process itself can tell: memory-deny-write-execute, pages that are merged.
+void AskSettings(CallBatch& batch, image::TaskCoreEntry& core);
 
 /// Puts back the settings of a thread, by the thread itself. A priority that this container may not have
 /// becomes a note.

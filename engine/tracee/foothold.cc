@@ -27,7 +27,7 @@ namespace {
 
 constexpr std::uint64_t kPage = 4096;
 constexpr std::uint64_t kPresentOrSwapped = std::uint64_t{3} << 62;  // of a pagemap word
-constexpr std::size_t kCodeBytes = 64;
+constexpr std::size_t kCodeBytes = 128;
 
 const Vma* Find(const std::vector<Vma>& areas, std::string_view path) {
   const auto found = std::ranges::find(areas, path, &Vma::path);
@@ -68,15 +68,25 @@ Result<std::uint64_t> ChooseCode(const std::vector<Vma>& areas, int memory_fd,
 
 }  // namespace
 
-Result<std::uint64_t> Foothold::ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
-                                            std::size_t size) {
+Result<CallPlace> Foothold::ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
+                                        std::size_t size) {
+  constexpr std::uint64_t kFrameAlignment = 64;
+  CallPlace place = {.frame_bytes = size};
   if (stack_start != 0) {
-    ASSIGN_OR_RETURN(const bool untouched, IsUntouched(tracee.tid(), stack_start, size));
-    if (untouched) return stack_start;
+    const std::uint64_t frame_end = (size + kFrameAlignment - 1) & ~(kFrameAlignment - 1);
+    ASSIGN_OR_RETURN(const bool untouched,
+                     IsUntouched(tracee.tid(), stack_start, frame_end + kArgumentBytes));
+    if (untouched) {
+      place.frame = stack_start;
+      place.arguments = stack_start + frame_end;
+      place.argument_bytes = kArgumentBytes;
+      return place;
+    }
   }
   ASSIGN_OR_RETURN(const arch::GeneralRegisters registers, arch::ReadGeneral(tracee.tid()));
-  constexpr std::uint64_t kFrameAlignment = 64;
-  return (arch::StackPointer(registers) - arch::kRedZoneBytes - size) & ~(kFrameAlignment - 1);
+  place.frame =
+      (arch::StackPointer(registers) - arch::kRedZoneBytes - size) & ~(kFrameAlignment - 1);
+  return place;
 }
 
 Result<Foothold> Foothold::Take(const Tracee& tracee, std::uint64_t avoid) {
@@ -86,18 +96,24 @@ Result<Foothold> Foothold::Take(const Tracee& tracee, std::uint64_t avoid) {
   ASSIGN_OR_RETURN(const arch::Registers registers, arch::Read(tracee.tid()));
   const std::size_t frame_size = arch::SignalFrame(registers, 0, 0).size();
   const Vma* const stack = Find(areas, "[stack]");
-  const bool roomy = stack != nullptr && stack->size() >= 2 * frame_size;
+  const bool roomy = stack != nullptr && stack->size() >= 2 * (frame_size + kArgumentBytes);
 
   ASSIGN_OR_RETURN(UniqueFd memory, OpenAt(AT_FDCWD, folder + "/mem", O_RDWR));
   ASSIGN_OR_RETURN(const std::uint64_t code, ChooseCode(areas, memory.get(), avoid));
   Foothold foothold(std::move(memory));
-  ASSIGN_OR_RETURN(foothold.frame_, ChooseFrame(tracee, roomy ? stack->start : 0, frame_size));
-  foothold.frame_bytes_.resize(frame_size);
-  RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.frame_, foothold.frame_bytes_));
-  foothold.code_ = code;
+  ASSIGN_OR_RETURN(foothold.place_, ChooseFrame(tracee, roomy ? stack->start : 0, frame_size));
+  const CallPlace& place = foothold.place_;
+  // What was never touched is zeros, and is made zeros again.
+  foothold.data_bytes_.resize(place.argument_bytes == 0
+                                  ? place.frame_bytes
+                                  : place.arguments + place.argument_bytes - place.frame);
+  if (place.argument_bytes == 0) {
+    RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), place.frame, foothold.data_bytes_));
+  }
+  foothold.place_.code = code;
   foothold.code_bytes_.resize(arch::HomewardCode().size());
-  RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), foothold.code_, foothold.code_bytes_));
-  RETURN_IF_ERROR(WriteMemoryForced(foothold.memory_.get(), foothold.code_, arch::HomewardCode()));
+  RETURN_IF_ERROR(ReadMemoryForced(foothold.memory_.get(), code, foothold.code_bytes_));
+  RETURN_IF_ERROR(WriteMemoryForced(foothold.memory_.get(), code, arch::HomewardCode()));
   return foothold;
 }
 
@@ -106,8 +122,8 @@ Foothold::~Foothold() { (void)Leave(); }  // an early return: already reporting 
 Status Foothold::Leave() {
   if (!memory_) return OkStatus();
   const UniqueFd memory = std::move(memory_);
-  RETURN_IF_ERROR(WriteMemoryForced(memory.get(), code_, code_bytes_));
-  return WriteMemoryForced(memory.get(), frame_, frame_bytes_);
+  RETURN_IF_ERROR(WriteMemoryForced(memory.get(), place_.code, code_bytes_));
+  return WriteMemoryForced(memory.get(), place_.frame, data_bytes_);
 }
 
 }  // namespace stasis::engine

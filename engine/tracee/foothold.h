@@ -8,6 +8,7 @@
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/tracee/call_place.h"
 #include "engine/tracee/tracee.h"
 
 namespace stasis::engine {
@@ -20,24 +21,26 @@ class Foothold {
   /// `tracee` is in a ptrace stop. Not in the area that begins at `avoid`: it is about to go.
   static Result<Foothold> Take(const Tracee& tracee, std::uint64_t avoid = 0);
 
+  static constexpr std::uint64_t kArgumentBytes = 8 << 10;
+
   Foothold(Foothold&&) = default;
   Foothold& operator=(Foothold&&) = delete;
   ~Foothold();
 
-  std::uint64_t code() const { return code_; }
-  std::uint64_t frame() const { return frame_; }
+  /// With kArgumentBytes where there is memory that was never touched, else without room for arguments.
+  const CallPlace& place() const { return place_; }
 
   /// Puts back what was there. The destructor covers early returns.
   Status Leave();
 
  private:
   explicit Foothold(UniqueFd memory) : memory_(std::move(memory)) {}
-  static Result<std::uint64_t> ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
-                                           std::size_t size);
+  static Result<CallPlace> ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
+                                       std::size_t size);
 
   UniqueFd memory_;  // /proc/TID/mem
-  std::uint64_t code_ = 0, frame_ = 0;
-  std::vector<std::byte> code_bytes_, frame_bytes_;  // what was there
+  CallPlace place_;
+  std::vector<std::byte> code_bytes_, data_bytes_;  // what was there
 };
 
 }  // namespace stasis::engine

@@ -20,10 +20,12 @@
 #include <cerrno>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
 
+#include "engine/base/in_halves.h"
 #include "engine/base/io.h"
 #include "engine/tracee/task_folder.h"
 
@@ -41,14 +43,31 @@ constexpr milliseconds kSleeperTimeout{50};  // ... for one that is found in uni
 constexpr milliseconds kPatience{2000};      // between attempts, while all others run
 constexpr unsigned kOptions = PTRACE_O_TRACESYSGOOD;
 
-Status ReadThread(int proc_fd, const WaitsBeforeFreeze& before, EarlierStops* earlier,
-                  FrozenThread& thread) {
-  const pid_t tid = thread.tracee.tid();
-  // First: only when this is answered has the thread left its processor, and is the switch counted.
-  Result<arch::GeneralRegisters> registers = arch::ReadGeneral(tid);
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(proc_fd, "task/" + std::to_string(tid) + "/status"));
-  ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(text));
+// A thread and its process while the tree is read.
+struct Stopped {
+  FrozenProcess& process;
+  FrozenThread& thread;
+  // Read first: only when this is answered has the thread left its processor, and is the switch counted.
+  Result<arch::GeneralRegisters> registers;
+};
+
+Status ReadStatus(Stopped& stopped) {
+  const pid_t tid = stopped.thread.tracee.tid();
+  if (tid == stopped.process.pid) {
+    stopped.thread.status = stopped.process.status;  // one and the same
+    return OkStatus();
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(stopped.process.proc.get(),
+                                                      "task/" + std::to_string(tid) + "/status"));
+  ASSIGN_OR_RETURN(stopped.thread.status, ParseTaskStatus(text));
+  return OkStatus();
+}
+
+// Makes what our stop ended a call that is to be issued again, and says how long the thread slept in it.
+Status KeepWait(Stopped& stopped, const WaitsBeforeFreeze& before, EarlierStops* earlier) {
+  FrozenThread& thread = stopped.thread;
+  const pid_t tid = thread.tid();
+  Result<arch::GeneralRegisters>& registers = stopped.registers;
   if (!registers.ok()) return OkStatus();  // 32-bit code, which ReadOutside refuses by name
   auto call = arch::CallAt(*registers);
   if (!call) return OkStatus();
@@ -147,6 +166,7 @@ class FrozenTree::Freezer {
       if (tracee.status().code() == StatusCode::kNotFound) return false;
       return WhyNotSeized(pid, tid, tracee.status());
     }
+    if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
     RETURN_IF_ERROR(tracee->Interrupt());
     threads_.emplace(tid, Thread{.tracee = *std::move(tracee), .pid = pid});
     return true;
@@ -215,9 +235,13 @@ class FrozenTree::Freezer {
 
 namespace {
 
-// Stops all threads under `root`. DeadlineExceeded: one does not stop.
-Result<FrozenTree::Shape> FreezeOnce(pid_t root, FrozenTree::Freezer& freezer) {
-  FrozenTree::Shape tree;
+// Stops all threads under `root`. `seen_before`: the tree shortly before, to be stopped before anything is listed
+// again; it is in general still the same. DeadlineExceeded: a thread does not stop.
+Result<FrozenTree::Shape> FreezeOnce(pid_t root, const FrozenTree::Shape& seen_before,
+                                     FrozenTree::Freezer& freezer) {
+  FrozenTree::Shape tree = seen_before;
+  for (const auto& [pid, parent] : tree) RETURN_IF_ERROR(freezer.Visit(pid).status());
+  RETURN_IF_ERROR(freezer.WaitAll());
   bool changed = true;
   while (changed) {
     changed = false;
@@ -246,7 +270,7 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
   const WaitsBeforeFreeze before = WaitsBeforeFreeze::Look(root);
   Freezer freezer(deadline, stop);
   for (int attempt = 1;; ++attempt) {
-    const Result<Shape> shape = FreezeOnce(root, freezer);
+    const Result<Shape> shape = FreezeOnce(root, before.tree(), freezer);
     const Status& status = shape.status();
     if (status.ok()) return FrozenTree::Of(*shape, freezer, before, earlier);
     if (status.code() != StatusCode::kDeadlineExceeded) return status;
@@ -321,8 +345,14 @@ Status FrozenTree::ReadProcess(FrozenProcess& process) {
 }
 
 Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earlier) {
+  std::vector<Stopped> all;
   for (FrozenProcess& process : processes_) {
-    RETURN_IF_ERROR(ReadProcess(process));
+    for (FrozenThread& thread : process.threads) {
+      all.push_back({process, thread, arch::ReadGeneral(thread.tracee.tid())});
+    }
+  }
+  RETURN_IF_ERROR(InHalves(std::span(processes_), ReadProcess));
+  for (const FrozenProcess& process : processes_) {
     if (process.zombie && !process.threads.empty()) {
       return Unimplemented("pid " + std::to_string(process.ns_pid) +
                            ": its first thread has ended while others run");
@@ -330,13 +360,12 @@ Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earl
     if (!process.zombie && process.threads.empty()) {
       return NotFound("pid " + std::to_string(process.pid) + " has ended");
     }
-    for (FrozenThread& thread : process.threads) {
-      RETURN_IF_ERROR(ReadThread(process.proc.get(), before, earlier, thread));
-    }
   }
   if (processes_.front().zombie) {
     return FailedPrecondition("pid " + std::to_string(root().pid) + " has ended (it is a zombie)");
   }
+  RETURN_IF_ERROR(InHalves(std::span(all), ReadStatus));
+  for (Stopped& stopped : all) RETURN_IF_ERROR(KeepWait(stopped, before, earlier));
   return OkStatus();
 }
 

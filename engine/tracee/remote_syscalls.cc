@@ -1,6 +1,8 @@
 // Source  ptrace(2), vdso(7), rt_sigreturn(2); tested on 6.18
 // Rule    A call takes two syscall-stops (about 10 us). Between them the tracer may die: the thread then
 //         finishes the call and goes on at the next instruction, which in HomewardCode() is rt_sigreturn.
+// Rule    A tracee stops for a signal that it ignores, too (sig_ignored() in kernel/signal.c). Sent by the last
+//         of several calls it is their end; without a tracer it is dropped, and the thread goes home.
 // Rule    Signals are blocked for the thread meanwhile, so that no handler of the program runs on our
 //         registers. PTRACE_GETSIGMASK before PTRACE_SETSIGMASK: the kernel gives the mask that a
 //         sleeping sigsuspend(2) or ppoll(2) will put back. SIGSTOP cannot be blocked: one that comes, or was
@@ -83,13 +85,13 @@ Result<RemoteArea> MapArea(RemoteSyscalls& remote, std::optional<std::uint64_t> 
     // Code is never writable in the tracee: under PR_SET_MDWE (prctl(2), Linux 6.3) it could not be
     // executable then. It is written through /proc/PID/mem.
     RETURN_IF_ERROR(remote
-                        .Call("mmap our area's data", SYS_mmap, area.frame(),
+                        .Call("mmap our area's data", SYS_mmap, area.place().frame,
                               RemoteArea::kBytes - RemoteArea::kPage, PROT_READ | PROT_WRITE,
                               kAnonymous | MAP_FIXED, -1, 0)
                         .status());
     ASSIGN_OR_RETURN(const UniqueFd mem,
                      OpenAt(AT_FDCWD, "/proc/" + std::to_string(tid) + "/mem", O_RDWR));
-    return WriteMemoryForced(mem.get(), area.code(), arch::HomewardCode());
+    return WriteMemoryForced(mem.get(), area.address, arch::HomewardCode());
   };
   const Status status = fill();
   if (status.ok()) return area;
@@ -101,8 +103,7 @@ Result<RemoteArea> MapArea(RemoteSyscalls& remote, std::optional<std::uint64_t> 
 
 Result<RemoteArea> MakeArea(Tracee& tracee, std::optional<std::uint64_t> address) {
   ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(tracee));
-  ASSIGN_OR_RETURN(RemoteSyscalls remote,
-                   RemoteSyscalls::BeginAt(tracee, {}, foothold.code(), foothold.frame()));
+  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(tracee, foothold.place()));
   Result<RemoteArea> area = MapArea(remote, address);
   RETURN_IF_ERROR(remote.Finish());
   RETURN_IF_ERROR(foothold.Leave());
@@ -111,8 +112,7 @@ Result<RemoteArea> MakeArea(Tracee& tracee, std::optional<std::uint64_t> address
 
 Status RemoveArea(Tracee& tracee, const RemoteArea& area) {
   ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(tracee, area.address));
-  ASSIGN_OR_RETURN(RemoteSyscalls remote,
-                   RemoteSyscalls::BeginAt(tracee, {}, foothold.code(), foothold.frame()));
+  ASSIGN_OR_RETURN(RemoteSyscalls remote, RemoteSyscalls::Begin(tracee, foothold.place()));
   const Status status =
       remote.Call("munmap our area", SYS_munmap, area.address, RemoteArea::kBytes).status();
   RETURN_IF_ERROR(remote.Finish());
@@ -120,30 +120,33 @@ Status RemoveArea(Tracee& tracee, const RemoteArea& area) {
   return status;
 }
 
-Result<RemoteSyscalls> RemoteSyscalls::Begin(Tracee& tracee, const RemoteArea& area) {
-  return BeginAt(tracee, area, area.code(), area.frame());
+CallPlace RemoteArea::place() const {
+  const std::uint64_t frame = address + kPage;
+  return {address, frame, kFrameBytes, frame + kFrameBytes, kArgumentBytes};
 }
 
-Result<RemoteSyscalls> RemoteSyscalls::BeginAt(Tracee& tracee, const RemoteArea& area,
-                                               std::uint64_t code, std::uint64_t frame) {
-  RemoteSyscalls remote(tracee, area);
-  Result<arch::Registers> saved = arch::Read(tracee.tid());
-  Result<std::uint64_t> mask = tracee.SignalMask();
-  if (!saved.ok() || !mask.ok()) {
-    remote.Abandon();
-    return saved.ok() ? mask.status() : saved.status();
-  }
-  remote.code_ = code;
-  remote.frame_ = frame;
-  remote.saved_ = *std::move(saved);
-  remote.saved_mask_ = *mask;
-  const std::vector<std::byte> bytes = arch::SignalFrame(remote.saved_, *mask, frame);
-  if (bytes.size() > area.frame_bytes()) {
-    remote.Abandon();
+CallPlace RemoteArea::slot(unsigned index) const {
+  const std::uint64_t frame = address + kPage + index * kSlotBytes;
+  return {address, frame, kSlotFrameBytes, frame + kSlotFrameBytes, kSlotArgumentBytes};
+}
+
+Result<RemoteSyscalls> RemoteSyscalls::Begin(Tracee& tracee, const CallPlace& place) {
+  ASSIGN_OR_RETURN(const arch::Registers registers, arch::Read(tracee.tid()));
+  ASSIGN_OR_RETURN(const std::uint64_t mask, tracee.SignalMask());
+  return Begin(tracee, place, registers, mask);
+}
+
+Result<RemoteSyscalls> RemoteSyscalls::Begin(Tracee& tracee, const CallPlace& place,
+                                             const arch::Registers& registers, std::uint64_t mask) {
+  const std::vector<std::byte> bytes = arch::SignalFrame(registers, mask, place.frame);
+  if (bytes.size() > place.frame_bytes) {
     return Unimplemented("this processor's registers need a frame of " +
                          std::to_string(bytes.size()) + " bytes");
   }
-  RETURN_IF_ERROR(WriteMemory(tracee.tid(), frame, bytes));
+  RETURN_IF_ERROR(WriteMemory(tracee.tid(), place.frame, bytes));
+  RemoteSyscalls remote(tracee, place);
+  remote.saved_ = registers.general;
+  remote.saved_mask_ = mask;
   // The way home comes before the signals are blocked: were the tracer to die in between, the thread
   // would go on with all of them blocked.
   RETURN_IF_ERROR(arch::WriteGeneral(tracee.tid(), remote.Calling(SYS_getpid, {})));
@@ -154,10 +157,8 @@ Result<RemoteSyscalls> RemoteSyscalls::BeginAt(Tracee& tracee, const RemoteArea&
 RemoteSyscalls::RemoteSyscalls(RemoteSyscalls&& other) noexcept
     : on_event(std::move(other.on_event)),
       tracee_(std::move(other.tracee_)),
-      area_(other.area_),
-      code_(other.code_),
-      frame_(other.frame_),
-      saved_(std::move(other.saved_)),
+      place_(other.place_),
+      saved_(other.saved_),
       saved_mask_(other.saved_mask_),
       used_(other.used_),
       stop_pending_(other.stop_pending_) {}
@@ -167,10 +168,8 @@ RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
   (void)Finish();  // as a destructor: nobody is left to hear of an error
   on_event = std::move(other.on_event);
   tracee_ = std::move(other.tracee_);
-  area_ = other.area_;
-  code_ = other.code_;
-  frame_ = other.frame_;
-  saved_ = std::move(other.saved_);
+  place_ = other.place_;
+  saved_ = other.saved_;
   saved_mask_ = other.saved_mask_;
   used_ = other.used_;
   stop_pending_ = other.stop_pending_;
@@ -183,15 +182,22 @@ RemoteSyscalls::~RemoteSyscalls() {
 
 arch::GeneralRegisters RemoteSyscalls::Calling(
     long number, const std::array<std::uint64_t, 6>& arguments) const {
-  return arch::ForSyscall(saved_.general, code_, frame_ + arch::FrameStackOffset(), number,
+  return arch::ForSyscall(saved_, place_.code, place_.frame + arch::FrameStackOffset(), number,
                           arguments);
 }
 
 Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
                                           std::array<std::uint64_t, 6> arguments) {
   RETURN_IF_ERROR(Start(number, arguments));
-  RETURN_IF_ERROR(Enter());
-  return End(what);
+  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  RETURN_IF_ERROR(tracee_.ContinueToSyscall());
+  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tracee_.tid()));
+  const std::int64_t result = arch::SyscallResult(after);
+  if (result < 0 && result >= -kMaxErrno) {
+    return SyscallError(static_cast<int>(-result), what);
+  }
+  return static_cast<std::uint64_t>(result);
 }
 
 Status RemoteSyscalls::Start(long number, const std::array<std::uint64_t, 6>& arguments) {
@@ -201,19 +207,40 @@ Status RemoteSyscalls::Start(long number, const std::array<std::uint64_t, 6>& ar
   return tracee_.ContinueToSyscall();
 }
 
-Status RemoteSyscalls::Enter() {
-  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
-  return tracee_.ContinueToSyscall();
+Status RemoteSyscalls::StartAll(std::uint64_t at, std::vector<arch::CallInside> calls,
+                                std::pair<pid_t, pid_t> ids, int signal) {
+  const auto number = [](int value) { return static_cast<std::uint64_t>(value); };
+  calls.push_back(
+      {.number = SYS_tgkill, .arguments = {number(ids.first), number(ids.second), number(signal)}});
+  RETURN_IF_ERROR(WriteMemory(tracee_.tid(), at, std::as_bytes(std::span(calls))));
+  RETURN_IF_ERROR(arch::WriteGeneral(
+      tracee_.tid(), arch::ForCalls(saved_, place_.code, place_.frame + arch::FrameStackOffset(),
+                                    at, calls.size())));
+  RETURN_IF_ERROR(tracee_.SetSignalMask(kAllSignals & ~(std::uint64_t{1} << (signal - 1))));
+  return tracee_.Continue();
 }
 
-Result<std::uint64_t> RemoteSyscalls::End(std::string_view what) {
-  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
-  ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tracee_.tid()));
-  const std::int64_t result = arch::SyscallResult(after);
-  if (result < 0 && result >= -kMaxErrno) {
-    return SyscallError(static_cast<int>(-result), what);
+Status RemoteSyscalls::EndAll(int signal) {
+  while (true) {
+    ASSIGN_OR_RETURN(const Stop stop,
+                     WaitForStop(tracee_.tid(), steady_clock::now() + kCallTimeout));
+    if (stop.kind == Stop::Kind::kExited) {
+      tracee_.Forget();
+      return NotFound("the thread ended (wait status " + std::to_string(stop.status) + ")");
+    }
+    if (stop.kind == Stop::Kind::kSignal && stop.signal == signal) {
+      ASSIGN_OR_RETURN(const arch::GeneralRegisters now, arch::ReadGeneral(tracee_.tid()));
+      if (arch::AreMade(now, place_.code)) return OkStatus();
+      // Somebody else's, which has no effect.
+    } else if (stop.kind == Stop::Kind::kSignal) {
+      if (stop.signal != SIGSTOP) {
+        return Internal("tid " + std::to_string(tracee_.tid()) + " got signal " +
+                        std::to_string(stop.signal) + " in our code");
+      }
+      stop_pending_ = true;
+    }
+    RETURN_IF_ERROR(tracee_.Continue());
   }
-  return static_cast<std::uint64_t>(result);
 }
 
 Result<std::int64_t> RemoteSyscalls::CallInterrupted(
@@ -230,12 +257,12 @@ Result<std::int64_t> RemoteSyscalls::CallInterrupted(
 
 Result<std::uint64_t> RemoteSyscalls::Reserve(std::size_t size) {
   const std::uint64_t at = (used_ + 15) & ~std::uint64_t{15};
-  if (at + size > area_.argument_bytes()) {
+  if (at + size > place_.argument_bytes) {
     return ResourceExhausted("arguments of a remote system call: no room for " +
                              std::to_string(size) + " bytes");
   }
   used_ = at + size;
-  return area_.arguments() + at;
+  return place_.arguments + at;
 }
 
 Result<std::uint64_t> RemoteSyscalls::Put(std::span<const std::byte> bytes) {
@@ -259,7 +286,8 @@ Status RemoteSyscalls::Finish() {
   const absl::Cleanup forget = [&tracee] { tracee.Forget(); };
   // The mask first, as long as the registers lead home whatever becomes of us.
   RETURN_IF_ERROR(tracee.SetSignalMask(saved_mask_));
-  RETURN_IF_ERROR(arch::Write(tracee.tid(), saved_));
+  // The extended ones are as they were: neither our code nor a system call changes them.
+  RETURN_IF_ERROR(arch::WriteGeneral(tracee.tid(), saved_));
   if (stop_pending_ && ::syscall(SYS_tkill, tracee.tid(), SIGSTOP) != 0) {
     return SyscallError(errno, "tkill SIGSTOP");
   }

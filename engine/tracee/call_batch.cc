@@ -1,0 +1,108 @@
+#include "engine/tracee/call_batch.h"
+
+#include <algorithm>
+#include <array>
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::size_t kCallBytes = sizeof(arch::CallInside);
+constexpr std::size_t kAlignment = 16;
+
+std::size_t Aligned(std::size_t bytes) { return (bytes + kAlignment - 1) & ~(kAlignment - 1); }
+
+}  // namespace
+
+void CallBatch::AddCall(std::string_view what, long number,
+                        std::initializer_list<std::uint64_t> arguments, std::size_t fills,
+                        bool may_fail, Take take) {
+  calls_.push_back({what, number, arguments, fills, may_fail, std::move(take)});
+}
+
+Status CallBatch::Begin(RemoteSyscalls& remote, const OneRun& how) {
+  remote_ = &remote;
+  how_ = how;
+  return BeginPiece(0);
+}
+
+Status CallBatch::BeginPiece(std::size_t first) {
+  remote_->ResetArguments();
+  piece_ = {.first = first, .last = first};
+  std::size_t size = kCallBytes;  // of the last one, which tells the end
+  while (piece_.last < calls_.size()) {
+    const std::size_t more = kCallBytes + Aligned(calls_[piece_.last].fills);
+    if (size + more > remote_->room()) break;
+    size += more;
+    ++piece_.last;
+  }
+  if (piece_.last == first && first < calls_.size()) {
+    return ResourceExhausted("arguments of a remote system call: no room");
+  }
+  ASSIGN_OR_RETURN(piece_.at, remote_->Reserve(size));
+  piece_.bytes.resize(size);
+  std::vector<arch::CallInside> table;
+  const std::size_t count = piece_.last - first;
+  std::uint64_t here = piece_.at + (count + 1) * kCallBytes;
+  piece_.in_one_run = how_.signal != 0 && count > 0;
+  for (std::size_t i = first; i < piece_.last; ++i) {
+    arch::CallInside& inside = table.emplace_back();
+    inside.number = static_cast<std::uint64_t>(calls_[i].number);
+    std::ranges::replace_copy(calls_[i].arguments, inside.arguments.begin(), kHere, here);
+    here += Aligned(calls_[i].fills);
+    if (how_.allowed && !how_.allowed(inside, arch::BehindCall(remote_->place().code))) {
+      piece_.in_one_run = false;
+    }
+  }
+  if (!piece_.in_one_run) {
+    std::memcpy(piece_.bytes.data(), table.data(), count * kCallBytes);
+    return OkStatus();
+  }
+  return remote_->StartAll(piece_.at, std::move(table), how_.ids, how_.signal);
+}
+
+Status CallBatch::MakeOneByOne() {
+  auto* const table = reinterpret_cast<arch::CallInside*>(piece_.bytes.data());
+  for (std::size_t i = 0; i < piece_.last - piece_.first; ++i) {
+    const auto& words = table[i].arguments;
+    const Call& call = calls_[piece_.first + i];
+    const auto result = remote_->Call(call.what, call.number, words[0], words[1], words[2],
+                                      words[3], words[4], words[5]);
+    if (!result.ok() && (!call.may_fail || ErrnoOf(result.status()) == 0)) return result.status();
+    table[i].result = result.ok() ? static_cast<std::int64_t>(*result) : -ErrnoOf(result.status());
+  }
+  const std::size_t filled = (piece_.last - piece_.first + 1) * kCallBytes;
+  return remote_->ReadBack(piece_.at + filled, std::span(piece_.bytes).subspan(filled));
+}
+
+Status CallBatch::EndPiece() {
+  if (piece_.in_one_run) {
+    RETURN_IF_ERROR(remote_->EndAll(how_.signal));
+    RETURN_IF_ERROR(remote_->ReadBack(piece_.at, piece_.bytes));
+  } else {
+    RETURN_IF_ERROR(MakeOneByOne());
+  }
+  const std::size_t count = piece_.last - piece_.first;
+  std::span<const std::byte> filled = std::span(piece_.bytes).subspan((count + 1) * kCallBytes);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Call& call = calls_[piece_.first + i];
+    arch::CallInside made;
+    std::memcpy(&made, piece_.bytes.data() + i * kCallBytes, kCallBytes);
+    const bool failed = made.result < 0 && made.result >= -4095;
+    if (failed && !call.may_fail) {
+      return SyscallError(static_cast<int>(-made.result), call.what);
+    }
+    if (!failed) RETURN_IF_ERROR(call.take(made.result, filled.first(call.fills)));
+    filled = filled.subspan(Aligned(call.fills));
+  }
+  return OkStatus();
+}
+
+Status CallBatch::End() {
+  while (true) {
+    RETURN_IF_ERROR(EndPiece());
+    if (piece_.last == calls_.size()) return OkStatus();
+    RETURN_IF_ERROR(BeginPiece(piece_.last));
+  }
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,101 @@
+// Many system calls made by one thread, with a single stop where that is possible.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "engine/arch/arch.h"
+#include "engine/base/status.h"
+#include "engine/tracee/remote_syscalls.h"
+
+namespace stasis::engine {
+
+/// How a thread may make calls in one run (see RemoteSyscalls::StartAll). `signal` 0: one by one.
+struct OneRun {
+  int signal = 0;
+  std::pair<pid_t, pid_t> ids = {};
+  /// Whether seccomp would let the thread make a call, which lies at address `behind`, without us. Empty: it
+  /// has no filter.
+  std::function<bool(const arch::CallInside& call, std::uint64_t behind)> allowed = {};
+};
+
+class CallBatch {
+ public:
+  /// In the arguments of a call: the address of what it fills.
+  static constexpr std::uint64_t kHere =
+      0xffff'8000'0000'0001;  // no address, and no number that we pass
+
+  /// A call whose result goes to `take`. An error of it ends the batch as SyscallError "`what`".
+  void Add(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
+           std::function<void(std::int64_t)> take) {
+    AddCall(what, number, arguments, 0, false, [take = std::move(take)](auto result, auto) {
+      take(result);
+      return OkStatus();
+    });
+  }
+  /// The same; a call that fails tells nothing.
+  void AddOptional(std::string_view what, long number,
+                   std::initializer_list<std::uint64_t> arguments,
+                   std::function<Status(std::int64_t)> take) {
+    AddCall(what, number, arguments, 0, true,
+            [take = std::move(take)](auto result, auto) { return take(result); });
+  }
+  /// A call that fills one T at kHere.
+  template <typename T>
+  void AddFilling(std::string_view what, long number,
+                  std::initializer_list<std::uint64_t> arguments,
+                  std::function<void(const T&)> take) {
+    AddCall(what, number, arguments, sizeof(T), false,
+            [take = std::move(take)](auto, std::span<const std::byte> filled) {
+              T value;
+              std::memcpy(&value, filled.data(), sizeof(T));
+              take(value);
+              return OkStatus();
+            });
+  }
+
+  /// Begins to make the calls, in the order in which they were added; another thread may begin meanwhile.
+  Status Begin(RemoteSyscalls& remote, const OneRun& how);
+  /// Waits for them, and hands out what they gave. The batch can begin anew afterwards.
+  Status End();
+
+ private:
+  using Take = std::function<Status(std::int64_t result, std::span<const std::byte> filled)>;
+  struct Call {
+    std::string_view what;
+    long number;
+    std::vector<std::uint64_t> arguments;
+    std::size_t fills;
+    bool may_fail;
+    Take take;
+  };
+  // Those that are made together: calls [first, last), their table at `at`, what they fill behind it.
+  struct Piece {
+    std::size_t first = 0, last = 0;
+    std::uint64_t at = 0;
+    std::vector<std::byte> bytes = {};
+    bool in_one_run = false;
+  };
+
+  void AddCall(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
+               std::size_t fills, bool may_fail, Take take);
+  Status BeginPiece(std::size_t first);
+  Status EndPiece();
+  Status MakeOneByOne();
+
+  std::vector<Call> calls_;
+  RemoteSyscalls* remote_ = nullptr;
+  OneRun how_;
+  Piece piece_;
+};
+
+}  // namespace stasis::engine
