@@ -1,4 +1,4 @@
-"""A registry on the loopback address: Debian's docker-registry, in a private folder."""
+"""A registry: Debian's docker-registry, in a private folder."""
 
 import http.client
 import json
@@ -10,20 +10,32 @@ from e2e.wait import until
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 class Registry:
-    def __init__(self, folder, start):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+    """A registry that runs at an address."""
+
+    def __init__(self, address):
+        self.address = address
+
+    @classmethod
+    def serve(cls, folder, start, address=None):
+        """Starts one. `start` runs a command as a service; a free loopback address is the default."""
+        registry = cls(address or free_address())
         config = folder / "registry.yml"
         # JSON is YAML.
         config.write_text(json.dumps({
             "version": 0.1, "log": {"level": "warn"},
             "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
-            "http": {"addr": self.address},
+            "http": {"addr": registry.address},
         }))
-        service = start("registry", ["docker-registry", "serve", config])
-        until(lambda: service.poll() is not None or self._answers(), what="the registry")
+        start("registry", ["docker-registry", "serve", config])
+        until(registry._answers, what="the registry", every=0.02)
+        return registry
 
     def push(self, image, name, tag="1"):
         """Builds an image and pushes it; gives its reference."""

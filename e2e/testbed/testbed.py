@@ -97,7 +97,7 @@ class Testbed:
 
     def _start_all(self):
         self.logs = self.folder / "logs"
-        self.registry = Registry(self.folder, self.start)
+        self.registry = Registry.serve(self.folder, self.start)
         self._write_configuration()
         self.runtime = Cri(self.folder / "containerd.sock", self.cgroup, self.logs)
         self.start_runtime()
