@@ -3,6 +3,7 @@
 #include <absl/cleanup/cleanup.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -38,11 +39,12 @@ class Restoration {
     // The root takes its children's place in a pid namespace of its own; on the host each must be killed.
     for (RestoredProcess& process : processes_) Kill(process.pid);
     if (taken_) Kill(request_.placeholder);
-    // A thread that we trace is there until we have waited for it, and so is its process. The root is left
-    // to its parent, who waits for it.
+    // A thread that we trace is there until we have waited for it, and so is its process. Its parent sees its
+    // end only then, unless we are that: then who started it waits for it.
     for (RestoredProcess& process : processes_) {
       for (RestoredProcess::Thread& thread : process.others) AwaitDeath(thread.tracee);
-      if (process.pid != request_.placeholder) AwaitDeath(process.leader);
+      if (process.pid != request_.placeholder || !IsOurChild(process.pid))
+        AwaitDeath(process.leader);
     }
   }
 
@@ -83,6 +85,13 @@ class Restoration {
  private:
   static void Kill(pid_t pid) {
     if (pid > 0) ::kill(pid, SIGKILL);
+  }
+
+  static bool IsOurChild(pid_t pid) {
+    const Result<std::string> text =
+        ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/status");
+    const Result<TaskStatus> status = text.ok() ? ParseTaskStatus(*text) : text.status();
+    return status.ok() && status->ppid == ::getpid();
   }
 
   static void AwaitDeath(Tracee& tracee) {
