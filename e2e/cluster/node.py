@@ -64,6 +64,7 @@ class Node(Machine):
                 {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": {
                     "type": "host-local", "ranges": [[{"subnet": self.pods}]], "routes": [{"dst": "0.0.0.0/0"}]}},
                 {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+        self.path("/etc/kubernetes/manifests").mkdir(parents=True, exist_ok=True)
         self._write("/etc/kubernetes/kubelet.json", json.dumps(self._kubelet_configuration(), indent=2))
         self._write("/etc/kubernetes/kube-proxy.json", json.dumps({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",

@@ -13,7 +13,7 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e2e.paths import CACHE, TARGETS
+from e2e.paths import CACHE, ROOT, TARGETS
 
 USERS = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/data:/bin/sh\n"
 GROUPS = "root:x:0:\nuser:x:1000:\n"
@@ -45,6 +45,9 @@ IMAGES = {
     "targets": Image(["/bin/sh"], programs=[TARGETS / "tree"]),  # its libraries
     "python": Image(["/usr/bin/python3"], programs=["/usr/bin/python3"],
                     packages=["libpython3.11-minimal", "libpython3.11-stdlib"]),
+    "counter": Image(["/usr/bin/python3", "/counter.py"], programs=["/usr/bin/python3"],
+                     packages=["libpython3.11-minimal", "libpython3.11-stdlib"],
+                     files={"counter.py": ROOT / "e2e/cluster/counter.py"}),
 }
 
 
