@@ -62,8 +62,7 @@ Status Checkpointer::Checkpoint(const runtime::v1::CheckpointContainerRequest& r
   ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(found.status.id(), limits));
   ASSIGN_OR_RETURN(const ContainerFacts facts,
                    DescribeRunning(upstream_, found.status.id(), limits));
-  if (const auto record = records_.Find(facts.status.id());
-      record && record->phase != RestorePhase::kRestored) {
+  if (const auto record = records_.Find(facts.status.id()); record && !IsWhole(record->phase)) {
     return FailedPrecondition("container " + facts.status.id() +
                               " is not restored yet; try again when it is ready");
   }

@@ -61,7 +61,8 @@ Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id
     return FailedPrecondition("container " + whole_id + " " + StateText(facts.status.state()) +
                               "; only a running container can be checkpointed");
   }
-  if (!facts.restore_phase.empty() && facts.restore_phase != PhaseText(RestorePhase::kRestored)) {
+  if (!facts.restore_phase.empty() && facts.restore_phase != PhaseText(RestorePhase::kRestored) &&
+      facts.restore_phase != PhaseText(RestorePhase::kFresh)) {
     return FailedPrecondition("container " + whole_id +
                               " is not restored yet; try again when it is ready");
   }

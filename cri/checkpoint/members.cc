@@ -14,6 +14,7 @@
 #include "archive/members.h"
 #include "archive/rootfs_diff.h"
 #include "cri/restore/placeholder.h"
+#include "cri/restore/records.h"
 #include "engine/base/io.h"
 
 namespace stasis::cri {
@@ -162,7 +163,8 @@ Status AddMembers(const ContainerFacts& facts, const LogExtent& log,
                   const engine::DumpReport& report, const std::vector<std::string>& notes,
                   archive::ArchiveWriter& writer) {
   json spec = facts.spec;
-  const bool restored = DropPlaceholder(spec) || !facts.restore_phase.empty();
+  const bool restored =
+      DropPlaceholder(spec) || facts.restore_phase == PhaseText(RestorePhase::kRestored);
   RETURN_IF_ERROR(writer.AddMember(archive::kConfigDumpName, ConfigDump(facts, restored)));
   RETURN_IF_ERROR(writer.AddMember(archive::kSpecDumpName, archive::Dump(spec)));
   RETURN_IF_ERROR(writer.AddMember(archive::kStatusDumpName, StatusDump(facts.status)));

@@ -17,6 +17,13 @@ namespace {
 /// Annotation of a pod, "true": see engine::Options::clocks_may_go_back.
 constexpr const char* kClocksMayGoBack = "stasis.dev/clocks-may-go-back";
 
+/// Annotation of a pod: what becomes of a container that was restored, ran and ended, when the kubelet
+/// starts it again. "restore", the default: it goes on from the checkpoint once more. "fresh": its
+/// program begins anew, with the base image and what the pod's spec says of it.
+constexpr const char* kOnRestart = "stasis.dev/on-restart";
+constexpr const char* kRestore = "restore";
+constexpr const char* kFresh = "fresh";
+
 constexpr const char* kInventory =
     "inventory.img";  // written last: without it the images are not whole
 
@@ -25,6 +32,7 @@ RestoredContainer RecordOf(const runtime::v1::CreateContainerRequest& request,
   const runtime::v1::ContainerConfig& config = request.config();
   RestoredContainer record;
   record.sandbox_id = request.pod_sandbox_id();
+  record.pod_uid = request.sandbox_config().metadata().uid();
   record.name = config.metadata().name();
   record.attempt = config.metadata().attempt();
   record.image = config.image().image();
@@ -42,13 +50,24 @@ RestoredContainer RecordOf(const runtime::v1::CreateContainerRequest& request,
   return record;
 }
 
-void Rewrite(runtime::v1::ContainerConfig& config, const BaseImage& base,
-             const std::string& placeholder) {
+Result<bool> BeginsAnewOnRestart(const runtime::v1::PodSandboxConfig& pod) {
+  const auto found = pod.annotations().find(kOnRestart);
+  if (found == pod.annotations().end() || found->second == kRestore) return false;
+  if (found->second == kFresh) return true;
+  return InvalidArgument(std::string("the pod's annotation ") + kOnRestart + " is \"" +
+                         found->second + "\"; it can be \"" + kRestore + "\" or \"" + kFresh +
+                         "\"");
+}
+
+void SetImage(runtime::v1::ContainerConfig& config, const BaseImage& base) {
   config.mutable_image()->set_image(base.id);
   if (!config.image().user_specified_image().empty()) {
     config.mutable_image()->set_user_specified_image(base.name);
   }
   config.mutable_image()->clear_image_ref();
+}
+
+void SetPlaceholder(runtime::v1::ContainerConfig& config, const std::string& placeholder) {
   config.clear_command();
   config.add_command(kPlaceholderPath);
   config.clear_args();
@@ -103,13 +122,16 @@ Result<Reply> Restorer::CreateRestored(const IncomingCall& call,
   ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(NameKey(record), limits));
   ASSIGN_OR_RETURN(const std::string earlier, EarlierAnswer(record, limits));
   if (!earlier.empty()) return ReplyOf(earlier);
+  ASSIGN_OR_RETURN(const bool anew, BeginsAnewOnRestart(request.sandbox_config()));
+  if (anew && records_.HasRun(record.pod_uid, record.name)) record.phase = RestorePhase::kFresh;
 
   ASSIGN_OR_RETURN(record.checkpoint, images_.Open(image, request.pod_sandbox_id(), limits));
   absl::Cleanup close = [&, place = record.checkpoint] {
     (void)images_.Close(place, {});  // already reporting worse
   };
+  const bool fresh = record.phase == RestorePhase::kFresh;
   ASSIGN_OR_RETURN(Reply reply, CreateFrom(call, request, std::move(record)));
-  if (reply.status.ok()) std::move(close).Cancel();
+  if (reply.status.ok() && !fresh) std::move(close).Cancel();
   return reply;
 }
 
@@ -118,7 +140,10 @@ Result<Reply> Restorer::CreateRestored(const IncomingCall& call,
 Result<std::string> Restorer::EarlierAnswer(const RestoredContainer& like,
                                             const CallLimits& limits) {
   const auto record = records_.FindByName(like.sandbox_id, like.name, like.attempt);
-  if (!record || record->phase != RestorePhase::kCreated) return std::string();
+  if (!record ||
+      (record->phase != RestorePhase::kCreated && record->phase != RestorePhase::kFresh)) {
+    return std::string();
+  }
   runtime::v1::ContainerStatusRequest request;
   request.set_container_id(record->id);
   const Status status = Call(&runtime::v1::RuntimeService::Stub::ContainerStatus,
@@ -146,7 +171,12 @@ Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
   ASSIGN_OR_RETURN(const nlohmann::json config_dump, archive::ParseObject(text, "config.dump"));
   ASSIGN_OR_RETURN(const BaseImage base, FindOrPullBaseImage(upstream_, credentials_, config_dump,
                                                              request.sandbox_config(), limits));
-  Rewrite(*request.mutable_config(), base, placeholder_);
+  SetImage(*request.mutable_config(), base);
+  if (record.phase == RestorePhase::kFresh) {
+    record.checkpoint = {};
+  } else {
+    SetPlaceholder(*request.mutable_config(), placeholder_);
+  }
   ASSIGN_OR_RETURN(const grpc::ByteBuffer rewritten, Serialize(request));
   Reply reply = upstream_.Forward(call, rewritten);
   if (!reply.status.ok()) return reply;
@@ -163,7 +193,8 @@ Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
                limits);
     return Annotate(recorded, "remember the container");
   }
-  log::Info("container created from its checkpoint",
+  log::Info(record.phase == RestorePhase::kFresh ? "container begins anew after a restored one"
+                                                 : "container created from its checkpoint",
             {{"container", record.id}, {"image", record.image_ref}, {"base", base.name}});
   return reply;
 }

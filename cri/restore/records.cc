@@ -21,7 +21,8 @@ namespace {
 constexpr std::string_view kSuffix = ".json";
 constexpr std::string_view kTemporary = ".new";
 constexpr std::size_t kMaxRecordBytes = std::size_t{1} << 20;
-constexpr std::array<std::string_view, 4> kPhases = {"created", "restoring", "restored", "failed"};
+constexpr std::array<std::string_view, 5> kPhases = {"created", "restoring", "restored", "failed",
+                                                     "fresh"};
 
 // Container ids become file names: those of all runtimes are hexadecimal digits.
 bool IsPlainName(std::string_view id) {
@@ -36,6 +37,7 @@ nlohmann::json ToJson(const RestoredContainer& record) {
           {"phase", PhaseText(record.phase)},
           {"failure", record.failure},
           {"sandboxId", record.sandbox_id},
+          {"podUid", record.pod_uid},
           {"name", record.name},
           {"attempt", record.attempt},
           {"image", record.image},
@@ -70,6 +72,7 @@ Result<RestoredContainer> FromJson(const nlohmann::json& json) {
       .phase = static_cast<RestorePhase>(phase - kPhases.begin()),
       .failure = TextField(json, "failure"),
       .sandbox_id = TextField(json, "sandboxId"),
+      .pod_uid = TextField(json, "podUid"),
       .name = TextField(json, "name"),
       .attempt = archive::NumberField<std::uint32_t>(json, "attempt"),
       .image = TextField(json, "image"),
@@ -101,6 +104,10 @@ Status Sync(int fd, std::string_view what) {
 }
 
 }  // namespace
+
+bool IsWhole(RestorePhase phase) {
+  return phase == RestorePhase::kRestored || phase == RestorePhase::kFresh;
+}
 
 std::string_view PhaseText(RestorePhase phase) { return kPhases[static_cast<std::size_t>(phase)]; }
 
@@ -183,6 +190,14 @@ std::optional<RestoredContainer> Records::FindByName(const std::string& sandbox_
     }
   }
   return std::nullopt;
+}
+
+bool Records::HasRun(const std::string& pod_uid, const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  return !pod_uid.empty() && std::any_of(records_.begin(), records_.end(), [&](const auto& entry) {
+    const RestoredContainer& record = entry.second;
+    return record.pod_uid == pod_uid && record.name == name && IsWhole(record.phase);
+  });
 }
 
 std::vector<RestoredContainer> Records::All() const {

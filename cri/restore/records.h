@@ -16,7 +16,11 @@
 
 namespace stasis::cri {
 
-enum class RestorePhase { kCreated, kRestoring, kRestored, kFailed };
+/// kFresh: begun anew by its own program, since an earlier one of it had been restored.
+enum class RestorePhase { kCreated, kRestoring, kRestored, kFailed, kFresh };
+
+/// Whether the container is what it is to be: there is nothing to restore in it (any more).
+bool IsWhole(RestorePhase phase);
 
 /// "created", "restoring", …
 std::string_view PhaseText(RestorePhase phase);
@@ -36,6 +40,7 @@ struct RestoredContainer {
 
   std::string
       sandbox_id;  ///< With name and attempt: what makes a repeated CreateContainer the same.
+  std::string pod_uid;
   std::string name;
   std::uint32_t attempt = 0;
 
@@ -47,7 +52,7 @@ struct RestoredContainer {
   std::vector<std::string> args;
 
   CheckpointPlace checkpoint;
-  std::string log_path;  ///< On the host; empty: the container has no log.
+  std::string log_path;             ///< On the host; empty: the container has no log.
   bool clocks_may_go_back = false;  ///< As the pod's annotation says.
 };
 
@@ -66,6 +71,8 @@ class Records {
   std::optional<RestoredContainer> Find(const std::string& id) const;
   std::optional<RestoredContainer> FindByName(const std::string& sandbox_id,
                                               const std::string& name, std::uint32_t attempt) const;
+  /// Whether a container of this name ran in this pod, in whichever sandbox: restored, or anew after that.
+  bool HasRun(const std::string& pod_uid, const std::string& name) const;
   std::vector<RestoredContainer> All() const;
   bool empty() const { return size_ == 0; }
 

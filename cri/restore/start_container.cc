@@ -44,9 +44,10 @@ Reply Restorer::StartContainer(const IncomingCall& call) {
   if (!guard.ok()) return Failed(guard.status());
 
   record = records_.Find(record->id);  // as it is now that we have it for ourselves
-  if (!record || record->phase == RestorePhase::kRestored) {
-    return upstream_.Forward(call,
-                             call.request);  // it runs, ran or is gone: the runtime says which
+  if (!record || IsWhole(record->phase)) {
+    return upstream_.Forward(
+        call,
+        call.request);  // it runs, ran, is gone or was never to be restored: the runtime says which
   }
   if (record->phase == RestorePhase::kFailed) {
     return Failed(FailedPrecondition("container " + record->id +

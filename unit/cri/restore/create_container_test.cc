@@ -15,6 +15,16 @@ class CreateContainerTest : public testing::ShimTest {
   const v1::ContainerConfig& Asked(const std::string& id) {
     return runtime_.containers.at(id).request.config();
   }
+  void MarkAs(const std::string& id, RestorePhase phase) {
+    shim_.reset();
+    auto records = Records::Open(directory_ / "state/containers");
+    ASSERT_THAT(records, testing::IsOk());
+    RestoredContainer record = (*records)->Find(id).value();
+    record.phase = phase;
+    ASSERT_THAT((*records)->Put(record), testing::IsOk());
+    records->reset();
+    StartShim();
+  }
 };
 
 // A field that our schema does not have (ContainerConfig.linux is 15), and a value that is no UTF-8.
@@ -131,6 +141,47 @@ TEST_F(CreateContainerTest, ThePodsWordOnClocksIsRemembered) {
     EXPECT_EQ(Records::Open(directory_ / "state/containers").value()->Find(id)->clocks_may_go_back,
               word == std::string("true"));
   }
+}
+
+v1::CreateContainerRequest OnRestart(v1::CreateContainerRequest request, const char* policy) {
+  (*request.mutable_sandbox_config()->mutable_annotations())["stasis.dev/on-restart"] = policy;
+  return request;
+}
+
+TEST_F(CreateContainerTest, AfterARestoredOneItBeginsAnewWhereThePodSaysSo) {
+  const v1::CreateContainerRequest fresh = OnRestart(RequestFor("sha256:check"), "fresh");
+  const std::string first = Create(fresh);
+  EXPECT_THAT(Asked(first).command(), ElementsAre(kPlaceholderPath));
+  MarkAs(first, RestorePhase::kRestored);
+  std::string last;
+  for (std::uint32_t attempt : {1U, 2U}) {
+    v1::CreateContainerRequest again = fresh;
+    again.mutable_config()->mutable_metadata()->set_attempt(attempt);
+    again.set_pod_sandbox_id("sandbox-" + std::to_string(attempt));  // as after a reboot
+    const std::string id = Create(again);
+    ASSERT_NE(id, "") << status_.error_message();
+    EXPECT_EQ(Asked(id).image().image(), "sha256:base");
+    EXPECT_THAT(Asked(id).command(), ElementsAre("the-program"));
+    EXPECT_EQ(Asked(id).mounts_size(), 0);
+    EXPECT_EQ(StatusOf(id).status().image_ref(), "reg.test/checkpoint:1@sha256:repo");
+    EXPECT_TRUE(Start(id).ok());
+    EXPECT_EQ(Create(again), id);
+  }
+  EXPECT_EQ(runtime_.views.size(), 1U);  // that of the first, which was never started
+}
+
+TEST_F(CreateContainerTest, OneThatWasNeverRestoredDoesNotBeginAnew) {
+  const v1::CreateContainerRequest fresh = OnRestart(RequestFor("sha256:check"), "fresh");
+  MarkAs(Create(fresh), RestorePhase::kFailed);
+  v1::CreateContainerRequest again = fresh;
+  again.mutable_config()->mutable_metadata()->set_attempt(1);
+  EXPECT_THAT(Asked(Create(again)).command(), ElementsAre(kPlaceholderPath));
+}
+
+TEST_F(CreateContainerTest, AnUnknownPolicyIsRefusedWithTheKnownOnes) {
+  EXPECT_EQ(Create(OnRestart(RequestFor("sha256:check"), "never")), "");
+  EXPECT_EQ(status_.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status_.error_message(), HasSubstr("\"restore\" or \"fresh\""));
 }
 
 TEST_F(CreateContainerTest, ARepeatedRequestGetsTheFirstOnesAnswer) {

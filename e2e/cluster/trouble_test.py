@@ -1,0 +1,145 @@
+"""Programs that crash, and services that are stopped or killed, around checkpoints and restores."""
+
+import signal
+import subprocess
+import threading
+
+import pytest
+
+from e2e.cluster.kubectl import KubectlError
+from e2e.wait import until
+
+FRESH = {"stasis.dev/on-restart": "fresh"}
+
+
+def crash(namespace, pod):
+    """Ends the program in a pod and waits until the kubelet has started it again."""
+    restarts = namespace.status(pod)["restartCount"]
+    with pytest.raises(OSError):
+        namespace.ask(pod, "/exit?3")
+    until(lambda: namespace.status(pod)["restartCount"] > restarts and namespace.status(pod)["ready"],
+          what="the restart", every=0.1)
+    assert namespace.status(pod)["lastState"]["terminated"]["exitCode"] == 3
+
+
+@pytest.mark.parametrize("annotations, again", [({}, True), (FRESH, False)], ids=["restore", "fresh"])
+def test_a_crash_ends_in_the_checkpoint_or_anew_as_the_pod_says(namespace, annotations, again):
+    namespace.run("one")
+    before = [namespace.count("one") for _ in range(3)][-1]
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image, annotations)
+    assert namespace.count("two") == {"count": 4, "born": before["born"]}
+    for _ in range(2):
+        crash(namespace, "two")
+        after = namespace.count("two")
+        assert (after["born"] == before["born"], after["count"]) == ((True, 4) if again else (False, 1))
+    assert namespace.status("two")["image"] == image
+
+
+def test_an_unknown_policy_is_refused_in_the_pods_status(namespace):
+    namespace.run("one")
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image, {"stasis.dev/on-restart": "never"}, wait=False)
+    state = until(lambda: namespace.get("pod", "two")["status"].get("containerStatuses", [{}])[0].get(
+        "state", {}).get("waiting", {}).get("message", ""), what="the refusal", every=0.1)
+    until(lambda: '"restore" or "fresh"' in namespace.kubectl("describe", "pod", "two"), what=state, every=0.2)
+
+
+def test_a_kubelet_that_is_started_again_finds_the_restored_container(namespace):
+    namespace.run("one")
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image)
+    before, container = namespace.count("two"), namespace.status("two")["containerID"]
+    node = namespace.cluster.nodes["node2"]
+    node.stop("kubelet")
+    node.start_kubelet()
+    # The pod that the kubelet runs next tells that it has looked at those of before.
+    namespace.run("three", "node2")
+    status = namespace.status("two")
+    assert (status["containerID"], status["restartCount"], status["image"]) == (container, 0, image)
+    assert namespace.count("two")["count"] == before["count"] + 1
+    assert namespace.raw_checkpoint("two")["items"]
+
+
+def test_a_killed_stasisd_leaves_pods_as_they_are(namespace):
+    namespace.run("one")
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image)
+    before, container = namespace.count("two"), namespace.status("two")["containerID"]
+    node = namespace.cluster.nodes["node2"]
+    node.stop("stasisd", signal.SIGKILL)
+    assert namespace.count("two")["count"] == before["count"] + 1
+    with pytest.raises(KubectlError, match="checkpointing of .* failed|has prevented the request"):
+        namespace.raw_checkpoint("two")
+    node.start_stasisd()
+    until(lambda: checkpointed(namespace, "two"), what="a checkpoint after the restart", every=0.2)
+    status = namespace.status("two")
+    assert (status["containerID"], status["restartCount"], status["image"]) == (container, 0, image)
+
+
+def checkpointed(namespace, pod):
+    try:
+        return namespace.raw_checkpoint(pod)
+    except KubectlError:  # the kubelet connects again by itself
+        return None
+
+
+def test_stasisd_killed_in_checkpoints_harms_nobody(namespace):
+    namespace.run("one")
+    before = namespace.count("one")
+    node = namespace.cluster.nodes["node1"]
+    for wait in (0.02, 0.05, 0.08):
+        asking = threading.Thread(target=checkpointed, args=(namespace, "one"))
+        asking.start()
+        with_checkpoint_begun(asking, wait)
+        node.stop("stasisd", signal.SIGKILL)
+        asking.join()
+        node.start_stasisd()
+        until(lambda: checkpointed(namespace, "one"), what="a checkpoint", every=1)
+        after = namespace.count("one")
+        assert (after["count"], after["born"]) == (before["count"] + 1, before["born"])
+        before = after
+    assert namespace.status("one")["restartCount"] == 0
+    left = [path.name for path in node.checkpoints.iterdir() if not path.name.endswith(".tar")]
+    assert not left
+
+
+def with_checkpoint_begun(asking, seconds):
+    """Lets the call get somewhere into the checkpoint: where does not matter, so it is no luck."""
+    asking.join(seconds)
+
+
+def test_stasisd_killed_in_a_restore_is_made_up_for_by_the_kubelet(namespace):
+    namespace.run("one")
+    before = namespace.count("one")
+    image = namespace.checkpoint_image("one")
+    node = namespace.cluster.nodes["node2"]
+    for number in range(3):
+        pod = f"again-{number}"
+        namespace.run(pod, "node2", image, wait=False)
+        until(lambda pod=pod: "container created from its checkpoint" in node.log("stasisd", 2) or ready(namespace, pod),
+              what="a restore under way", every=0.002)
+        node.stop("stasisd", signal.SIGKILL)
+        node.start_stasisd()
+        namespace.wait_ready(pod, 90)
+        assert namespace.count(pod) == {"count": before["count"] + 1, "born": before["born"]}
+
+
+def ready(namespace, pod):
+    statuses = namespace.get("pod", pod)["status"].get("containerStatuses", [{}])
+    return statuses[0].get("ready")
+
+
+def test_a_node_that_lost_power_restores_its_pods_again(namespace):
+    namespace.run("one")
+    before = namespace.count("one")
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image)
+    namespace.cluster.reboot("node2")
+    until(lambda: namespace.status("two")["restartCount"] > 0 and namespace.status("two")["ready"], 90,
+          what="the pod after the reboot", every=0.3)
+    assert namespace.count("two") == {"count": before["count"] + 1, "born": before["born"]}
+    node = namespace.cluster.nodes["node2"]
+    views = subprocess.run(["grep", "-c", "overlay", f"/proc/{node.pid}/mounts"], capture_output=True, text=True,
+                           check=False).stdout
+    assert int(views) < 20
