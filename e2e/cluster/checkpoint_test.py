@@ -13,6 +13,7 @@ from e2e.cluster.kubectl import KubectlError
 from e2e.wait import until
 
 
+@pytest.mark.short
 def test_the_answer_names_an_archive_that_only_root_can_read(namespace):
     namespace.run("one")
     answer = namespace.raw_checkpoint("one")

@@ -23,7 +23,7 @@ DISKS = ["var/lib/containerd", "var/lib/kubelet", "var/lib/stasis", "var/log/pod
 SETTINGS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
             "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"]
 
-# Runs as pid 1 of the machine. The first words are this machine's number for it, read before /proc is new.
+# Runs as pid 1 of the machine. This machine's number for it is read while /proc is still this machine's.
 BOOT = r"""
 set -eu
 read -r pid _ </proc/self/stat
@@ -115,16 +115,16 @@ class Machine:
             "BINDS": " ".join(map(str, dict.fromkeys([ROOT, CACHE, self.folder.parent]))),
             "DISKS": " ".join(DISKS), "SETTINGS": " ".join(SETTINGS),
             "HIERARCHIES": "\n".join(f"{kind} {options} {path}" for kind, options, path in hierarchies()),
-            "GROUPS": " ".join(map(str, self.groups)), "BOOT": BOOT}
+            "GROUPS_OF_MACHINE": " ".join(map(str, self.groups)), "BOOT": BOOT}
         # Its cgroup namespace begins where the process is that makes it (cgroup_namespaces(7)).
         script = ('for group in $GROUPS_OF_MACHINE; do echo $$ >"$group/cgroup.procs"; done; '
                   'exec unshare --pid --mount --uts --ipc --net --cgroup --fork --kill-child bash -c "$BOOT"')
-        environment["GROUPS_OF_MACHINE"] = environment.pop("GROUPS")
         with open(self.folder / "log" / "boot", "ab") as log:
             first = subprocess.Popen(["bash", "-c", script], env=environment, pass_fds=keep,
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                      start_new_session=True)
-        until(lambda: first.poll() is not None or self.pidfile.exists() and self.pidfile.read_text(), what=self.name)
+        until(lambda: first.poll() is not None or self.pidfile.exists() and self.pidfile.read_text(),
+              what=f"{self.name}, which is to boot")
         if first.poll() is not None:
             raise RuntimeError(f"{self.name} did not boot:\n{self.log('boot')}")
 
@@ -138,7 +138,7 @@ class Machine:
                         (folder / name).write_text((folder.parent / name).read_text())
 
     def _enter(self, command, **popen):
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/cni", "INIT": str(self.pid), "HOME": "/root",
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "INIT": str(self.pid), "HOME": "/root",
                        "GROUPS_OF_SERVICES": " ".join(str(group / "services") for group in self.groups)}
         return subprocess.Popen(["bash", "-c", ENTER, "enter", *map(str, command)], env=environment,
                                 stdin=subprocess.DEVNULL, start_new_session=True, **popen)
@@ -153,6 +153,7 @@ class Machine:
 
     def start(self, name, command):
         """Starts a service. Its output goes to log/NAME, its pid to /run/NAME.pid."""
+        (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
         with open(self.folder / "log" / name, "ab") as log:
             self._enter(["bash", "-c", f'echo $$ >/run/{name}.pid; exec "$@"', name, *command],
                         stdout=log, stderr=log)

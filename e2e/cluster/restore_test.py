@@ -9,7 +9,7 @@ from e2e.cluster.workload import Refused, pod_spec
 from e2e.wait import until
 
 
-@pytest.mark.parametrize("node", ["node1", "node2"])
+@pytest.mark.parametrize("node", ["node1", pytest.param("node2", marks=pytest.mark.short)])
 def test_a_pod_goes_on_from_a_checkpoint_image(namespace, node):
     namespace.run("one")
     before = [namespace.count("one") for _ in range(5)][-1]
@@ -24,6 +24,7 @@ def test_a_pod_goes_on_from_a_checkpoint_image(namespace, node):
     assert namespace.kubectl("exec", "two", "--", "hostname").strip() == "two"
 
 
+@pytest.mark.short
 def test_volumes_are_those_of_the_new_pod(namespace):
     def volumes(kind):
         return {"volumes": [{"name": "settings", "configMap": {"name": kind}},
@@ -47,6 +48,18 @@ def test_volumes_are_those_of_the_new_pod(namespace):
     assert namespace.ask("two", "/write?/scratch/file") != ""
     token = namespace.ask("two", "/read?/var/run/secrets/kubernetes.io/serviceaccount/token")
     assert token.count(".") == 2 and token != old_token
+
+
+def test_a_file_that_is_open_on_an_empty_dir_is_refused_when_it_is_not_there(namespace):
+    volume = {"volumes": [{"name": "scratch", "emptyDir": {}}],
+              "container": {"volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]}}
+    namespace.run("one", **volume)
+    namespace.ask("one", "/write?/scratch/file")
+    namespace.ask("one", "/hold?/scratch/file")
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image, wait=False, **volume)
+    until(lambda: "open /scratch/file: No such file" in namespace.kubectl("describe", "pod", "two"),
+          what="the refusal", every=0.2)
 
 
 def test_a_restore_that_is_refused_ends_at_once_and_says_why(namespace):
@@ -108,6 +121,7 @@ def controller(kind, image, **spec):
                      "template": {"metadata": {"labels": {"app": "set"}}, "spec": pod_spec(image)}}}
 
 
+@pytest.mark.short
 def test_each_pod_of_a_deployment_goes_on_from_the_image(namespace):
     namespace.run("one")
     before = namespace.count("one")

@@ -61,6 +61,7 @@ def test_a_kubelet_that_is_started_again_finds_the_restored_container(namespace)
     assert namespace.raw_checkpoint("two")["items"]
 
 
+@pytest.mark.short
 def test_a_killed_stasisd_leaves_pods_as_they_are(namespace):
     namespace.run("one")
     image = namespace.checkpoint_image("one")
