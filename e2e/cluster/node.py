@@ -95,7 +95,7 @@ class Node(Machine):
             # Sharing a disk with other work is no reason to evict pods or to collect images.
             "evictionHard": {"imagefs.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
                              "memory.available": "0%"},
-            "imageGCHighThresholdPercent": 100, "localStorageCapacityIsolation": False,
+            "imageGCHighThresholdPercent": 100,
             # Nodes are seen as they are within seconds.
             "nodeStatusUpdateFrequency": "4s", "syncFrequency": "10s",
         }
