@@ -24,6 +24,16 @@ Status TakeStasisInfo(const runtime::v1::ContainerStatusResponse& response, Cont
 
 }  // namespace
 
+PodContainer NamesOf(const google::protobuf::Map<std::string, std::string>& labels) {
+  const auto label = [&](const char* key) {
+    const auto found = labels.find(key);
+    return found == labels.end() ? std::string() : found->second;
+  };
+  return {.pod_namespace = label(kNamespaceLabel),
+          .pod = label(kPodLabel),
+          .container = label(kContainerLabel)};
+}
+
 Result<ContainerFacts> DescribeContainer(Upstream& upstream, const std::string& id,
                                          const CallLimits& limits) {
   runtime::v1::ContainerStatusRequest request;

@@ -12,6 +12,21 @@
 
 namespace stasis::cri {
 
+// What the kubelet calls its containers by, and finds them again by.
+inline constexpr const char* kNamespaceLabel = "io.kubernetes.pod.namespace";
+inline constexpr const char* kPodLabel = "io.kubernetes.pod.name";
+inline constexpr const char* kContainerLabel = "io.kubernetes.container.name";
+
+/// A container by the names that Kubernetes gives it. One that no kubelet made lacks some.
+struct PodContainer {
+  std::string pod_namespace;
+  std::string pod;
+  std::string container;
+
+  bool operator==(const PodContainer&) const = default;
+};
+PodContainer NamesOf(const google::protobuf::Map<std::string, std::string>& labels);
+
 struct ContainerFacts {
   runtime::v1::ContainerStatus status;
   pid_t pid = 0;        ///< Of its first process, as the host sees it; 0 when it does not run.

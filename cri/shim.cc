@@ -44,8 +44,8 @@ class RunningShim : public Shim {
       : lock_(std::move(lock)),
         upstream_(std::move(upstream)),
         records_(std::move(records)),
-        restorer_(*upstream_, *records_, locks_, options.placeholder),
-        checkpointer_(*upstream_, *records_, locks_, options.checkpoint) {}
+        restorer_(*upstream_, *records_, locks_, activity_, options.placeholder),
+        checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint) {}
 
   Status Serve(const std::string& endpoint) {
     MethodTable table;
@@ -53,10 +53,13 @@ class RunningShim : public Shim {
     restorer_.AddTo(table);
     checkpointer_.AddTo(table);
     ASSIGN_OR_RETURN(Listener listener, Listen(endpoint));
-    ASSIGN_OR_RETURN(server_, Server::Start(std::move(listener), *upstream_, std::move(table)));
+    ASSIGN_OR_RETURN(server_, Server::Start(std::move(listener), *upstream_, std::move(table),
+                                            activity_.forwarded()));
     recovery_ = std::jthread([this](const std::stop_token& stop) { restorer_.Recover(stop); });
     return OkStatus();
   }
+
+  Agent& agent() override { return agent_; }
 
   void Shutdown(std::chrono::milliseconds grace) override {
     recovery_.request_stop();
@@ -68,8 +71,10 @@ class RunningShim : public Shim {
   std::unique_ptr<Upstream> upstream_;
   std::unique_ptr<Records> records_;
   KeyedLocks locks_;
+  Activity activity_;
   Restorer restorer_;
   Checkpointer checkpointer_;
+  Agent agent_{*upstream_, checkpointer_, activity_};
   std::unique_ptr<Server> server_;
   std::jthread recovery_;
 };

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "cri/agent.h"
 #include "engine/base/status.h"
 #include "engine/options.h"
 
@@ -25,6 +26,9 @@ class Shim {
   static Result<std::unique_ptr<Shim>> Start(const ShimOptions& options);
 
   virtual ~Shim() = default;
+
+  /// What else can be asked of it, for as long as it lives.
+  virtual Agent& agent() = 0;
 
   /// Takes no new connection; checkpoints and restores under way have `grace` to end. Containers
   /// run on.

@@ -322,6 +322,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   request.log.Info("the tree of pid " + std::to_string(request.root) + " stands still after " +
                    Milliseconds(report.freezing));
   const auto first_stop = tree.first_stop();
+  if (request.stop_changed) request.stop_changed(true, report.stops.total);
 
   ASSIGN_OR_RETURN(NamespaceDumper namespaces, NamespaceDumper::Create(tree.root()));
   ASSIGN_OR_RETURN(std::unique_ptr<FileDumper> files,
@@ -351,6 +352,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   const auto count_stop = [&] {
     report.stops = before;
     report.stops.Add(steady_clock::now() - first_stop);
+    if (request.stop_changed) request.stop_changed(!runs_on, report.stops.total);
   };
   count_stop();
   if (runs_on) {

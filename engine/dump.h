@@ -53,6 +53,10 @@ struct DumpRequest {
 
   /// Called now and then with bytes of memory read so far and in all.
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
+
+  /// Called when the tree stands still, and when it runs again, with the time in which it stood still before
+  /// that. Not called at the end of a dump that fails.
+  std::function<void(bool stands_still, std::chrono::microseconds so_far)> stop_changed;
 };
 
 /// The times in which a tree stood still: from its first task's stop until the last one ran again. There are

@@ -83,6 +83,7 @@ Status StandStill(const DumpRequest& request, DumpReport& report, EarlierStops& 
   const auto first_stop = tree.first_stop();
   const Status status = tree.Thaw();
   report.stops.Add(steady_clock::now() - first_stop);
+  if (request.stop_changed) request.stop_changed(false, report.stops.total);
   return status;
 }
 

@@ -38,10 +38,9 @@ void Checkpointer::AddTo(MethodTable& table) {
 Reply Checkpointer::CheckpointContainer(const IncomingCall& call) {
   runtime::v1::CheckpointContainerRequest request;
   Status status = Parse(call.request, request);
-  if (status.ok()) status = Checkpoint(request, {Deadline(call, request), call.stop});
-  if (!status.ok()) {
-    log::Error("container not checkpointed",
-               {{"container", request.container_id()}, {"reason", ToText(status)}});
+  if (status.ok()) {
+    const CallLimits limits = {Deadline(call, request), call.stop};
+    status = Checkpoint(request.container_id(), request.location(), limits).status();
   }
   Reply reply;
   reply.status = ToGrpc(status);
@@ -51,13 +50,37 @@ Reply Checkpointer::CheckpointContainer(const IncomingCall& call) {
   return reply;
 }
 
-Status Checkpointer::Checkpoint(const runtime::v1::CheckpointContainerRequest& request,
-                                const CallLimits& limits) {
-  if (!request.location().starts_with('/')) {
-    return InvalidArgument("the location '" + request.location() + "' is not an absolute path");
+Result<ContainerCheckpoint> Checkpointer::Checkpoint(const std::string& id,
+                                                     const std::string& location,
+                                                     const CallLimits& limits) {
+  Result<ContainerCheckpoint> done = Make(id, location, limits);
+  if (!done.ok()) {
+    activity_.CheckpointEnded({.failed = {{done.status().code(), 1}}});
+    log::Error("container not checkpointed",
+               {{"container", id}, {"reason", ToText(done.status())}});
+    return done;
   }
-  ASSIGN_OR_RETURN(const ContainerFacts found,
-                   DescribeContainer(upstream_, request.container_id(), limits));
+  activity_.CheckpointEnded({.succeeded = 1,
+                             .failed = {},
+                             .bytes = done->archive_bytes,
+                             .frozen = done->report.stops.total,
+                             .total = done->total});
+  log::Info("container checkpointed", {{"container", id},
+                                       {"location", location},
+                                       {"processes", std::to_string(done->report.processes)},
+                                       {"pages", std::to_string(done->report.pages_written)},
+                                       {"bytes", std::to_string(done->archive_bytes)},
+                                       {"frozen_us", Microseconds(done->report.stops.total)},
+                                       {"total_us", Microseconds(done->total)}});
+  return done;
+}
+
+Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std::string& location,
+                                               const CallLimits& limits) {
+  if (!location.starts_with('/')) {
+    return InvalidArgument("the location '" + location + "' is not an absolute path");
+  }
+  ASSIGN_OR_RETURN(const ContainerFacts found, DescribeContainer(upstream_, id, limits));
   // The runtime may have been given a beginning of the id; what it answers has all of it.
   ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(found.status.id(), limits));
   ASSIGN_OR_RETURN(const ContainerFacts facts,
@@ -66,25 +89,25 @@ Status Checkpointer::Checkpoint(const runtime::v1::CheckpointContainerRequest& r
     return FailedPrecondition("container " + facts.status.id() +
                               " is not restored yet; try again when it is ready");
   }
-  return Write(facts, request.location(), limits);
+  return Write(facts, location, limits);
 }
 
-Status Checkpointer::Write(const ContainerFacts& facts, const std::string& location,
-                           const CallLimits& limits) {
+Result<ContainerCheckpoint> Checkpointer::Write(const ContainerFacts& facts,
+                                                const std::string& location,
+                                                const CallLimits& limits) {
+  const auto running = activity_.Begin({.number = 0,
+                                        .of = NamesOf(facts.status.labels()),
+                                        .container_id = facts.status.id(),
+                                        .location = location,
+                                        .started = system_clock::now()},
+                                       limits.stop);
   engine::DumpRequest request;
   request.options = options_;
-  request.stop = limits.stop;
+  request.stop = running->stop();
   request.deadline = Steady(limits.deadline);
+  running->Watch(request);
   // This thread is the call's own for its whole life, as the tracer has to be.
-  ASSIGN_OR_RETURN(const ContainerCheckpoint done, WriteArchive(facts, location, request));
-  log::Info("container checkpointed", {{"container", facts.status.id()},
-                                       {"location", location},
-                                       {"processes", std::to_string(done.report.processes)},
-                                       {"pages", std::to_string(done.report.pages_written)},
-                                       {"bytes", std::to_string(done.archive_bytes)},
-                                       {"frozen_us", Microseconds(done.report.stops.total)},
-                                       {"total_us", Microseconds(done.total)}});
-  return OkStatus();
+  return WriteArchive(facts, location, request);
 }
 
 }  // namespace stasis::cri

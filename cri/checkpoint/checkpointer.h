@@ -4,6 +4,8 @@
 #include <chrono>
 #include <string>
 
+#include "cri/activity.h"
+#include "cri/checkpoint/container_checkpoint.h"
 #include "cri/container_facts.h"
 #include "cri/keyed_locks.h"
 #include "cri/proxy/server.h"
@@ -14,23 +16,36 @@ namespace stasis::cri {
 
 class Checkpointer {
  public:
-  /// The first three outlive this.
-  Checkpointer(Upstream& upstream, const Records& records, KeyedLocks& locks,
+  /// All references outlive this.
+  Checkpointer(Upstream& upstream, const Records& records, KeyedLocks& locks, Activity& activity,
                const engine::Options& options)
-      : upstream_(upstream), records_(records), locks_(locks), options_(options) {}
+      : upstream_(upstream),
+        records_(records),
+        locks_(locks),
+        activity_(activity),
+        options_(options) {}
 
   /// Enters the call. This outlives the table.
   void AddTo(MethodTable& table);
 
+  /// The container with this id, or this beginning of one, becomes the archive `location`, an absolute path.
+  /// Blocks its thread, which becomes the tracer for that time. The outcome is logged and counted.
+  Result<ContainerCheckpoint> Checkpoint(const std::string& id, const std::string& location,
+                                         const CallLimits& limits);
+
+  const engine::Options& options() const { return options_; }
+
  private:
   Reply CheckpointContainer(const IncomingCall& call);
-  Status Checkpoint(const runtime::v1::CheckpointContainerRequest& request,
-                    const CallLimits& limits);
-  Status Write(const ContainerFacts& facts, const std::string& location, const CallLimits& limits);
+  Result<ContainerCheckpoint> Make(const std::string& id, const std::string& location,
+                                   const CallLimits& limits);
+  Result<ContainerCheckpoint> Write(const ContainerFacts& facts, const std::string& location,
+                                    const CallLimits& limits);
 
   Upstream& upstream_;
   const Records& records_;
   KeyedLocks& locks_;  // by container id
+  Activity& activity_;
   const engine::Options options_;
 };
 

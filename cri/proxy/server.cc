@@ -28,7 +28,8 @@ constexpr auto kLastAnswers = std::chrono::milliseconds(200);
 
 class Server::Service : public grpc::CallbackGenericService {
  public:
-  Service(Upstream& upstream, MethodTable table) : upstream_(upstream), table_(std::move(table)) {}
+  Service(Upstream& upstream, MethodTable table, std::atomic<std::uint64_t>& forwarded)
+      : upstream_(upstream), table_(std::move(table)), forwarded_(forwarded) {}
 
   grpc::ServerGenericBidiReactor* CreateReactor(
       grpc::GenericCallbackServerContext* context) override {
@@ -36,6 +37,7 @@ class Server::Service : public grpc::CallbackGenericService {
         handler != table_.handlers.end()) {
       return calls_.Start(context, &handler->second);
     }
+    forwarded_.fetch_add(1, std::memory_order_relaxed);
     static const RelayFilters kNone;
     const auto found = table_.filters.find(context->method());
     const RelayFilters* filters = found == table_.filters.end() ? &kNone : &found->second;
@@ -48,16 +50,20 @@ class Server::Service : public grpc::CallbackGenericService {
  private:
   Upstream& upstream_;
   const MethodTable table_;
+  std::atomic<std::uint64_t>& forwarded_;
   HandledCalls calls_;
 };
 
-Server::Server(Listener listener, Upstream& upstream, MethodTable table)
+Server::Server(Listener listener, Upstream& upstream, MethodTable table,
+               std::atomic<std::uint64_t>& forwarded)
     : listener_(std::move(listener)),
-      service_(std::make_unique<Service>(upstream, std::move(table))) {}
+      service_(std::make_unique<Service>(upstream, std::move(table), forwarded)) {}
 
 Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstream,
-                                              MethodTable table) {
-  std::unique_ptr<Server> server(new Server(std::move(listener), upstream, std::move(table)));
+                                              MethodTable table,
+                                              std::atomic<std::uint64_t>& forwarded) {
+  std::unique_ptr<Server> server(
+      new Server(std::move(listener), upstream, std::move(table), forwarded));
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(kUnlimitedMessage);
   builder.SetMaxSendMessageSize(kUnlimitedMessage);

@@ -3,7 +3,9 @@
 
 #include <grpcpp/server.h>
 
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,9 +27,11 @@ struct MethodTable {
 
 class Server {
  public:
-  /// Serves `listener` until Shutdown. `upstream` outlives the server.
+  /// Serves `listener` until Shutdown. `forwarded` counts what is passed on; it and `upstream` outlive the
+  /// server.
   static Result<std::unique_ptr<Server>> Start(Listener listener, Upstream& upstream,
-                                               MethodTable table);
+                                               MethodTable table,
+                                               std::atomic<std::uint64_t>& forwarded);
   ~Server();
 
   /// Takes no new connection, gives the handled calls `grace` to end, and cuts what is left.
@@ -36,7 +40,8 @@ class Server {
  private:
   class Service;
 
-  Server(Listener listener, Upstream& upstream, MethodTable table);
+  Server(Listener listener, Upstream& upstream, MethodTable table,
+         std::atomic<std::uint64_t>& forwarded);
   void Accept();
 
   Listener listener_;

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "archive/archive.h"
+#include "cri/activity.h"
 #include "cri/container_facts.h"
 #include "cri/keyed_locks.h"
 #include "cri/proxy/server.h"
@@ -23,10 +24,12 @@ namespace stasis::cri {
 class Restorer {
  public:
   /// `placeholder`: the program on the host. All references outlive this.
-  Restorer(Upstream& upstream, Records& records, KeyedLocks& locks, std::string placeholder)
+  Restorer(Upstream& upstream, Records& records, KeyedLocks& locks, Activity& activity,
+           std::string placeholder)
       : upstream_(upstream),
         records_(records),
         locks_(locks),
+        activity_(activity),
         images_(upstream),
         placeholder_(std::move(placeholder)) {}
 
@@ -62,6 +65,7 @@ class Restorer {
   Upstream& upstream_;
   Records& records_;
   KeyedLocks& locks_;  // by container id, and by sandbox, name and attempt while there is none
+  Activity& activity_;
   CheckpointImages images_;
   Credentials credentials_;
   const std::string placeholder_;

@@ -116,6 +116,7 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
   // This thread is the call's own for its whole life, as the tracer has to be.
   ASSIGN_OR_RETURN(const engine::RestoreReport report,
                    engine::Restore(request, checkpoint.images()));
+  activity_.RestoreEnded({.succeeded = 1, .failed = {}, .frozen = {}, .total = report.total});
   log::Info("container restored", {{"container", record.id},
                                    {"image", record.image_ref},
                                    {"processes", std::to_string(report.processes)},
@@ -153,6 +154,7 @@ Status Restorer::ApplyRootfs(const ContainerFacts& facts, const archive::Archive
 }
 
 void Restorer::Fail(RestoredContainer record, const Status& reason) {
+  activity_.RestoreEnded({.failed = {{reason.code(), 1}}});
   log::Error("container not restored", {{"container", record.id}, {"reason", ToText(reason)}});
   record.phase = RestorePhase::kFailed;
   record.failure = Message(reason);

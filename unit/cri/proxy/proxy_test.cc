@@ -49,7 +49,7 @@ class ProxyTest : public ::testing::Test {
     Result<Listener> listener = Listen("unix://" + directory_ / "proxy");
     ASSERT_THAT(listener, IsOk());
     Result<std::unique_ptr<Server>> server =
-        Server::Start(std::move(*listener), *upstream_, std::move(table));
+        Server::Start(std::move(*listener), *upstream_, std::move(table), forwarded_);
     ASSERT_THAT(server, IsOk());
     server_ = std::move(*server);
   }
@@ -62,6 +62,7 @@ class ProxyTest : public ::testing::Test {
   testing::TemporaryDirectory directory_;
   EchoRuntime runtime_{directory_ / "runtime"};
   std::unique_ptr<Upstream> upstream_;
+  std::atomic<std::uint64_t> forwarded_ = 0;
   std::unique_ptr<Server> server_;
   std::shared_ptr<grpc::Channel> channel_ = testing::ChannelTo(directory_ / "proxy");
 };
