@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -48,5 +49,8 @@ struct Inspection {
 /// Reads what `archive` tells. It may be an archive, an unpacked one, or a plain folder of image files.
 /// InvalidArgument, DataLoss: its images are broken.
 Result<Inspection> Inspect(const Archive& archive);
+
+/// As `stasis inspect --json` shows it.
+nlohmann::json ToJson(const Inspection& found);
 
 }  // namespace stasis::archive

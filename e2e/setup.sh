@@ -9,6 +9,7 @@ packages=(
   nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev libgtest-dev libgmock-dev
   containerd runc docker-registry containernetworking-plugins iproute2 iptables
   xz-utils bzip2 zstd redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
+  prometheus python3-jsonschema openssl curl  # promtool; what the REST API is tested with
 )
 # The programs of the soak.
 packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)

@@ -5,7 +5,6 @@
 #include <cinttypes>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 #include <vector>
@@ -21,7 +20,6 @@ using archive::DescribedFile;
 using archive::InspectedProcess;
 using archive::Inspection;
 using archive::Printable;
-using nlohmann::json;
 
 struct Options {
   std::string archive;
@@ -35,71 +33,6 @@ std::string CommandText(const InspectedProcess& process) {
     text += (text.empty() ? "" : " ") + Printable(argument);
   }
   return text;
-}
-
-json FilesToJson(const InspectedProcess& process, bool sockets) {
-  json files = json::array();
-  for (const DescribedFile& file : process.files) {
-    if (file.is_socket != sockets) continue;
-    files.push_back({{"fd", file.fd}, {"kind", file.kind}, {"description", file.description}});
-  }
-  return files;
-}
-
-json ProcessToJson(const InspectedProcess& process) {
-  return {{"pid", process.pid},
-          {"parent", process.parent},
-          {"group", process.group},
-          {"session", process.session},
-          {"threads", process.threads},
-          {"name", process.name},
-          {"state", process.state},
-          {"command", process.command},
-          {"executable", process.executable},
-          {"cwd", process.folder},
-          {"mappedBytes", process.mapped_bytes},
-          {"savedBytes", process.saved_bytes},
-          {"files", FilesToJson(process, false)},
-          {"sockets", FilesToJson(process, true)}};
-}
-
-json ToJson(const Inspection& found) {
-  json processes = json::array();
-  for (const InspectedProcess& process : found.processes) {
-    processes.push_back(ProcessToJson(process));
-  }
-  json object = {
-      {"source", found.source},
-      {"container",
-       {{"id", found.config.id},
-        {"name", found.spec.container.empty() ? found.config.name : found.spec.container},
-        {"image", found.config.rootfs_image_name},
-        {"imageRef", found.config.rootfs_image_ref},
-        {"runtime", found.config.runtime},
-        {"created", found.config.created_time},
-        {"checkpointed", found.config.checkpointed_time}}},
-      {"pod",
-       {{"name", found.spec.pod},
-        {"namespace", found.spec.pod_namespace},
-        {"uid", found.spec.pod_uid}}},
-      {"engine", found.spec.engine},
-      {"sizes",
-       {{"archive", found.archive_bytes},
-        {"images", found.images_bytes},
-        {"pages", found.pages_bytes},
-        {"rootfsDiff", found.rootfs_bytes}}},
-      {"processes", processes},
-  };
-  if (found.freezing) object["times"]["freezingMicroseconds"] = found.freezing->count();
-  if (found.frozen) object["times"]["frozenMicroseconds"] = found.frozen->count();
-  if (found.manifest) {
-    object["times"]["totalMicroseconds"] = found.manifest->total.count();
-    object["writer"] = {{"stasisVersion", found.manifest->stasis_version},
-                        {"hostArch", found.manifest->host_arch},
-                        {"hostKernel", found.manifest->host_kernel}};
-    object["notes"] = found.manifest->notes;
-  }
-  return object;
 }
 
 void PrintField(const char* name, const std::string& value) {
@@ -190,7 +123,7 @@ Status Inspect(const Options& options) {
   ASSIGN_OR_RETURN(const auto opened, OpenArchive(options.archive));
   ASSIGN_OR_RETURN(const Inspection found, archive::Inspect(*opened));
   if (options.json) {
-    std::printf("%s\n", JsonText(ToJson(found)).c_str());
+    std::printf("%s\n", JsonText(archive::ToJson(found)).c_str());
     return OkStatus();
   }
   PrintDescription(found);

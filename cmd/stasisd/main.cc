@@ -6,10 +6,12 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "cri/log.h"
 #include "cri/shim.h"
+#include "kubelet-api/api.h"
 
 namespace {
 
@@ -28,6 +30,7 @@ struct Options {
       .state_dir = "/var/lib/stasis",
       .placeholder = PlaceholderNextToUs(),
   };
+  stasis::kubelet_api::ApiOptions api;
   std::string log_level = "info";
   int grace_seconds = 30;
 };
@@ -64,6 +67,24 @@ void Declare(CLI::App& app, Options& options) {
       ->capture_default_str();
 }
 
+void DeclareApi(CLI::App& app, stasis::kubelet_api::ApiOptions& api) {
+  app.add_option("--api-listen", api.listen,
+                 "ADDRESS:PORT of the REST API, for example 127.0.0.1:10260; off unless given");
+  app.add_option("--api-tls-cert", api.tls.certificate,
+                 "Its certificate (PEM); without one only loopback addresses are served");
+  app.add_option("--api-tls-key", api.tls.key, "The key to it (PEM)");
+  app.add_option("--api-client-ca", api.tls.client_ca,
+                 "The authority of client certificates that are believed (PEM)");
+  app.add_option("--api-server", api.api_server.url,
+                 "The API server that is asked who a token is and who may do what (https://...)");
+  app.add_option("--api-server-ca", api.api_server.ca_file, "The authority of its certificate");
+  app.add_option("--api-server-token-file", api.api_server.token_file,
+                 "The token that it knows us by; read again for each question");
+  app.add_option("--checkpoint-dir", api.checkpoint_dir,
+                 "Where the REST API keeps archives: the kubelet's folder")
+      ->capture_default_str();
+}
+
 // Signals that end the agent. Blocked before the first thread is made, so that no thread ever gets
 // them but by sigwait(3).
 sigset_t BlockEndSignals() {
@@ -81,6 +102,7 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app;
   Declare(app, options);
+  DeclareApi(app, options.api);
   CLI11_PARSE(app, argc, argv);
   stasis::log::SetLevel(options.log_level);
   const sigset_t signals = BlockEndSignals();
@@ -93,9 +115,20 @@ int main(int argc, char** argv) {
   stasis::log::Info("stasisd serves", {{"version", STASIS_VERSION},
                                        {"listen", options.shim.listen},
                                        {"runtime", options.shim.runtime_endpoint}});
+  std::unique_ptr<stasis::kubelet_api::Api> api;
+  if (!options.api.listen.empty()) {
+    auto started = stasis::kubelet_api::Api::Start(options.api, (*shim)->agent());
+    if (!started.ok()) {
+      stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(started.status())}});
+      return kExitFailure;
+    }
+    api = std::move(*started);
+    stasis::log::Info("the REST API is served", {{"listen", options.api.listen}});
+  }
   int signal = 0;
   sigwait(&signals, &signal);
   stasis::log::Info("stasisd ends", {{"signal", std::to_string(signal)}});
+  if (api) api->Shutdown(std::chrono::seconds(options.grace_seconds));
   (*shim)->Shutdown(std::chrono::seconds(options.grace_seconds));
   return EXIT_SUCCESS;
 }

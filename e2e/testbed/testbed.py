@@ -74,12 +74,14 @@ class Testbed:
 
     __test__ = False  # not a class of tests, whatever its name says to pytest
 
-    def __init__(self, shim=True, stands_for=(), host_ports=False):
+    def __init__(self, shim=True, stands_for=(), host_ports=False, shim_options=()):
         """`stands_for`: other registries, by their host, that the testbed's own is asked instead of.
-        `host_ports`: pods may have ports of the host, for which iptables rules are made."""
+        `host_ports`: pods may have ports of the host, for which iptables rules are made.
+        `shim_options`: more words of stasisd's command line."""
         self.shim = shim
         self.stands_for = stands_for
         self.host_ports = host_ports
+        self.shim_options = shim_options
         self.services = {}
         self.images = {}
 
@@ -122,7 +124,7 @@ class Testbed:
     def start_shim(self):
         self._await(self.start("stasisd", [
             STASISD, "--listen", self.cri.endpoint, "--runtime-endpoint", self.runtime.endpoint,
-            "--state-dir", self.folder / "stasis", "--placeholder", PLACEHOLDER]), self.cri, "stasisd")
+            "--state-dir", self.folder / "stasis", "--placeholder", PLACEHOLDER, *self.shim_options]), self.cri, "stasisd")
 
     def stop_service(self, name, how=signal.SIGTERM):
         service = self.services.pop(name, None)

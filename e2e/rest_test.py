@@ -1,0 +1,272 @@
+"""The REST API: what it answers, to whom, and how it stands strange clients. A client CA stands for the
+cluster; e2e/rest_cluster_test.py has an API server."""
+
+import http.client
+import socket
+import ssl
+import subprocess
+import tarfile
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from e2e.paths import PLACEHOLDER, STASISD
+from e2e.testbed.cri import Pod
+from e2e.testbed.rest import (DOCUMENT, Rest, free_port, make_authority, make_certificate, schema_of)
+from e2e.testbed.testbed import Testbed
+from e2e.wait import until
+
+
+class Api:
+    """A testbed whose stasisd serves the REST API, and clients of it."""
+
+    def __init__(self, folder, bed, port):
+        self.folder, self.bed, self.port = folder, bed, port
+        self.url = f"https://127.0.0.1:{port}"
+        self.checkpoints = folder / "checkpoints"
+        self.admin = self.client("admin")
+
+    def client(self, name=None):
+        certificate = (self.folder / f"{name}.crt", self.folder / f"{name}.key") if name else None
+        return Rest(self.url, self.folder / "ca.crt", certificate)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rest")
+    make_authority(folder)
+    make_authority(folder, "stranger")
+    make_certificate(folder, "server", "/CN=stasisd")
+    make_certificate(folder, "admin", "/O=stasis:admins/CN=ada")
+    make_certificate(folder, "node", "/O=system:nodes/CN=system:node:n1")
+    make_certificate(folder, "forged", "/O=stasis:admins/CN=eve", "stranger")
+    port = free_port()
+    options = ["--api-listen", f"127.0.0.1:{port}", "--api-tls-cert", folder / "server.crt",
+               "--api-tls-key", folder / "server.key", "--api-client-ca", folder / "ca.crt",
+               "--checkpoint-dir", folder / "checkpoints"]
+    with Testbed(shim_options=options) as bed:
+        yield Api(folder, bed, port)
+
+
+def run_counter(bed, pod_name, namespace="default"):
+    config = bed.cri.pod_config(pod_name)
+    config["metadata"]["namespace"] = namespace
+    config["labels"]["io.kubernetes.pod.namespace"] = namespace
+    pod = bed.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"]
+    made = Pod(pod, config, "")
+    bed.cri.run(made, "count", bed.image("busybox"),
+                command=["sh", "-c", "i=0; while :; do i=$((i + 1)); sleep 0.1; done"],
+                labels={"io.kubernetes.container.name": "count", "io.kubernetes.pod.name": pod_name,
+                        "io.kubernetes.pod.namespace": namespace})
+    return made
+
+
+@pytest.fixture
+def counter(api):
+    pod = run_counter(api.bed, "counters")
+    yield pod
+    api.bed.runtime.remove_pod(pod.id)
+    for archive in api.checkpoints.glob("*"):
+        archive.unlink()
+
+
+def make(api):
+    answer = api.admin.ask("POST", "/checkpoint/default/counters/count")
+    assert answer.code == 200, answer.text
+    (path,) = answer.json["items"]
+    return Path(path)
+
+
+def check(answer, method, template):
+    media_type, schema = schema_of(method, template, answer.code)
+    assert answer.headers["Content-Type"].split(";")[0] == media_type
+    if media_type == "application/json":
+        jsonschema.validate(answer.json, schema)
+    return answer
+
+
+def test_a_checkpoint_as_the_kubelet_makes_one(api, counter):
+    path = make(api)
+    assert path.parent == api.checkpoints and path.name.startswith("checkpoint-counters_default-count-")
+    assert api.checkpoints.stat().st_mode & 0o777 == 0o700
+    with tarfile.open(path) as tar:
+        assert "checkpoint/inventory.img" in tar.getnames()
+    for path, code, text in [("/checkpoint/default/counters/none", 404, "none"),
+                             ("/checkpoint/default/none/count", 404, "no containers"),
+                             ("/checkpoint/default/counters/count?timeout=soon", 404, "timeout")]:
+        answer = check(api.admin.ask("POST", path), "POST",
+                       "/checkpoint/{namespace}/{pod}/{container}")
+        assert (answer.code, text in answer.text) == (code, True), answer.text
+
+
+def test_answers_are_those_of_the_document(api, counter):
+    name = make(api).name
+    of = "/v1/namespaces/{namespace}/checkpoints"
+    get = lambda path, template: check(api.admin.get(path), "GET", template)
+    listed = get("/v1/namespaces/default/checkpoints", of).json["items"]
+    assert [(one["name"], one["pod"], one["container"]) for one in listed] == [
+        (name, "counters", "count")]
+    assert get("/v1/checkpoints", "/v1/checkpoints").json["items"] == listed
+    base = f"/v1/namespaces/default/checkpoints/{name}"
+    inspected = get(base, of + "/{name}").json
+    assert inspected["pod"]["namespace"] == "default" and inspected["processes"]
+    assert get(base + "/verify", of + "/{name}/verify").json["ok"]
+    checked = get("/v1/namespaces/default/pods/counters/containers/count/check",
+                  "/v1/namespaces/{namespace}/pods/{pod}/containers/{container}/check").json
+    assert checked["canBeCheckpointed"]
+    assert get("/v1/running", "/v1/running").json == {"items": []}
+    assert get("/v1/namespaces/other/checkpoints/none", of + "/{name}").code == 404
+    missing = api.admin.ask("DELETE", "/v1/namespaces/default/running/99")
+    assert check(missing, "DELETE", "/v1/namespaces/{namespace}/running/{number}").code == 404
+    assert check(api.admin.ask("DELETE", base), "DELETE", of + "/{name}").code == 200
+    assert get(base, of + "/{name}").code == 404
+    assert api.admin.get("/openapi/v3").json == DOCUMENT
+
+
+def test_downloads_in_parts(api, counter):
+    path = make(api)
+    whole = path.read_bytes()
+    url = f"/v1/namespaces/default/checkpoints/{path.name}/archive"
+    answer = api.admin.get(url)
+    assert (answer.code, answer.body) == (200, whole)
+    part = api.admin.get(url, Range="bytes=100-299", If_Range=answer.headers["ETag"])
+    assert (part.code, part.body) == (206, whole[100:300])
+    assert part.headers["Content-Range"] == f"bytes 100-299/{len(whole)}"
+    assert api.admin.get(url, Range="bytes=-50").body == whole[-50:]
+    assert api.admin.get(url, Range="bytes=5-", If_Range='"another"').code == 200
+    assert api.admin.get(url, Range=f"bytes={len(whole)}-").code == 416
+
+
+def test_another_namespace_is_not_reached_by_a_name(api, counter):
+    path = make(api)
+    for pod_namespace in ("other", "default-count"):
+        for method in ("GET", "DELETE"):
+            answer = api.admin.ask(method, f"/v1/namespaces/{pod_namespace}/checkpoints/{path.name}")
+            assert answer.code == 404
+    assert path.exists()
+
+
+@pytest.mark.parametrize("name", [
+    "..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "checkpoint-a_b-%2e%2e%2fx.tar", "%00", "lock",
+    "checkpoint-a_b-link.tar", "checkpoint-a_b-fifo.tar", "checkpoint-a_b-garbage.tar"])
+def test_hostile_names_lead_nowhere(api, counter, name):
+    make(api)
+    (api.checkpoints / "checkpoint-a_b-link.tar").symlink_to("/etc/passwd")
+    (api.checkpoints / "checkpoint-a_b-garbage.tar").write_bytes(b"x" * 257 + b"ustar" + b"y" * 999)
+    subprocess.run(["mkfifo", api.checkpoints / "checkpoint-a_b-fifo.tar"], check=True)
+    for what in ("", "/archive", "/verify"):
+        assert api.admin.get(f"/v1/namespaces/b/checkpoints/{name}{what}").code in (400, 404)
+    assert len(api.admin.get("/v1/checkpoints").json["items"]) == 1
+
+
+def test_who_is_let_in(api):
+    for path in ("/metrics", "/v1/checkpoints", "/openapi/v3", "/v1/namespaces/a/checkpoints/x"):
+        assert api.client().get(path).code == 401
+        assert api.client("node").get(path).code == 403
+    assert api.client().get("/healthz").body == api.client().get("/readyz").body == b"ok"
+    assert api.client().ask("POST", "/checkpoint/default/a/b").code == 401
+    assert Rest(api.url, api.folder / "ca.crt", token="abc").get("/metrics").code == 401
+    with pytest.raises(OSError):
+        api.client("forged").get("/healthz")
+
+
+def test_tls_is_1_3(api):
+    context = ssl.create_default_context(cafile=api.folder / "ca.crt")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(("127.0.0.1", api.port)) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_prometheus_reads_the_metrics(api, counter):
+    make(api)
+    api.admin.ask("POST", "/checkpoint/default/counters/none")
+    text = api.admin.get("/metrics").body
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    values = dict(line.rsplit(" ", 1) for line in text.decode().splitlines() if line[0] != "#")
+    assert int(values["stasis_checkpoints_total"]) > 0
+    assert float(values["stasis_checkpoint_frozen_seconds_total"]) > 0
+    assert int(values["stasis_checkpoint_bytes_total"]) > 0
+    assert int(values["stasis_forwarded_calls_total"]) > 0
+
+
+def raw(api, data, *, certificate="admin"):
+    """The first bytes that come back for what is no decent request."""
+    context = ssl.create_default_context(cafile=api.folder / "ca.crt")
+    context.load_cert_chain(api.folder / f"{certificate}.crt", api.folder / f"{certificate}.key")
+    with socket.create_connection(("127.0.0.1", api.port), timeout=30) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+            tls.sendall(data)
+            return tls.recv(64)
+
+
+@pytest.mark.parametrize("data, code", [
+    (b"GET / HTTP/1.1\r\nX: " + b"x" * 60_000 + b"\r\n\r\n", b"431"),
+    (b"POST /x HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+    (b"POST /x HTTP/1.1\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+    (b"rubbish\r\n\r\n", b"400"),
+    (b"GET http://[ HTTP/1.1\r\n\r\n", b"400"),
+    (b"GET /%zz HTTP/1.1\r\n\r\n", b"400"),
+    (b"GET /healthz HTTP/1.1\r\nExpect: 100-continue\r\n\r\n", b"417"),
+    (b"BREW /healthz HTTP/1.1\r\n\r\n", b"405"),
+], ids=["header", "body", "smuggling", "rubbish", "no path", "escape", "expect", "method"])
+def test_strange_requests(api, data, code):
+    assert raw(api, data).split(b" ")[1] == code
+    assert api.client().get("/healthz").code == 200
+
+
+def test_connections_that_say_nothing_keep_nobody_out(api):
+    idle = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
+    # Those beyond the limit of one address are closed at once, the others are given a time.
+    closed = until(lambda: [one for one in idle if one.fileno() >= 0 and is_closed(one)], what="the limit")
+    assert closed
+    for one in idle:
+        one.close()
+    until(lambda: answers(api), what="an answer after they are gone")
+
+
+def is_closed(connection):
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def answers(api):
+    try:
+        return api.client().get("/healthz").code == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def stasisd(api, *options):
+    """The log of a stasisd that does not start."""
+    folder = api.folder / "other"
+    done = subprocess.run(
+        [STASISD, "--listen", f"unix://{folder}.sock", "--runtime-endpoint", api.bed.runtime.endpoint,
+         "--state-dir", folder, "--placeholder", PLACEHOLDER, *options],
+        capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_what_would_serve_too_much_does_not_start(api):
+    assert "only with TLS" in stasisd(api, "--api-listen", "0.0.0.0:0")
+    assert "needs TLS" in stasisd(api, "--api-listen", "127.0.0.1:0", "--api-client-ca",
+                                  api.folder / "ca.crt")
+    assert "not an https" in stasisd(api, "--api-listen", "127.0.0.1:0", "--api-server",
+                                     "http://127.0.0.1:1")
+
+
+def test_nobody_is_known_without_api_server_and_authority(tmp_path):
+    port = free_port()
+    with Testbed(shim_options=["--api-listen", f"127.0.0.1:{port}"]):
+        client = Rest(f"http://127.0.0.1:{port}", token="abc")
+        assert client.get("/healthz").code == client.get("/readyz").code == 200
+        refused = client.get("/metrics")
+        assert refused.code == 403 and "--api-server" in refused.json["message"]
+        assert client.ask("POST", "/checkpoint/a/b/c").code == 403

@@ -1,0 +1,101 @@
+// Source  authentication.k8s.io/v1 TokenReview, authorization.k8s.io/v1 SubjectAccessReview
+#include "kubelet-api/access/api_server.h"
+
+#include <cpprest/http_client.h>
+#include <fcntl.h>
+#include <openssl/x509.h>
+
+#include <boost/asio/ssl.hpp>
+#include <chrono>
+
+#include "archive/json_fields.h"
+#include "engine/base/io.h"
+
+namespace stasis::kubelet_api {
+namespace {
+
+namespace http = web::http;
+using archive::Field;
+using archive::TextField;
+using nlohmann::json;
+
+constexpr auto kAnswerTime = std::chrono::seconds(10);
+
+http::client::http_client_config Config(const std::string& ca_file) {
+  http::client::http_client_config config;
+  config.set_timeout(kAnswerTime);
+  config.set_max_redirects(0);  // the token is for this server alone
+  config.set_ssl_context_callback([ca_file](boost::asio::ssl::context& context) {
+    // Not the machine's own authorities, which cpprestsdk begins with.
+    ::SSL_CTX_set_cert_store(context.native_handle(), ::X509_STORE_new());
+    context.load_verify_file(ca_file);
+    ::SSL_CTX_set_min_proto_version(context.native_handle(), TLS1_2_VERSION);
+  });
+  return config;
+}
+
+}  // namespace
+
+Result<json> ApiServer::Create(const std::string& path, const json& object) const {
+  ASSIGN_OR_RETURN(std::string token, ReadFileAt(AT_FDCWD, options_.token_file));
+  while (!token.empty() && (token.back() == '\n' || token.back() == '\r')) token.pop_back();
+  try {
+    http::client::http_client client(options_.url, Config(options_.ca_file));
+    http::http_request request(http::methods::POST);
+    request.set_request_uri(path);
+    request.headers().add("Authorization", "Bearer " + token);
+    request.set_body(archive::Dump(object), "application/json");
+    const http::http_response response = client.request(request).get();
+    const std::string text = response.extract_utf8string(/*ignore_content_type=*/true).get();
+    if (response.status_code() / 100 == 2) return archive::ParseObject(text, path);
+    const Result<json> answer = archive::ParseObject(text, path);
+    return Unavailable(
+        "the API server refuses to answer: " + std::to_string(response.status_code()) + " " +
+        (answer.ok() ? TextField(*answer, "message") : "") +
+        "; stasisd's own account needs the role system:auth-delegator");
+  } catch (const std::exception& error) {  // cpprestsdk: nobody there, a strange certificate
+    return Unavailable("ask the API server at " + options_.url + ": " + error.what());
+  }
+}
+
+Result<std::optional<Identity>> ApiServer::WhoHas(const std::string& token) const {
+  ASSIGN_OR_RETURN(const json answer, Create("/apis/authentication.k8s.io/v1/tokenreviews",
+                                             {{"apiVersion", "authentication.k8s.io/v1"},
+                                              {"kind", "TokenReview"},
+                                              {"spec", {{"token", token}}}}));
+  const json& status = Field(answer, "status");
+  if (Field(status, "authenticated") != true) return std::optional<Identity>();
+  const json& user = Field(status, "user");
+  Identity identity = {
+      .user = TextField(user, "username"), .uid = TextField(user, "uid"), .groups = {}};
+  for (const json& group : archive::ArrayField(user, "groups")) {
+    if (group.is_string()) identity.groups.push_back(group);
+  }
+  if (const json& extra = Field(user, "extra"); extra.is_object()) identity.extra = extra;
+  if (identity.user.empty()) return std::optional<Identity>();
+  return std::optional(identity);
+}
+
+Result<bool> ApiServer::Allows(const Identity& identity, const Wish& wish) const {
+  json spec = {{"user", identity.user},
+               {"uid", identity.uid},
+               {"groups", identity.groups},
+               {"extra", identity.extra}};
+  if (wish.path.empty()) {
+    spec["resourceAttributes"] = {{"group", "stasis.dev"},
+                                  {"resource", "checkpoints"},
+                                  {"verb", wish.verb},
+                                  {"namespace", wish.pod_namespace},
+                                  {"name", wish.name}};
+  } else {
+    spec["nonResourceAttributes"] = {{"path", wish.path}, {"verb", wish.verb}};
+  }
+  ASSIGN_OR_RETURN(const json answer, Create("/apis/authorization.k8s.io/v1/subjectaccessreviews",
+                                             {{"apiVersion", "authorization.k8s.io/v1"},
+                                              {"kind", "SubjectAccessReview"},
+                                              {"spec", spec}}));
+  const json& status = Field(answer, "status");
+  return Field(status, "allowed") == true && Field(status, "denied") != true;
+}
+
+}  // namespace stasis::kubelet_api

@@ -1,0 +1,17 @@
+// Errors as HTTP says them, in the shape of Kubernetes' own (v1 Status), which kubectl prints.
+#pragma once
+
+#include <cpprest/http_msg.h>
+
+#include <nlohmann/json.hpp>
+
+#include "engine/base/status.h"
+
+namespace stasis::kubelet_api {
+
+int HttpCode(StatusCode code);
+web::http::http_response JsonAnswer(int code, const nlohmann::json& json);
+web::http::http_response ErrorAnswer(const Status& status);
+web::http::http_response TextAnswer(int code, const std::string& text);
+
+}  // namespace stasis::kubelet_api
