@@ -16,6 +16,7 @@
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
+#include "engine/files/message_queue.h"
 #include "engine/held_sink.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/inventory.pb.h"
@@ -127,6 +128,9 @@ Status ReadFiles(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
+  if (checkpoint.namespaces.has_own_ipc()) {
+    RETURN_IF_ERROR(DumpIdleQueues(checkpoint.tree.root().pid, files));
+  }
   // A restore goes on from here only if the tree ends here; else its peers are not kept waiting.
   if (checkpoint.request.fate != Fate::kKill) files.ResumeConnections();
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {

@@ -125,6 +125,11 @@ class FileActor {
   virtual Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags,
                                       std::uint64_t size_bytes, std::uint64_t id,
                                       const ImageSource& source) = 0;
+  /// mq_open(2) with mode 0600; `name` has no slash.
+  virtual Result<UniqueFd> MessageQueue(const std::string& name, int flags,
+                                        std::uint64_t max_messages,
+                                        std::uint64_t message_bytes) = 0;
+  virtual Status UnlinkQueue(const std::string& name) = 0;
 };
 
 /// All that restoring one file may need. Lives until every file of the tree is restored.

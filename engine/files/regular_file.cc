@@ -5,7 +5,7 @@
 // Dump     the path must lead to the open file in its holder's root. What it does not lead to
 //          any more was deleted or replaced: it is saved (ghost_file.cc)
 // Restore  openat(2) in the new root, with the rights of the process under restore
-// Not here terminals (terminal.cc), file locks (file_locks.cc). Other devices: refused
+// Not here terminals (terminal.cc), POSIX message queues (message_queue.cc), file locks (file_locks.cc). Other devices: refused
 // Source   open(2), openat2(2), proc_pid_fd(5); tested on 6.18
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -15,6 +15,7 @@
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/ghost_file.h"
+#include "engine/files/message_queue.h"
 #include "engine/files/path.h"
 
 namespace stasis::engine {
@@ -22,7 +23,6 @@ namespace {
 
 // Not in every linux/magic.h: <linux/magic.h> of 6.1 has it, musl's copies do not.
 constexpr std::uint64_t kNsfsMagic = 0x6e736673;
-constexpr std::uint64_t kMqueueMagic = 0x19800202;  // ipc/mqueue.c
 
 bool Owns(const OpenFile& file) {
   // Objects without a name ("anon_inode:[eventfd]") may have any type.
@@ -38,9 +38,6 @@ Status CheckType(const OpenFile& file) {
   if (file.fs_magic == kNsfsMagic) {
     return Unimplemented(name + ": a namespace held open cannot be checkpointed yet");
   }
-  if (file.fs_magic == kMqueueMagic) {
-    return Unimplemented(name + ": POSIX message queues cannot be checkpointed yet");
-  }
   if ((file.flags & O_PATH) != 0) return OkStatus();
   const unsigned number = major(file.st.st_rdev);
   if ((S_ISCHR(file.st.st_mode) || S_ISBLK(file.st.st_mode)) &&
@@ -53,6 +50,7 @@ Status CheckType(const OpenFile& file) {
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
+  if (IsMessageQueue(file) && (file.flags & O_PATH) == 0) return DumpMessageQueue(file, context);
   RETURN_IF_ERROR(CheckType(file));
   ASSIGN_OR_RETURN(const PathState state, LookUp(file, context));
   image::FileEntry entry = NewEntry(file, image::FD_REG);
@@ -63,6 +61,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
 
 Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& context) {
   if (!entry.has_reg()) return DataLoss("no regular file in the entry");
+  if (entry.has_stasis_queue()) return RestoreMessageQueue(entry, context);
   if (entry.reg().ext()) {
     return Unimplemented(entry.reg().name() + ": a file that came from outside the tree");
   }
@@ -73,7 +72,11 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
 
 }  // namespace
 
-const FileKind kRegularFile = {
-    .name = "regular file", .owns = Owns, .dump = Dump, .type = image::FD_REG, .restore = Restore};
+const FileKind kRegularFile = {.name = "regular file",
+                               .owns = Owns,
+                               .dump = Dump,
+                               .type = image::FD_REG,
+                               .restore = Restore,
+                               .complete = CompleteMessageQueues};
 
 }  // namespace stasis::engine

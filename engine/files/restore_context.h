@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <mqueue.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -102,6 +103,25 @@ class RootActor : public FileActor {
     RETURN_IF_ERROR(remote().Call("ftruncate a memfd", SYS_ftruncate, number, size_bytes).status());
     if (!pages.runs.empty()) RETURN_IF_ERROR(Fill(number, pages, whole.end, source));
     return TakeAway(static_cast<int>(number));
+  }
+
+  Result<UniqueFd> MessageQueue(const std::string& name, int flags, std::uint64_t max_messages,
+                                std::uint64_t message_bytes) override {
+    mq_attr limits = {};
+    limits.mq_maxmsg = static_cast<long>(max_messages);
+    limits.mq_msgsize = static_cast<long>(message_bytes);
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(name));
+    ASSIGN_OR_RETURN(const std::uint64_t attributes, remote().PutValue(limits));
+    ASSIGN_OR_RETURN(const std::uint64_t number,
+                     remote().Call("mq_open " + name, SYS_mq_open, at, flags, 0600, attributes));
+    return TakeAway(static_cast<int>(number));
+  }
+
+  Status UnlinkQueue(const std::string& name) override {
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(name));
+    return remote().Call("mq_unlink " + name, SYS_mq_unlink, at).status();
   }
 
   Status Unlink(const std::string& path) override {

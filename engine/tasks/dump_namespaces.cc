@@ -209,6 +209,7 @@ void NamespaceDumper::NumberOurs(Ids& ids) const {
 }
 
 bool NamespaceDumper::has_own_uts() const { return tree_[kUts] != ours_[kUts]; }
+bool NamespaceDumper::has_own_ipc() const { return tree_[kIpc] != ours_[kIpc]; }
 bool NamespaceDumper::has_own_pid() const { return tree_[kPid] != ours_[kPid]; }
 std::uint64_t NamespaceDumper::pid_namespace() const { return tree_[kPid]; }
 

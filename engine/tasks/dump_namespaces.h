@@ -35,6 +35,7 @@ class NamespaceDumper {
 
   /// True when the tree's uts namespace is not ours, and its names are to be asked for.
   bool has_own_uts() const;
+  bool has_own_ipc() const;
   bool has_own_pid() const;
   std::uint64_t pid_namespace() const;  ///< Its inode.
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <mqueue.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -198,6 +199,18 @@ class LocalFileActor : public FileActor {
       return SyscallError(errno, "memfd_create");
     }
     return fd;
+  }
+  Result<UniqueFd> MessageQueue(const std::string& name, int flags, std::uint64_t max_messages,
+                                std::uint64_t message_bytes) override {
+    mq_attr limits = {};
+    limits.mq_maxmsg = static_cast<long>(max_messages);
+    limits.mq_msgsize = static_cast<long>(message_bytes);
+    UniqueFd fd(::mq_open(("/" + name).c_str(), flags | O_CLOEXEC, 0600, &limits));
+    if (!fd) return SyscallError(errno, "mq_open");
+    return fd;
+  }
+  Status UnlinkQueue(const std::string& name) override {
+    return Check(::mq_unlink(("/" + name).c_str()), name);
   }
   Status Unlink(const std::string& path) override { return Check(::unlink(path.c_str()), path); }
   Status RemoveFolder(const std::string& path) override {
