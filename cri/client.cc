@@ -62,6 +62,15 @@ Result<std::string> UsualEndpoint() {
                      "; name its socket with --runtime-endpoint");
 }
 
+Result<std::string> RuntimeVersionAt(const std::string& endpoint) {
+  ASSIGN_OR_RETURN(const auto runtime, Upstream::Open(endpoint));
+  const CallLimits limits{.deadline = std::chrono::system_clock::now() + kAnswerTime};
+  const auto answer = Call(&runtime::v1::RuntimeService::Stub::Version, runtime->containers(),
+                           runtime::v1::VersionRequest(), limits);
+  if (!answer.ok()) return NamingTheSocket(answer.status(), endpoint);
+  return answer->runtime_name() + " " + answer->runtime_version();
+}
+
 Result<ContainerFacts> DescribeRunningAt(const std::string& endpoint, const std::string& id,
                                          const std::stop_token& stop) {
   ASSIGN_OR_RETURN(const auto runtime, Upstream::Open(endpoint));

@@ -26,6 +26,10 @@ Status CheckpointContainer(const CheckpointCall& call);
 /// somebody is. Unavailable: nobody is anywhere.
 Result<std::string> UsualEndpoint();
 
+/// The name and version of the runtime that answers through the socket `endpoint`, which has half a
+/// minute to do so. Unavailable names the socket.
+Result<std::string> RuntimeVersionAt(const std::string& endpoint);
+
 /// DescribeRunning (container_checkpoint.h) through the socket `endpoint`, which has half a minute
 /// to answer. Unavailable names the socket.
 Result<ContainerFacts> DescribeRunningAt(const std::string& endpoint, const std::string& id,

@@ -6,9 +6,11 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <iostream>
 #include <memory>
 #include <string>
 
+#include "cri/client.h"
 #include "cri/log.h"
 #include "cri/shim.h"
 #include "kubelet-api/api.h"
@@ -33,6 +35,7 @@ struct Options {
   stasis::kubelet_api::ApiOptions api;
   std::string log_level = "info";
   int grace_seconds = 30;
+  bool probe = false;
 };
 
 void Declare(CLI::App& app, Options& options) {
@@ -58,6 +61,8 @@ void Declare(CLI::App& app, Options& options) {
   app.add_flag_callback(
       "--no-pre-copy", [&options] { options.shim.checkpoint.pre_copy = false; },
       "All memory is saved while its container stands still, in one level of images");
+  app.add_flag("--probe", options.probe,
+               "Ask the stasisd that serves --listen for its runtime's version, and end");
   app.add_option("--log-level", options.log_level, "What is logged")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();
@@ -85,6 +90,16 @@ void DeclareApi(CLI::App& app, stasis::kubelet_api::ApiOptions& api) {
       ->capture_default_str();
 }
 
+int Probe(const std::string& endpoint) {
+  const auto version = stasis::cri::RuntimeVersionAt(endpoint);
+  if (!version.ok()) {
+    stasis::log::Error("no answer", {{"reason", stasis::ToText(version.status())}});
+    return kExitFailure;
+  }
+  std::cout << *version << std::endl;
+  return EXIT_SUCCESS;
+}
+
 // Signals that end the agent. Blocked before the first thread is made, so that no thread ever gets
 // them but by sigwait(3).
 sigset_t BlockEndSignals() {
@@ -105,6 +120,7 @@ int main(int argc, char** argv) {
   DeclareApi(app, options.api);
   CLI11_PARSE(app, argc, argv);
   stasis::log::SetLevel(options.log_level);
+  if (options.probe) return Probe(options.shim.listen);
   const sigset_t signals = BlockEndSignals();
 
   auto shim = stasis::cri::Shim::Start(options.shim);

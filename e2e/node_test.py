@@ -1,0 +1,223 @@
+"""stasis-node on root folders laid out as each distribution lays out its own: what the kubelet is told, and
+that everything is back byte for byte afterwards, also when it is killed at any of its steps."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from e2e.paths import BIN, ROOT
+
+NODE = BIN / "stasis-node"
+OURS = "unix:///run/stasis/stasis.sock"
+CONTAINERD = "unix:///run/containerd/containerd.sock"
+UNITS = "etc/systemd/system/"
+
+pytestmark = pytest.mark.skipif(not NODE.exists(), reason="stasis-node is not built")
+
+KUBEADM_UNIT = {UNITS + "kubelet.service.d/10-kubeadm.conf": (
+    "[Service]\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\nEnvironmentFile=-/etc/default/kubelet\n"
+    "ExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS\n"),
+    "usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet\n"}
+KUBELET_CONFIG = ("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"
+                  "cgroupDriver: systemd\ncontainerRuntimeEndpoint: %s\nstaticPodPath: /etc/kubernetes/manifests\n")
+
+
+def flags(endpoint):
+    return f'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint={endpoint} --pod-infra-container-image=pause:3.9"\n'
+
+
+# The files of each distribution; the one that tells the kubelet its runtime; the runtime's socket.
+LAYOUTS = {
+    "kubeadm": (KUBEADM_UNIT | {"var/lib/kubelet/kubeadm-flags.env": flags("unix:///var/run/containerd/containerd.sock"),
+                                "var/lib/kubelet/config.yaml": KUBELET_CONFIG % '""'},
+                "var/lib/kubelet/kubeadm-flags.env", "unix:///var/run/containerd/containerd.sock"),
+    "kubeadm-config": (KUBEADM_UNIT | {"var/lib/kubelet/kubeadm-flags.env": 'KUBELET_KUBEADM_ARGS=""\n',
+                                       "var/lib/kubelet/config.yaml": KUBELET_CONFIG % CONTAINERD},
+                       "var/lib/kubelet/config.yaml", CONTAINERD),
+    "cri-o": (KUBEADM_UNIT | {"var/lib/kubelet/kubeadm-flags.env": flags("unix:///var/run/crio/crio.sock"),
+                              "var/lib/kubelet/config.yaml": KUBELET_CONFIG % '""'},
+              "var/lib/kubelet/kubeadm-flags.env", "unix:///var/run/crio/crio.sock"),
+    "k3s": ({UNITS + "k3s.service": "[Service]\nExecStart=/usr/local/bin/k3s \\\n    server\n",
+             "etc/rancher/k3s/config.yaml": "kubelet-arg:\n  - max-pods=50\n"},
+            "etc/rancher/k3s/config.yaml.d/90-stasis.yaml", "unix:///run/k3s/containerd/containerd.sock"),
+    "rke2": ({"usr/local/lib/systemd/system/rke2-server.service": "[Service]\n",
+              "usr/local/lib/systemd/system/rke2-agent.service": "[Service]\n",
+              UNITS + "multi-user.target.wants/rke2-agent.service": Path("/usr/local/lib/systemd/system/rke2-agent.service")},
+             "etc/rancher/rke2/config.yaml.d/90-stasis.yaml", "unix:///run/k3s/containerd/containerd.sock"),
+    "k0s": ({UNITS + "k0sworker.service": "[Unit]\n[Service]\nExecStart=/usr/local/bin/k0s worker --token-file=/etc/k0s/token\n"},
+            UNITS + "k0sworker.service.d/90-stasis-endpoint.conf", "unix:///run/k0s/containerd.sock"),
+    "microk8s": ({"var/snap/microk8s/1234/args/kubelet": "--root-dir=${SNAP_COMMON}/var/lib/kubelet\n"
+                  "# --container-runtime-endpoint=none\n--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n",
+                  "var/snap/microk8s/current": Path("1234")},
+                 "var/snap/microk8s/current/args/kubelet", "unix:///var/snap/microk8s/common/run/containerd.sock"),
+}
+
+
+class Node:
+    def __init__(self, folder, layout):
+        self.root = folder / "root"
+        self.files, self.told, self.runtime = LAYOUTS[layout]
+        (self.root / "var/lib").mkdir(parents=True)
+        for name, content in self.files.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(content) if isinstance(content, Path) else path.write_text(content)
+        self.release = folder / "1.0-test"
+        (self.release / "bin").mkdir(parents=True)
+        (self.release / "bin" / "stasisd").write_text("the agent")
+        shutil.copytree(ROOT / "deploy" / "systemd", self.release / "systemd")
+
+    def command(self, verb, *arguments):
+        release = ["--release", self.release] if verb == "install" else []
+        return [str(part) for part in (NODE, "--root", self.root, "--offline", verb, *release, *arguments)]
+
+    def run(self, verb, *arguments):
+        done = subprocess.run(self.command(verb, *arguments), capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    def killed_at(self, step, verb):
+        """Runs `verb` and kills it before its step-th call that changes a file; whether it got so far."""
+        calls = "rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,symlink,fsync,syncfs,fchmod,write"
+        done = subprocess.run(["strace", "-f", "-o", "/dev/null", "-e", f"inject={calls}:signal=KILL:when={step}",
+                               *self.command(verb)], capture_output=True, timeout=60)
+        return done.returncode != 0
+
+    def text(self, name):
+        path = self.root / name
+        return path.read_text() if path.is_file() else ""
+
+    def picture(self):
+        """Everything below the root: what, whose, which mode, which time, which bytes."""
+        seen = {}
+        for path in sorted(self.root.rglob("*")):
+            status = path.lstat()
+            content = (os.readlink(path) if path.is_symlink() else
+                       path.read_bytes() if path.is_file() else None)
+            seen[str(path.relative_to(self.root))] = (oct(status.st_mode), status.st_uid, status.st_gid, content,
+                                                      status.st_mtime_ns if path.is_file() else 0)
+        return seen
+
+    def sends_kubelet_to_us(self):
+        return OURS in self.text(self.told)
+
+    def assert_kubelet_has_a_runtime(self):
+        """As systemd and the kubelet would find it at a boot right now."""
+        if not self.sends_kubelet_to_us():
+            return
+        enabled = subprocess.run(["systemctl", f"--root={self.root}", "is-enabled", "stasisd.socket"],
+                                 capture_output=True, text=True)
+        assert enabled.stdout == "enabled\n", enabled
+        assert (self.root / "opt/stasis/releases/1.0-test/bin/stasisd").read_text() == "the agent"
+        assert "/opt/stasis/releases/1.0-test/bin/stasisd " in self.text(UNITS + "stasisd.service")
+        assert self.text("etc/stasis/node.env").endswith(f"STASIS_RUNTIME_ENDPOINT={self.runtime}\n")
+        assert self.text("etc/stasis/stasisd.toml")
+
+
+@pytest.fixture(params=LAYOUTS)
+def node(request, tmp_path):
+    return Node(tmp_path, request.param)
+
+
+@pytest.fixture
+def kubeadm(tmp_path):
+    return Node(tmp_path, "kubeadm")
+
+
+def test_the_kubelet_is_sent_to_us_and_everything_is_put_back(node):
+    before = node.picture()
+    assert node.run("install")[0] == 0
+    assert node.sends_kubelet_to_us()
+    node.assert_kubelet_has_a_runtime()
+    assert node.run("status")[0] == 0
+    assert node.run("uninstall")[0] == 0
+    assert node.picture() == before
+    assert node.run("status") == (3, "absent\n")
+
+
+def test_a_second_installation_changes_nothing(node):
+    node.run("install")
+    first = node.picture()
+    assert node.run("install") == (0, "")
+    assert node.picture() == first
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_killed_at_every_step(node, verb):
+    before, step, more = node.picture(), 0, True
+    while more:
+        step += 1
+        if verb == "uninstall":
+            node.run("install")
+        more = node.killed_at(step, verb)
+        node.assert_kubelet_has_a_runtime()
+        if verb == "install":
+            assert node.run("install")[0] == 0
+            assert node.sends_kubelet_to_us()
+            node.assert_kubelet_has_a_runtime()
+        assert node.run("uninstall")[0] == 0
+        assert node.picture() == before, f"killed at step {step}"
+    assert step > 20
+
+
+def test_what_others_wrote_meanwhile_stays(kubeadm):
+    kubeadm.run("install")
+    path = kubeadm.root / kubeadm.told
+    path.write_text(path.read_text().replace("pause:3.9", "pause:3.10"))
+    assert kubeadm.run("uninstall")[0] == 0
+    assert path.read_text() == kubeadm.files[kubeadm.told].replace("pause:3.9", "pause:3.10")
+
+
+def test_an_upgrade_by_kubeadm_is_repaired(kubeadm):
+    kubeadm.run("install")
+    path = kubeadm.root / kubeadm.told
+    rewritten = flags("unix:///run/containerd/containerd.sock")
+    path.write_text(rewritten)
+    assert kubeadm.run("status")[0] == 1
+    assert kubeadm.run("install")[0] == 0
+    assert kubeadm.sends_kubelet_to_us()
+    kubeadm.run("uninstall")
+    assert path.read_text() == rewritten
+
+
+def test_a_bypass_sends_the_kubelet_back_until_somebody_asks(node):
+    told = node.text(node.told)
+    node.run("install")
+    assert node.run("bypass", "--reason", "it does not start")[0] == 0
+    assert node.text(node.told) == told
+    code, said = node.run("status")
+    assert code == 3 and "bypassed" in said and "it does not start" in said
+    assert node.run("install")[0] == 0
+    assert node.sends_kubelet_to_us()
+
+
+def test_an_upgrade_replaces_the_programs_and_keeps_the_way_back(kubeadm):
+    before = kubeadm.picture()
+    kubeadm.run("install")
+    kubeadm.release = kubeadm.release.rename(kubeadm.release.with_name("1.1-test"))
+    assert kubeadm.run("install")[0] == 0
+    assert "/opt/stasis/releases/1.1-test/bin/stasisd " in kubeadm.text(UNITS + "stasisd.service")
+    kubeadm.run("uninstall")
+    assert kubeadm.picture() == before
+
+
+@pytest.mark.parametrize("layout, change, says", [
+    ("kubeadm", {"etc/default/kubelet": "KUBELET_EXTRA_ARGS=--container-runtime-endpoint=unix:///a"}, "leave one"),
+    ("kubeadm", {"var/lib/kubelet/kubeadm-flags.env": flags(OURS)}, "put the runtime's socket"),
+    ("kubeadm", {UNITS + "k3s.service": "[Service]\n"}, "--distribution"),
+    ("k3s", {UNITS + "k3s.service": "[Service]\nExecStart=/k3s server --kubelet-arg=v=4\n"}, "config.yaml"),
+    ("k3s", {"etc/rancher/k3s/config.yaml": "kubelet-arg: [container-runtime-endpoint=unix:///a]\n"}, "take that"),
+    ("k0s", {UNITS + "k0sworker.service": "[Service]\nExecStart=/k0s worker --kubelet-extra-args=-v=1\n"}, "by hand"),
+    ("kubeadm-config", {"var/lib/kubelet/config.yaml": "{}"}, "JSON"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_cannot_be_told_is_refused_and_nothing_touched(tmp_path, layout, change, says):
+    node = Node(tmp_path, layout)
+    for name, content in change.items():
+        (node.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (node.root / name).write_text(content)
+    before = node.picture()
+    code, said = node.run("install")
+    assert code == 1 and says in said
+    assert node.picture() == before
