@@ -11,8 +11,8 @@ packages=(
   xz-utils bzip2 zstd redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
   prometheus python3-jsonschema openssl curl  # promtool; what the REST API is tested with
 )
-# Kills the node's installer at every step; says what systemd would make of a unit.
-packages+=(strace systemd)
+# Kills the installer of nodes at every step; a host of its own; programs with their own loader.
+packages+=(strace systemd patchelf)
 # The programs of the soak.
 packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
