@@ -221,3 +221,12 @@ def test_what_cannot_be_told_is_refused_and_nothing_touched(tmp_path, layout, ch
     code, said = node.run("install")
     assert code == 1 and says in said
     assert node.picture() == before
+
+
+def test_the_capabilities_of_the_charts_pod_are_enough(node):
+    before = node.picture()
+    for verb in ["install", "uninstall"]:
+        done = subprocess.run(["setpriv", "--bounding-set=-all,+chown", "--", *node.command(verb)],
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert node.picture() == before

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 #include <string>
 
@@ -20,7 +21,7 @@ using stasis::node::Journal;
 using stasis::node::Phase;
 
 constexpr int kExitFailure = 1;
-constexpr int kExitNotInstalled = 3;  // as systemctl status: "not active"
+constexpr int kExitOtherwise = 3;  // as systemctl status: "not active"
 
 struct Options {
   std::string root = "/";
@@ -29,6 +30,8 @@ struct Options {
   std::string config_file;
   std::string reason = "asked for by an administrator";
   int interval_seconds = 60;
+  std::string credentials;
+  std::string expected = "installed";
 };
 
 void Say(const std::string& line) { std::cerr << "stasis-node: " << line << std::endl; }
@@ -44,12 +47,36 @@ Result<Installer> Open(const Options& options) {
   return Installer(std::move(files), stasis::node::Services(options.offline), Say);
 }
 
+// A pod's token is renewed in its volume; the agent reads the copy, which is gone after a reboot.
+Status HandOver(const Options& options) {
+  ASSIGN_OR_RETURN(const auto files, stasis::node::NodeFiles::Open(options.root));
+  for (const std::string name : {"ca.crt", "token"}) {
+    const std::string path = "/run/stasis/credentials/" + name;
+    ASSIGN_OR_RETURN(std::string bytes,
+                     stasis::ReadFileAt(AT_FDCWD, options.credentials + "/" + name));
+    const stasis::node::Content wanted{.bytes = std::move(bytes), .mode = 0600};
+    ASSIGN_OR_RETURN(const auto now, files.Read(path));
+    if (now && now->SameAs(wanted)) continue;
+    RETURN_IF_ERROR(files.MakeFolders(path));
+    RETURN_IF_ERROR(files.Put(path, wanted));
+  }
+  return stasis::OkStatus();
+}
+
 Status Install(Options& options) {
   if (!options.config_file.empty()) {
     ASSIGN_OR_RETURN(options.request.config, stasis::ReadFileAt(AT_FDCWD, options.config_file));
   }
+  if (!options.request.release.empty()) {
+    // A release is known by its name, and what is given may be a link to it.
+    std::error_code error;
+    options.request.release = std::filesystem::canonical(options.request.release, error).string();
+    if (error) return stasis::SyscallError(error.value(), "--release");
+  }
   ASSIGN_OR_RETURN(Installer installer, Open(options));
-  return installer.Install(options.request);
+  RETURN_IF_ERROR(installer.Install(options.request));
+  if (options.credentials.empty()) return stasis::OkStatus();
+  return HandOver(options);
 }
 
 Status Uninstall(const Options& options) {
@@ -78,27 +105,48 @@ int Show(const Options& options) {
   }
   if (journal->phase == Phase::kBypassed) std::cout << "\nreason: " << journal->reason;
   std::cout << std::endl;
-  return journal->phase == Phase::kInstalled ? EXIT_SUCCESS : kExitNotInstalled;
+  return NameOf(journal->phase) == options.expected ? EXIT_SUCCESS : kExitOtherwise;
 }
 
-// Keeps the node installed until a signal: what another program took out, as `kubeadm upgrade` does, is
-// put in again. The node stays installed when this ends: a pod ends for many reasons.
-int Run(Options& options) {
+sigset_t BlockEndSignals() {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+// Whether a signal ended the wait for the next look.
+bool EndedBefore(const sigset_t& signals, int seconds) {
+  const timespec interval{.tv_sec = seconds, .tv_nsec = 0};
+  return sigtimedwait(&signals, nullptr, &interval) > 0;
+}
+
+// Keeps the node installed until a signal: what another program took out, as `kubeadm upgrade` does, is
+// put in again. The node stays installed when this ends: a pod ends for many reasons.
+int Run(Options& options) {
+  const sigset_t signals = BlockEndSignals();
   options.request.again = false;
   std::string said;
-  for (;;) {
+  do {
     const Status status = Install(options);
     const std::string text = status.ok() ? "" : stasis::ToText(status);
     if (!text.empty() && text != said) Say(text);
     said = text;
-    const timespec interval{.tv_sec = options.interval_seconds, .tv_nsec = 0};
-    if (sigtimedwait(&signals, nullptr, &interval) > 0) return EXIT_SUCCESS;
+  } while (!EndedBefore(signals, options.interval_seconds));
+  return EXIT_SUCCESS;
+}
+
+// For a pod, which would be started again if it ended.
+int Remove(const Options& options) {
+  const sigset_t signals = BlockEndSignals();
+  while (Outcome(Uninstall(options)) != EXIT_SUCCESS) {
+    if (EndedBefore(signals, options.interval_seconds)) return kExitFailure;
   }
+  int signal = 0;
+  sigwait(&signals, &signal);
+  return EXIT_SUCCESS;
 }
 
 void DeclareInstall(CLI::App& command, Options& options) {
@@ -138,6 +186,8 @@ void Declare(CLI::App& app, Options& options, int& exit_code) {
   run->add_option("--interval", options.interval_seconds, "Seconds between two looks")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  run->add_option("--credentials", options.credentials,
+                  "A folder with a token and ca.crt, kept up to date in /run/stasis/credentials");
   run->callback([&] { exit_code = Run(options); });
 
   auto* bypass =
@@ -148,8 +198,16 @@ void Declare(CLI::App& app, Options& options, int& exit_code) {
   app.add_subcommand("uninstall", "Put everything back as it was")->callback([&] {
     exit_code = Outcome(Uninstall(options));
   });
-  app.add_subcommand("status", "Say what is installed: 0 installed, 3 not or not wholly, 1 broken")
-      ->callback([&] { exit_code = Show(options); });
+  app.add_subcommand("remove", "Uninstall, then wait for a signal")->callback([&] {
+    exit_code = Remove(options);
+  });
+  auto* status = app.add_subcommand("status",
+                                    "Say what is installed; ends with 0 when as expected, "
+                                    "3 when otherwise, 1 when something is broken");
+  status->add_option("--expect", options.expected, "The phase to be expected")
+      ->check(CLI::IsMember({"absent", "installing", "installed", "bypassed", "uninstalling"}))
+      ->capture_default_str();
+  status->callback([&] { exit_code = Show(options); });
 }
 
 }  // namespace

@@ -66,6 +66,7 @@ void RemoveReleases(const NodeFiles& files) {
   RemoveTree(files, kReleases);
   RemoveTree(files, "/var/lib/stasis/containers");
   RemoveTree(files, "/var/lib/stasis/lock");
+  RemoveTree(files, "/run/stasis/credentials");
 }
 
 }  // namespace stasis::node
