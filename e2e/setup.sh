@@ -12,7 +12,7 @@ packages=(
   prometheus python3-jsonschema openssl curl  # promtool; what the REST API is tested with
 )
 # Kills the installer of nodes at every step; a host of its own; programs with their own loader.
-packages+=(strace systemd patchelf python3-yaml dpkg-dev file)
+packages+=(strace systemd patchelf python3-yaml dpkg-dev file fakeroot)
 # The programs of the soak.
 packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
 [[ ${1:-} == --package ]] && packages+=(dpkg-dev file lintian)

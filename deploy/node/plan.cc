@@ -11,7 +11,7 @@ namespace stasis::node {
 namespace {
 
 const std::string kUnits = "/etc/systemd/system/";
-const std::string kPackagedUnits = "/lib/systemd/system/";
+const std::string kPackagedUnits = "/usr/lib/systemd/system/";
 constexpr const char* kDefaultConfig =
     "# Options of stasisd, one a line, as name = \"value\"; see stasisd --help.\n";
 
