@@ -39,11 +39,12 @@ def test_lint_has_nothing_to_say():
     "agent.logLevel=loud", "agent.shutdownGraceSeconds=60", "node.distribution=openshift", "node.runtimeEndpoint=/run/a",
     "node.checkIntervalSeconds=0", "api.port=70000", "image.digest=sha1:ab", "updateStrategy.maxUnavailable=0",
     "updateStrategy.maxUnavailable=200%", "serviceMonitor.interval=often", "no.such.value=1", "agent.typo=1",
+    "api.enabled=true",
 ])
 def test_the_schema_refuses(wrong):
     made = helm("template", "stasis", CHART, f"--set={wrong}")
     assert made.returncode != 0
-    assert wrong.split("=")[0].split(".")[-1] in made.stderr or "additional" in made.stderr.lower()
+    assert "meet the specifications of the schema" in made.stderr
 
 
 def test_metrics_without_the_api_are_refused():
@@ -74,7 +75,7 @@ def test_a_rollout_takes_one_node_at_a_time():
 
 
 def test_the_api_gets_a_token_and_may_ask_who_calls():
-    objects = render("api.enabled=true", "api.port=12345", "serviceMonitor.enabled=true", "dashboard.enabled=true")
+    objects = render("api.enabled=true", "api.tlsSecret=cert", "api.port=12345", "serviceMonitor.enabled=true", "dashboard.enabled=true")
     assert objects["ClusterRoleBinding", "stasis-auth-delegator"]["roleRef"]["name"] == "system:auth-delegator"
     assert objects["Service", "stasis"]["spec"]["ports"][0]["port"] == 12345
     assert "--credentials=/credentials" in pod_of(objects)["containers"][0]["args"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from e2e.paths import BIN, ROOT
+from e2e.wait import until
 
 NODE = BIN / "stasis-node"
 OURS = "unix:///run/stasis/stasis.sock"
@@ -230,3 +231,25 @@ def test_the_capabilities_of_the_charts_pod_are_enough(node):
                               capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert node.picture() == before
+
+
+def test_what_the_agent_serves_its_api_with_is_handed_over_and_taken_back(kubeadm, tmp_path):
+    before = kubeadm.picture()
+    for name in ["token", "ca.crt", "tls.crt", "tls.key"]:
+        (tmp_path / name).write_text(f"the {name}")
+    running = subprocess.Popen([NODE, "--root", kubeadm.root, "--offline", "run", "--interval=1", "--release",
+                                kubeadm.release, "--credentials", tmp_path],
+                               env={"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"})
+    token = kubeadm.root / "run/stasis/credentials/token"
+    until(kubeadm.sends_kubelet_to_us, what="the installation")
+    assert token.read_text() == "the token" and token.stat().st_mode & 0o777 == 0o600
+    options = kubeadm.text("etc/stasis/stasisd.toml")
+    assert 'api-server = "https://10.0.0.1:443"\n' in options and "api-tls-key" in options and "client" not in options
+    (tmp_path / "token").write_text("another")
+    until(lambda: token.read_text() == "another", what="the new token")
+    running.terminate()
+    assert running.wait(10) == 0
+    assert kubeadm.run("uninstall")[0] == 0
+    for folder in ["run/stasis", "run"]:
+        (kubeadm.root / folder).rmdir()  # a folder of the socket's unit, and one that every node has
+    assert kubeadm.picture() == before

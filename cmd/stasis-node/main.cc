@@ -8,6 +8,7 @@
 #include <iostream>
 #include <string>
 
+#include "cmd/stasis-node/credentials.h"
 #include "deploy/node/installer.h"
 #include "engine/base/io.h"
 
@@ -47,22 +48,6 @@ Result<Installer> Open(const Options& options) {
   return Installer(std::move(files), stasis::node::Services(options.offline), Say);
 }
 
-// A pod's token is renewed in its volume; the agent reads the copy, which is gone after a reboot.
-Status HandOver(const Options& options) {
-  ASSIGN_OR_RETURN(const auto files, stasis::node::NodeFiles::Open(options.root));
-  for (const std::string name : {"ca.crt", "token"}) {
-    const std::string path = "/run/stasis/credentials/" + name;
-    ASSIGN_OR_RETURN(std::string bytes,
-                     stasis::ReadFileAt(AT_FDCWD, options.credentials + "/" + name));
-    const stasis::node::Content wanted{.bytes = std::move(bytes), .mode = 0600};
-    ASSIGN_OR_RETURN(const auto now, files.Read(path));
-    if (now && now->SameAs(wanted)) continue;
-    RETURN_IF_ERROR(files.MakeFolders(path));
-    RETURN_IF_ERROR(files.Put(path, wanted));
-  }
-  return stasis::OkStatus();
-}
-
 Status Install(Options& options) {
   if (!options.config_file.empty()) {
     ASSIGN_OR_RETURN(options.request.config, stasis::ReadFileAt(AT_FDCWD, options.config_file));
@@ -73,10 +58,13 @@ Status Install(Options& options) {
     options.request.release = std::filesystem::canonical(options.request.release, error).string();
     if (error) return stasis::SyscallError(error.value(), "--release");
   }
+  if (!options.credentials.empty()) {
+    ASSIGN_OR_RETURN(const auto files, stasis::node::NodeFiles::Open(options.root));
+    ASSIGN_OR_RETURN(const std::string api, HandOver(files, options.credentials));
+    options.request.config += api;
+  }
   ASSIGN_OR_RETURN(Installer installer, Open(options));
-  RETURN_IF_ERROR(installer.Install(options.request));
-  if (options.credentials.empty()) return stasis::OkStatus();
-  return HandOver(options);
+  return installer.Install(options.request);
 }
 
 Status Uninstall(const Options& options) {
@@ -186,8 +174,10 @@ void Declare(CLI::App& app, Options& options, int& exit_code) {
   run->add_option("--interval", options.interval_seconds, "Seconds between two looks")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  run->add_option("--credentials", options.credentials,
-                  "A folder with a token and ca.crt, kept up to date in /run/stasis/credentials");
+  run->add_option(
+      "--credentials", options.credentials,
+      "A folder with token, ca.crt, tls.crt, tls.key and client-ca.crt, which the agent on "
+      "the node is to serve its API with");
   run->callback([&] { exit_code = Run(options); });
 
   auto* bypass =

@@ -67,6 +67,7 @@ void RemoveReleases(const NodeFiles& files) {
   RemoveTree(files, "/var/lib/stasis/containers");
   RemoveTree(files, "/var/lib/stasis/lock");
   RemoveTree(files, "/run/stasis/credentials");
+  RemoveTree(files, "/etc/stasis/tls");
 }
 
 }  // namespace stasis::node
