@@ -12,6 +12,7 @@
 #include <span>
 #include <utility>
 
+#include "engine/base/in_halves.h"
 #include "engine/base/io.h"
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
@@ -113,12 +114,18 @@ Status ReadAioRings(DumpedProcess& process, DumpReport& report) {
 
 Status ReadAreas(Checkpoint& checkpoint) {
   ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
-  return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+  const auto read = [&](DumpedProcess& process) -> Status {
+    if (process.zombie) return OkStatus();
     ASSIGN_OR_RETURN(std::vector<Vma> vmas,
                      checkpoint.pre_copy.ReadVmas(*process.frozen, checkpoint.request.fate));
     ASSIGN_OR_RETURN(process.areas, ClassifyAreas(std::move(vmas), process.frozen->ns_pid, shmem));
-    return ReadAioRings(process, checkpoint.report);
-  });
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(InHalves(std::span(checkpoint.processes), [&](DumpedProcess& process) {
+    return Annotate(read(process), Name(*process.frozen));
+  }));
+  return checkpoint.ForEach(
+      [&](DumpedProcess& process) { return ReadAioRings(process, checkpoint.report); });
 }
 
 // Descriptors, and the files that executable, directories and mappings name.
@@ -210,15 +217,19 @@ Status AskAll(Checkpoint& checkpoint) {
 
 Status ReadMemory(Checkpoint& checkpoint, ImageSink& sink) {
   const auto start = steady_clock::now();
-  RETURN_IF_ERROR(checkpoint.ForEach([&](DumpedProcess& process) {
+  std::vector<MemoryDumper::Process> processes;
+  for (DumpedProcess& process : checkpoint.processes) {
+    if (process.zombie) continue;
     std::vector<std::uint64_t> stack_pointers;
     for (const DumpedThread& thread : process.threads) {
       stack_pointers.push_back(arch::StackPointer(thread.registers.general));
     }
     std::ranges::sort(stack_pointers);
-    return checkpoint.memory.Add(*process.frozen, process.areas, stack_pointers,
-                                 checkpoint.pre_copy.Find(*process.frozen));
-  }));
+    processes.push_back({*process.frozen, process.areas, std::move(stack_pointers),
+                         checkpoint.pre_copy.Find(*process.frozen)});
+  }
+  RETURN_IF_ERROR(StillWanted(checkpoint.request));
+  RETURN_IF_ERROR(checkpoint.memory.Add(std::move(processes)));
   for (auto& [id, fd] : checkpoint.files->memory_files()) {
     RETURN_IF_ERROR(checkpoint.memory.AddObject(id, std::move(fd)));
   }

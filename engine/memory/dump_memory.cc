@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "engine/base/in_halves.h"
 #include "engine/base/io.h"
 #include "engine/dump_watch.h"
 #include "engine/image/image_file.h"
@@ -118,62 +119,75 @@ std::uint64_t MemoryDumper::Content::page_count() const {
   return count;
 }
 
-Status MemoryDumper::Add(const FrozenProcess& process, std::vector<Area>& areas,
-                         std::span<const std::uint64_t> stack_pointers, const SavedProcess* saved) {
+Status MemoryDumper::Scan(Found& found) {
+  const FrozenProcess& process = found.process->frozen;
   ASSIGN_OR_RETURN(const PageMap map, PageMap::Open(process.proc.get()));
-  Content content;
-  content.pid = process.pid;
-  content.id = static_cast<std::uint64_t>(process.ns_pid);
-  content.pages_id = next_pages_id_++;
-  ASSIGN_OR_RETURN(content.memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
-  PageRanges guards;
-  for (const Area& area : areas) {
-    if (area.Is(kAreaAnonShared) && !objects_.contains(area.vma.inode)) {
-      ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(process.proc.get(), area.LinkName(), O_RDONLY));
-      RETURN_IF_ERROR(AddObject(area.vma.inode, std::move(fd)));
-    }
+  found.content.pid = process.pid;
+  found.content.id = static_cast<std::uint64_t>(process.ns_pid);
+  ASSIGN_OR_RETURN(found.content.memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
+  for (const Area& area : found.process->areas) {
     if (area.Is(kAreaVsyscall)) continue;
-    ASSIGN_OR_RETURN(const PageRanges in_parent, CleanIn(area, map, saved));
+    ASSIGN_OR_RETURN(const PageRanges in_parent, CleanIn(area, map, found.process->saved));
     const PageRanges rest = Subtract({{area.vma.start, area.vma.end}}, in_parent);
-    ASSIGN_OR_RETURN(const PageRanges found, ScanIn(rest, [&](const PageRange& range) {
+    ASSIGN_OR_RETURN(const PageRanges guards, ScanIn(rest, [&](const PageRange& range) {
                        return map.Guards(range.start, range.end);
                      }));
-    for (const PageRange& range : found) Append(guards, range);
+    for (const PageRange& range : guards) Append(found.guards, range);
     if (!HasPrivateContent(area)) continue;
-    report_.pages_scanned += area.vma.size() / kPageBytes;
-    report_.pages_in_parent += PageCount(in_parent);
-    RETURN_IF_ERROR(AddArea(area, map, {rest, in_parent}, stack_pointers, content));
+    found.pages_scanned += area.vma.size() / kPageBytes;
+    found.pages_in_parent += PageCount(in_parent);
+    RETURN_IF_ERROR(ScanArea(area, map, rest, in_parent, found));
   }
-  for (const PageRange& range : guards) {
-    areas.push_back({.vma = {}, .entry = GuardEntry(range)});
-  }
-  total_bytes_ += content.page_count() * kPageBytes;
-  processes_.push_back(std::move(content));
   return OkStatus();
 }
 
-Status MemoryDumper::AddArea(const Area& area, const PageMap& map, const Parts& parts,
-                             std::span<const std::uint64_t> stack_pointers, Content& content) {
+Status MemoryDumper::Add(std::vector<Process> processes) {
+  std::vector<Found> all;
+  for (const Process& process : processes) all.push_back({.process = &process});
+  RETURN_IF_ERROR(InHalves(std::span(all), [](Found& found) -> Status {
+    return Annotate(Scan(found), "pid " + std::to_string(found.process->frozen.ns_pid));
+  }));
+  for (Found& found : all) {
+    const Process& process = *found.process;
+    for (const Area& area : process.areas) {
+      if (!area.Is(kAreaAnonShared) || objects_.contains(area.vma.inode)) continue;
+      ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(process.frozen.proc.get(), area.LinkName(), O_RDONLY));
+      RETURN_IF_ERROR(AddObject(area.vma.inode, std::move(fd)));
+    }
+    for (const PageRange& range : found.guards) {
+      process.areas.push_back({.vma = {}, .entry = GuardEntry(range)});
+    }
+    report_.pages_scanned += found.pages_scanned;
+    report_.pages_in_parent += found.pages_in_parent;
+    total_bytes_ += found.content.page_count() * kPageBytes;
+    found.content.pages_id = next_pages_id_++;
+    processes_.push_back(std::move(found.content));
+  }
+  return OkStatus();
+}
+
+Status MemoryDumper::ScanArea(const Area& area, const PageMap& map, const PageRanges& rest,
+                              const PageRanges& in_parent, Found& found) {
   // All of the vDSO, touched or not: a restore compares it with its own kernel's. And all of a ring, which is
   // the kernel's own file.
   PageRanges here = {{area.vma.start, area.vma.end}};
   if (!area.Is(kAreaVdso) && !area.Is(kAreaAioRing)) {
-    ASSIGN_OR_RETURN(here, ScanIn(parts.rest, [&](const PageRange& range) {
+    ASSIGN_OR_RETURN(here, ScanIn(rest, [&](const PageRange& range) {
                        return map.WithContent(range.start, range.end, false);
                      }));
   }
   const bool copied_on_write = area.vma.shared_or_swapped > 0;
   const std::uint32_t lazy = MayBeLazy(area) ? kRunLazy : 0;
-  for (const PageRun& run : MergeRuns(here, kRunPresent, parts.in_parent, kRunInParent)) {
+  for (const PageRun& run : MergeRuns(here, kRunPresent, in_parent, kRunInParent)) {
     std::uint64_t at = run.pages.start;
-    for (const std::uint64_t pointer : stack_pointers) {  // in rising order
+    for (const std::uint64_t pointer : found.process->stack_pointers) {  // in rising order
       const std::uint64_t page = pointer & ~(kPageBytes - 1);
       if (page < at || page >= run.pages.end) continue;
-      content.Add({at, page}, run.flags | lazy, copied_on_write);
-      content.Add({page, page + kPageBytes}, run.flags, copied_on_write);
+      found.content.Add({at, page}, run.flags | lazy, copied_on_write);
+      found.content.Add({page, page + kPageBytes}, run.flags, copied_on_write);
       at = page + kPageBytes;
     }
-    content.Add({at, run.pages.end}, run.flags | lazy, copied_on_write);
+    found.content.Add({at, run.pages.end}, run.flags | lazy, copied_on_write);
   }
   return OkStatus();
 }

@@ -24,11 +24,18 @@ class MemoryDumper {
   MemoryDumper(const DumpRequest& request, DumpReport& report)
       : request_(request), report_(report) {}
 
-  /// Finds the pages of `process` in `areas`, and puts the guard areas behind them as images know
-  /// them. `stack_pointers`: of its threads, whose pages a lazy restore must bring at once. `saved`: what
-  /// the checkpoint that this one is based on has of it; may be null.
-  Status Add(const FrozenProcess& process, std::vector<Area>& areas,
-             std::span<const std::uint64_t> stack_pointers, const SavedProcess* saved);
+  /// A process with its areas.
+  struct Process {
+    const FrozenProcess& frozen;
+    std::vector<Area>& areas;
+    std::vector<std::uint64_t>
+        stack_pointers;  ///< Of its threads; a lazy restore brings those pages at once.
+    const SavedProcess* saved =
+        nullptr;  ///< What the checkpoint that this one is based on has of it.
+  };
+  /// Finds the pages of `processes` in their areas, and puts the guard areas behind them as images know
+  /// them.
+  Status Add(std::vector<Process> processes);
 
   /// Adds shared memory object or memory file `id`, open to be read as `fd`, unless it is there.
   Status AddObject(std::uint64_t id, UniqueFd fd);
@@ -53,13 +60,16 @@ class MemoryDumper {
     std::uint64_t page_count() const;  // that are present
   };
 
-  // Of one area.
-  struct Parts {
-    const PageRanges& rest;
-    const PageRanges& in_parent;
+  // What a scan finds, by any thread of ours.
+  struct Found {
+    const Process* process;
+    Content content = {};
+    PageRanges guards = {};
+    std::uint64_t pages_scanned = 0, pages_in_parent = 0;
   };
-  Status AddArea(const Area& area, const PageMap& map, const Parts& parts,
-                 std::span<const std::uint64_t> stack_pointers, Content& content);
+  static Status Scan(Found& found);
+  static Status ScanArea(const Area& area, const PageMap& map, const PageRanges& rest,
+                         const PageRanges& in_parent, Found& found);
   Status Write(const Content& content, ImageSink& sink);
   Status Progress(std::uint64_t bytes);
 

@@ -18,6 +18,9 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <list>
+#include <span>
+#include <utility>
 
 #include "engine/base/io.h"
 #include "engine/files/restore_files.h"
@@ -26,6 +29,7 @@
 #include "engine/tasks/affinity.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/settings.h"
+#include "engine/tracee/call_batch.h"
 #include "engine/tracee/waits.h"
 
 namespace stasis::engine {
@@ -166,21 +170,21 @@ Status RestoreName(const ThreadImage& thread, RemoteSyscalls& remote) {
   return remote.Call("PR_SET_NAME", SYS_prctl, PR_SET_NAME, comm).status();
 }
 
-Status RestoreThread(const ThreadImage& thread, const ThreadImage& leader, RemoteSyscalls& remote,
-                     Notes& notes) {
+// What nearly every thread has.
+void AddUsual(const ThreadImage& thread, const ThreadImage& leader, CallBatch& batch) {
+  constexpr std::uint64_t kHere = CallBatch::kHere;
   const image::ThreadCoreEntry& core = thread.core.thread_core();
   const bool is_new = &thread != &leader;
   // The leader's came before its threads were made.
-  if (is_new && NameOf(thread) != NameOf(leader)) RETURN_IF_ERROR(RestoreName(thread, remote));
-  RETURN_IF_ERROR(
-      remote
-          .Call("set_tid_address", SYS_set_tid_address, thread.core.thread_info().clear_tid_addr())
-          .status());
+  if (is_new && NameOf(thread) != NameOf(leader)) {
+    std::array<char, 16> name = {};  // TASK_COMM_LEN, with the NUL
+    std::ranges::copy(NameOf(thread).substr(0, name.size() - 1), name.begin());
+    batch.AddGiving("PR_SET_NAME", SYS_prctl, {PR_SET_NAME, kHere}, name);
+  }
+  batch.Add("set_tid_address", SYS_set_tid_address, {thread.core.thread_info().clear_tid_addr()});
   const bool has_no_list = is_new && core.futex_rla() == 0;
   if (core.futex_rla_len() == kRobustListBytes && !has_no_list) {
-    RETURN_IF_ERROR(
-        remote.Call("set_robust_list", SYS_set_robust_list, core.futex_rla(), core.futex_rla_len())
-            .status());
+    batch.Add("set_robust_list", SYS_set_robust_list, {core.futex_rla(), core.futex_rla_len()});
   }
   const bool has_no_stack = is_new && core.sas().ss_sp() == 0 && core.sas().ss_size() == 0 &&
                             (core.sas().ss_flags() & ~std::uint32_t{SS_ONSTACK}) == SS_DISABLE;
@@ -190,20 +194,85 @@ Status RestoreThread(const ThreadImage& thread, const ThreadImage& leader, Remot
     stack.ss_size = core.sas().ss_size();
     // SS_ONSTACK is a report, not a request; the thread may well stand on it.
     stack.ss_flags = static_cast<int>(core.sas().ss_flags() & ~std::uint32_t{SS_ONSTACK});
-    ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(stack));
-    RETURN_IF_ERROR(remote.Call("sigaltstack", SYS_sigaltstack, at, 0).status());
+    batch.AddGiving("sigaltstack", SYS_sigaltstack, {kHere, 0}, stack);
   }
   if (core.has_rseq_entry() && core.rseq_entry().rseq_abi_pointer() != 0) {
     const image::RseqEntry& rseq = core.rseq_entry();
-    RETURN_IF_ERROR(remote
-                        .Call("rseq", SYS_rseq, rseq.rseq_abi_pointer(), rseq.rseq_abi_size(), 0,
-                              rseq.signature())
-                        .status());
+    batch.Add("rseq", SYS_rseq,
+              {rseq.rseq_abi_pointer(), rseq.rseq_abi_size(), 0, rseq.signature()});
   }
+}
+
+// What few have, and not every container grants.
+Status RestoreUnusual(const ThreadImage& thread, RemoteSyscalls& remote, Notes& notes) {
+  remote.ResetArguments();
   RETURN_IF_ERROR(RestoreScheduling(thread, remote, notes));
   RETURN_IF_ERROR(RestoreUtilization(thread, remote, notes));
   RETURN_IF_ERROR(RestoreAffinity(thread, remote, notes));
   return RestoreSettings(thread, remote, notes);
+}
+
+// Any signal will do: the tree ends with its tracer, and what a tracer does not pass on has no effect.
+OneRun AsRestored(const ProcessImage& process, const ThreadImage& thread) {
+  return {.signal = SIGWINCH, .ids = {process.pid(), thread.tid}};
+}
+
+// As many as there is room for at once: each needs a processor for a moment only.
+Status RestoreSome(RestoredProcess& process, std::span<RestoredProcess::Thread> threads,
+                   const arch::Registers& model, Notes& notes) {
+  struct Asked {
+    RemoteSyscalls remote;
+    CallBatch batch = {};
+    Status status = {};
+  };
+  std::list<Asked> all;
+  Status worst;
+  const auto note = [&worst](const Status& status, const ThreadImage& thread) {
+    if (worst.ok()) worst = Annotate(status, "tid " + std::to_string(thread.tid));
+  };
+  for (RestoredProcess::Thread& thread : threads) {
+    const CallPlace place = threads.size() == 1
+                                ? process.area.place()
+                                : process.area.slot(static_cast<unsigned>(all.size()));
+    // Of its own registers none is needed again.
+    Result<RemoteSyscalls> remote = RemoteSyscalls::Begin(thread.tracee, place, model, 0);
+    if (!remote.ok()) {
+      note(remote.status(), *thread.image);
+      break;
+    }
+    Asked& asked = all.emplace_back(*std::move(remote));
+    AddUsual(*thread.image, process.image->leader(), asked.batch);
+    asked.status = asked.batch.Begin(asked.remote, AsRestored(*process.image, *thread.image));
+  }
+  // What has begun is taken to its end, whatever becomes of the others.
+  for (auto [asked, thread] = std::pair(all.begin(), threads.begin()); asked != all.end();
+       ++asked, ++thread) {
+    if (asked->status.ok()) asked->status = asked->batch.End();
+    if (asked->status.ok()) asked->status = RestoreUnusual(*thread->image, asked->remote, notes);
+    asked->remote.Abandon();  // its registers are set when all is done
+    note(asked->status, *thread->image);
+  }
+  return worst;
+}
+
+Status RestoreThreads(RestoredProcess& process, Notes& notes) {
+  const ThreadImage& leader = process.image->leader();
+  CallBatch batch;
+  AddUsual(leader, leader, batch);
+  RETURN_IF_ERROR(batch.Begin(*process.remote, AsRestored(*process.image, leader)));
+  RETURN_IF_ERROR(batch.End());
+  RETURN_IF_ERROR(RestoreUnusual(leader, *process.remote, notes));
+  if (process.others.empty()) return OkStatus();
+  ASSIGN_OR_RETURN(const arch::Registers model, arch::Read(process.others.front().tracee.tid()));
+  const std::size_t frame_bytes = arch::SignalFrame(model, 0, 0).size();
+  const std::size_t at_once = frame_bytes <= RemoteArea::kSlotFrameBytes ? RemoteArea::kSlots : 1;
+  std::span<RestoredProcess::Thread> rest = process.others;
+  while (!rest.empty()) {
+    const std::size_t count = std::min(rest.size(), at_once);
+    RETURN_IF_ERROR(RestoreSome(process, rest.first(count), model, notes));
+    rest = rest.subspan(count);
+  }
+  return OkStatus();
 }
 
 // A file under /proc/self that the process writes by itself, so that the kernel judges its rights.
@@ -318,11 +387,7 @@ Status RestoreAttributes(RestoredProcess& process, const CheckpointImages& image
   RETURN_IF_ERROR(RestoreProcessFlags(process));
   RETURN_IF_ERROR(RestoreOomScore(process, notes));
   RETURN_IF_ERROR(RestoreLoginUid(process, notes));
-  const Status threads =
-      ForEachThread(process, [&](const ThreadImage& thread, RemoteSyscalls& remote) {
-        return RestoreThread(thread, process.image->leader(), remote, notes);
-      });
-  RETURN_IF_ERROR(threads);
+  RETURN_IF_ERROR(RestoreThreads(process, notes));
   RETURN_IF_ERROR(SealMemory(process));
   RETURN_IF_ERROR(RestoreSettings(process));
   return RestoreLimits(process, notes);

@@ -14,9 +14,9 @@ std::size_t Aligned(std::size_t bytes) { return (bytes + kAlignment - 1) & ~(kAl
 }  // namespace
 
 void CallBatch::AddCall(std::string_view what, long number,
-                        std::initializer_list<std::uint64_t> arguments, std::size_t fills,
-                        bool may_fail, Take take) {
-  calls_.push_back({what, number, arguments, fills, may_fail, std::move(take)});
+                        std::initializer_list<std::uint64_t> arguments,
+                        std::vector<std::byte> here, bool may_fail, Take take) {
+  calls_.push_back({what, number, arguments, std::move(here), may_fail, std::move(take)});
 }
 
 Status CallBatch::Begin(RemoteSyscalls& remote, const OneRun& how) {
@@ -30,7 +30,7 @@ Status CallBatch::BeginPiece(std::size_t first) {
   piece_ = {.first = first, .last = first};
   std::size_t size = kCallBytes;  // of the last one, which tells the end
   while (piece_.last < calls_.size()) {
-    const std::size_t more = kCallBytes + Aligned(calls_[piece_.last].fills);
+    const std::size_t more = kCallBytes + Aligned(calls_[piece_.last].here.size());
     if (size + more > remote_->room()) break;
     size += more;
     ++piece_.last;
@@ -42,17 +42,21 @@ Status CallBatch::BeginPiece(std::size_t first) {
   piece_.bytes.resize(size);
   std::vector<arch::CallInside> table;
   const std::size_t count = piece_.last - first;
-  std::uint64_t here = piece_.at + (count + 1) * kCallBytes;
+  const std::size_t data = (count + 1) * kCallBytes;
+  std::uint64_t here = piece_.at + data;
   piece_.in_one_run = how_.signal != 0 && count > 0;
   for (std::size_t i = first; i < piece_.last; ++i) {
     arch::CallInside& inside = table.emplace_back();
     inside.number = static_cast<std::uint64_t>(calls_[i].number);
     std::ranges::replace_copy(calls_[i].arguments, inside.arguments.begin(), kHere, here);
-    here += Aligned(calls_[i].fills);
+    std::ranges::copy(calls_[i].here, piece_.bytes.begin() + static_cast<long>(here - piece_.at));
+    here += Aligned(calls_[i].here.size());
     if (how_.allowed && !how_.allowed(inside, arch::BehindCall(remote_->place().code))) {
       piece_.in_one_run = false;
     }
   }
+  RETURN_IF_ERROR(WriteMemory(remote_->tracee().tid(), piece_.at + data,
+                              std::span(piece_.bytes).subspan(data)));
   if (!piece_.in_one_run) {
     std::memcpy(piece_.bytes.data(), table.data(), count * kCallBytes);
     return OkStatus();
@@ -91,8 +95,8 @@ Status CallBatch::EndPiece() {
     if (failed && !call.may_fail) {
       return SyscallError(static_cast<int>(-made.result), call.what);
     }
-    if (!failed) RETURN_IF_ERROR(call.take(made.result, filled.first(call.fills)));
-    filled = filled.subspan(Aligned(call.fills));
+    if (!failed) RETURN_IF_ERROR(call.take(made.result, filled.first(call.here.size())));
+    filled = filled.subspan(Aligned(call.here.size()));
   }
   return OkStatus();
 }

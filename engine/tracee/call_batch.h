@@ -36,9 +36,9 @@ class CallBatch {
 
   /// A call whose result goes to `take`. An error of it ends the batch as SyscallError "`what`".
   void Add(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
-           std::function<void(std::int64_t)> take) {
-    AddCall(what, number, arguments, 0, false, [take = std::move(take)](auto result, auto) {
-      take(result);
+           std::function<void(std::int64_t)> take = {}) {
+    AddCall(what, number, arguments, {}, false, [take = std::move(take)](auto result, auto) {
+      if (take) take(result);
       return OkStatus();
     });
   }
@@ -46,7 +46,7 @@ class CallBatch {
   void AddOptional(std::string_view what, long number,
                    std::initializer_list<std::uint64_t> arguments,
                    std::function<Status(std::int64_t)> take) {
-    AddCall(what, number, arguments, 0, true,
+    AddCall(what, number, arguments, {}, true,
             [take = std::move(take)](auto result, auto) { return take(result); });
   }
   /// A call that fills one T at kHere.
@@ -54,13 +54,22 @@ class CallBatch {
   void AddFilling(std::string_view what, long number,
                   std::initializer_list<std::uint64_t> arguments,
                   std::function<void(const T&)> take) {
-    AddCall(what, number, arguments, sizeof(T), false,
+    AddCall(what, number, arguments, std::vector<std::byte>(sizeof(T)), false,
             [take = std::move(take)](auto, std::span<const std::byte> filled) {
               T value;
               std::memcpy(&value, filled.data(), sizeof(T));
               take(value);
               return OkStatus();
             });
+  }
+
+  /// A call that is given `value` at kHere.
+  template <typename T>
+  void AddGiving(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
+                 const T& value) {
+    const auto bytes = std::as_bytes(std::span(&value, 1));
+    AddCall(what, number, arguments, {bytes.begin(), bytes.end()}, false,
+            [](auto, auto) { return OkStatus(); });
   }
 
   /// Begins to make the calls, in the order in which they were added; another thread may begin meanwhile.
@@ -74,7 +83,7 @@ class CallBatch {
     std::string_view what;
     long number;
     std::vector<std::uint64_t> arguments;
-    std::size_t fills;
+    std::vector<std::byte> here;  // what lies at kHere before the call
     bool may_fail;
     Take take;
   };
@@ -87,7 +96,7 @@ class CallBatch {
   };
 
   void AddCall(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
-               std::size_t fills, bool may_fail, Take take);
+               std::vector<std::byte> here, bool may_fail, Take take);
   Status BeginPiece(std::size_t first);
   Status EndPiece();
   Status MakeOneByOne();

@@ -230,7 +230,7 @@ Status RemoteSyscalls::EndAll(int signal) {
     }
     if (stop.kind == Stop::Kind::kSignal && stop.signal == signal) {
       ASSIGN_OR_RETURN(const arch::GeneralRegisters now, arch::ReadGeneral(tracee_.tid()));
-      if (arch::AreMade(now, place_.code)) return OkStatus();
+      if (arch::AreMade(now, place_.code)) return tracee_.SetSignalMask(kAllSignals);
       // Somebody else's, which has no effect.
     } else if (stop.kind == Stop::Kind::kSignal) {
       if (stop.signal != SIGSTOP) {

@@ -64,9 +64,9 @@ class RemoteSyscalls {
 
   /// Several calls in one run, of which EndAll() awaits the end: one stop for all of them. They are written to
   /// `at`, where there is room for one more, with their results once they are made. `ids` are the process and
-  /// the thread as they see themselves; `signal`, which tells the end, has no effect on the thread: it is
-  /// neither blocked nor caught, and ignored by default. Not for a thread in group-stop, nor where seccomp
-  /// could end it once its tracer is gone. Finish() is to follow, or the same again.
+  /// the thread as they see themselves; `signal` tells the end. On a thread that outlives its
+  /// tracer it must have no effect: neither blocked nor caught, and ignored by default. Not for a thread in group-stop, nor where seccomp
+  /// could end it once its tracer is gone.
   Status StartAll(std::uint64_t at, std::vector<arch::CallInside> calls,
                   std::pair<pid_t, pid_t> ids, int signal);
   Status EndAll(int signal);
