@@ -1,17 +1,21 @@
 """Runs in the pods of the tests: counts in memory, and answers over HTTP.
 
 /count adds one and gives the count and when the process began; /read?PATH gives a file; /write?PATH writes
-one; /hold?PATH keeps one open; /held gives what the held file has now; /exit?CODE ends the process.
+one; /hold?PATH keeps one open, /held gives what it has now; /map?PATH maps one, /mapped gives what it has;
+/watch?PATH watches one by inotify; /exit?CODE ends the process.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 state = {"count": 0, "born": time.time_ns()}
-held = []
+held, mapped = [], []
+IN_CLOSE = 0x18  # inotify(7)
 
 
 def answer(path, argument):
@@ -28,6 +32,15 @@ def answer(path, argument):
     if path == "/held":
         held[-1].seek(0)
         return held[-1].read()
+    if path == "/map":
+        with open(argument, "rb") as file:
+            mapped.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return argument
+    if path == "/mapped":
+        return mapped[-1][:].decode()
+    if path == "/watch":
+        libc = ctypes.CDLL(None)
+        return str(libc.inotify_add_watch(libc.inotify_init(), argument.encode(), IN_CLOSE))
     if path == "/exit":
         os._exit(int(argument))
     return "alive"

@@ -62,15 +62,34 @@ def test_a_file_that_is_open_on_an_empty_dir_is_refused_when_it_is_not_there(nam
           what="the refusal", every=0.2)
 
 
+def settings(name):
+    return {"volumes": [{"name": "settings", "configMap": {"name": name}}],
+            "container": {"volumeMounts": [{"name": "settings", "mountPath": "/settings"}]}}
+
+
+def test_a_file_of_a_config_map_that_is_open_mapped_or_watched_is_the_new_pods(namespace):
+    """It lies in a folder that the kubelet names by the time."""
+    for name in ("old", "new"):
+        namespace.kubectl("create", "configmap", name, f"--from-literal=key={name} settings")
+    namespace.run("one", **settings("old"))
+    namespace.ask("one", "/hold?/settings/key")
+    namespace.ask("one", "/map?/settings/key")
+    assert namespace.ask("one", "/watch?/settings/key") == "1"
+    token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    assert namespace.ask("one", f"/watch?{token}") == "1"
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", "node2", image, **settings("new"))
+    assert namespace.ask("two", "/held") == namespace.ask("two", "/mapped") == "new settings"
+    assert namespace.ask("one", "/held") == "old settings"
+
+
 def test_a_restore_that_is_refused_ends_at_once_and_says_why(namespace):
-    """A file of a ConfigMap lies in a folder that the kubelet names anew for each pod."""
-    volume = {"volumes": [{"name": "settings", "configMap": {"name": "settings"}}],
-              "container": {"volumeMounts": [{"name": "settings", "mountPath": "/settings"}]}}
-    namespace.kubectl("create", "configmap", "settings", "--from-literal=key=the settings")
-    namespace.run("one", **volume)
+    namespace.kubectl("create", "configmap", "old", "--from-literal=key=the old settings")
+    namespace.kubectl("create", "configmap", "new", "--from-literal=key=shorter")
+    namespace.run("one", **settings("old"))
     namespace.ask("one", "/hold?/settings/key")
     image = namespace.checkpoint_image("one")
-    namespace.run("two", "node2", image, wait=False, **volume)
+    namespace.run("two", "node2", image, wait=False, **settings("new"))
 
     def ended():
         statuses = namespace.get("pod", "two")["status"].get("containerStatuses", [{}])
@@ -79,7 +98,7 @@ def test_a_restore_that_is_refused_ends_at_once_and_says_why(namespace):
 
     state = until(ended, what="the refusal", every=0.1)
     assert state["reason"] == "RestoreFailed"
-    assert re.search(r"pid 1 fd \d+: .*open /settings/\.\..*/key: No such file", state["message"])
+    assert re.search(r"pid 1 fd \d+: .*/settings/\.\.data/key had 16 bytes .* has 7 here", state["message"])
     # A container that could not be killed would be waited for for half a minute.
     times = [datetime.fromisoformat(state[key]) for key in ("startedAt", "finishedAt")]
     assert times[1] - times[0] < timedelta(seconds=15)

@@ -30,6 +30,7 @@
 #include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/path.h"
 #include "engine/proc/fdinfo.h"
 #include "engine/proc/mountinfo.h"
 
@@ -59,7 +60,18 @@ class Search {
   Search(const OpenFile& file, const InotifyWatch& watch, const FileDumpContext& context)
       : file_(file), watch_(watch), context_(context), root_(context.RootOf(file)) {}
 
+  /// A path that leads to it, if possible one that does in another pod, too.
   Result<std::optional<std::string>> Run() {
+    ASSIGN_OR_RETURN(std::optional<std::string> path, AnyPath());
+    if (path) {
+      const std::string lasting = ThroughDataLink(*path);
+      if (!lasting.empty() && IsIt(lasting)) return lasting;
+    }
+    return path;
+  }
+
+ private:
+  Result<std::optional<std::string>> AnyPath() {
     for (const std::string& path : Likely()) {
       if (IsIt(path)) return path;
     }
@@ -78,7 +90,6 @@ class Search {
     return std::nullopt;
   }
 
- private:
   // Open files of the tree with that inode, and all folders above open files.
   std::vector<std::string> Likely() const {
     std::set<std::string> folders;

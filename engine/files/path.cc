@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "engine/files/description.h"
 
@@ -63,6 +64,22 @@ const char* TypeName(std::uint32_t mode) {
 
 }  // namespace
 
+std::string ThroughDataLink(const std::string& path) {
+  constexpr std::string_view kLink = "/..data";
+  std::size_t begin = path.find("/..");
+  while (begin != std::string::npos) {
+    const std::size_t end = path.find('/', begin + 1);
+    if (end == std::string::npos) return {};
+    // "..2026_11_28_11_02_33.557977018"
+    const bool digit = path[begin + 3] >= '0' && path[begin + 3] <= '9';
+    if (digit && path.find('_', begin) < end) {
+      return path.substr(0, begin) + std::string(kLink) + path.substr(end);
+    }
+    begin = path.find("/..", end);
+  }
+  return {};
+}
+
 Result<PathState> LookUp(const OpenFile& file, const FileDumpContext& context) {
   if (!file.link.starts_with('/')) {
     return Unimplemented(NameOf(file) + ": its path cannot be reached from its holder's root");
@@ -70,6 +87,10 @@ Result<PathState> LookUp(const OpenFile& file, const FileDumpContext& context) {
   const int root = context.RootOf(file);
   PathState state{.path = file.link};
   // " (deleted)" may be part of a name: only what the path leads to decides.
+  if (std::string lasting = ThroughDataLink(state.path); !lasting.empty()) {
+    ASSIGN_OR_RETURN(state.reaches, Reaches(root, lasting, file));
+    if (state.reaches) return PathState{.path = std::move(lasting), .reaches = true};
+  }
   ASSIGN_OR_RETURN(state.reaches, Reaches(root, state.path, file));
   if (state.reaches || !state.path.ends_with(kDeleted)) return state;
   state.path.resize(state.path.size() - kDeleted.size());

@@ -14,6 +14,11 @@ struct PathState {
   bool reaches = false;  ///< It leads to the open file itself.
 };
 
+/// `path` by way of "..data", when it leads through a folder of the kubelet's that has the time as its name;
+/// else empty. The kubelet keeps the files of a ConfigMap, Secret or projected volume in such a folder, new with
+/// each pod and each change, and a link "..data" to it (k8s.io/kubernetes, pkg/volume/util/atomic_writer.go).
+std::string ThroughDataLink(const std::string& path);
+
 /// Looks the path of `file` up in its holder's root. Unimplemented when it has none.
 Result<PathState> LookUp(const OpenFile& file, const FileDumpContext& context);
 

@@ -40,6 +40,18 @@ TEST(InotifyTest, AWatchOfAFolderIsFoundAndHasItsNumberAgain) {
   EXPECT_THAT(again.fdinfo, HasSubstr("inotify wd:2 "));
 }
 
+TEST(InotifyTest, AFileOfAConfigMapIsWatchedThroughTheLinkThatStays) {
+  const ScratchDirectory scratch;
+  const std::string folder = "..2026_11_28_11_02_33.557977018";
+  ASSERT_EQ(::mkdir((scratch / folder).c_str(), 0700), 0);
+  ASSERT_EQ(::symlink(folder.c_str(), (scratch / "..data").c_str()), 0);
+  Touch(scratch / "..data/key");
+  const UniqueFd fd = Watching(scratch / "..data/key", IN_OPEN);
+  const RoundTrip trip(fd.get());
+  ASSERT_THAT(trip.status, IsOk());
+  EXPECT_EQ(trip.dump.entries[0].ify().wd(0).f_handle().path(), scratch / "..data/key");
+}
+
 TEST(InotifyTest, TheReportTellsOfUnreadEvents) {
   const ScratchDirectory scratch;
   Touch(scratch / "file");

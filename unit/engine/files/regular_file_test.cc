@@ -5,6 +5,8 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
+#include <filesystem>
+
 #include "unit/engine/files/local_context.h"
 #include "unit/engine/files/scratch_directory.h"
 
@@ -40,6 +42,28 @@ TEST(RegularFileTest, ANameThatEndsInDeletedIsAName) {
   const RoundTrip trip(fd.get());
   ASSERT_THAT(trip.status, IsOk());
   EXPECT_EQ(trip.dump.entries[0].reg().name(), path);
+}
+
+// As the kubelet lays out the volume of a ConfigMap, in one pod and in the next.
+TEST(RegularFileTest, AnOpenFileOfAConfigMapIsTheNextPods) {
+  const ScratchDirectory scratch;
+  const std::string now = "..2026_11_28_11_02_33.557977018", next = "..2027_01_01_00_00_00.1";
+  for (const std::string& name : {now, next}) {
+    ASSERT_EQ(::mkdir((scratch / name).c_str(), 0755), 0);
+    MakeFile(scratch / (name + "/key"), name == now ? "this" : "that");
+  }
+  ASSERT_EQ(::symlink(now.c_str(), (scratch / "..data").c_str()), 0);
+  const UniqueFd fd = Fd(::open((scratch / (now + "/key")).c_str(), O_RDONLY));
+  LocalDumpContext dump;
+  const std::uint32_t id = dump.Add(fd.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  EXPECT_EQ(dump.entries[0].reg().name(), scratch / "..data/key");
+  std::filesystem::remove_all(scratch / now);
+  ASSERT_EQ(::unlink((scratch / "..data").c_str()), 0);
+  ASSERT_EQ(::symlink(next.c_str(), (scratch / "..data").c_str()), 0);
+  const auto restored = LocalRestoreContext(dump).Restore(id);
+  ASSERT_THAT(restored, IsOk());
+  EXPECT_EQ(ReadSome(restored->get()), "that");
 }
 
 TEST(RegularFileTest, DirectoriesDevicesAndProcOpenAgain) {
