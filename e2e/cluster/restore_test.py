@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from e2e.cluster.workload import Refused, pod_spec
+from e2e.cluster.workload import Refused, controller
 from e2e.wait import until
 
 
@@ -132,12 +132,6 @@ def test_init_containers_and_sidecars_run_as_ever(namespace):
     assert namespace.count("two")["born"] == before["born"]
     assert namespace.ask("two", "/read?/shared/first") == "two\n"
     assert until(lambda: namespace.ask("two", "/read?/shared/sidecar")) == "two\n"
-
-
-def controller(kind, image, **spec):
-    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "set"},
-            "spec": {"selector": {"matchLabels": {"app": "set"}}, **spec,
-                     "template": {"metadata": {"labels": {"app": "set"}}, "spec": pod_spec(image)}}}
 
 
 @pytest.mark.short

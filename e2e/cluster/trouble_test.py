@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from e2e.cluster.kubectl import KubectlError
+from e2e.cluster.workload import controller
 from e2e.wait import until
 
 FRESH = {"stasis.dev/on-restart": "fresh"}
@@ -144,3 +145,23 @@ def test_a_node_that_lost_power_restores_its_pods_again(namespace):
     views = subprocess.run(["grep", "-c", "overlay", f"/proc/{node.pid}/mounts"], capture_output=True, text=True,
                            check=False).stdout
     assert int(views) < 20
+
+
+def test_pods_of_a_drained_node_go_on_from_the_checkpoint_on_the_other(namespace):
+    namespace.run("one")
+    before = namespace.count("one")
+    image = namespace.checkpoint_image("one")
+    namespace.remove("pod", "one")
+    namespace.apply(controller("Deployment", image, replicas=2))
+    namespace.kubectl("rollout", "status", "deployment/set", "--timeout=60s")
+    try:
+        namespace.cluster.kubectl("drain", "node1", "--force", "--ignore-daemonsets", "--delete-emptydir-data",
+                                  "--timeout=60s")
+        namespace.kubectl("rollout", "status", "deployment/set", "--timeout=60s")
+        pods = [pod for pod in namespace.list("pods") if "deletionTimestamp" not in pod["metadata"]]
+        assert [pod["spec"]["nodeName"] for pod in pods] == ["node2"] * 2
+        for pod in pods:
+            after = namespace.count(pod["metadata"]["name"])
+            assert after["born"] == before["born"]
+    finally:
+        namespace.cluster.kubectl("uncordon", "node1")

@@ -99,3 +99,9 @@ def pod_spec(image, node=None, container=None, **spec):
     """A pod with one container, `main`; `container` and `spec` say more of either."""
     return {"terminationGracePeriodSeconds": 1, **({"nodeName": node} if node else {}),
             "dnsPolicy": "Default", "containers": [{"name": "main", "image": image, **(container or {})}], **spec}
+
+
+def controller(kind, image, **spec):
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "set"},
+            "spec": {"selector": {"matchLabels": {"app": "set"}}, **spec,
+                     "template": {"metadata": {"labels": {"app": "set"}}, "spec": pod_spec(image)}}}
