@@ -87,7 +87,8 @@ Result<UniqueFd> Reopen(int fd, int flags) {
 Result<UniqueFd> Duplicate(int fd) {
   UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (!copy) {
-    return SyscallError(errno, "F_DUPFD_CLOEXEC");
+    return SyscallError(
+        errno, errno == EMFILE ? "F_DUPFD_CLOEXEC (raise our LimitNOFILE)" : "F_DUPFD_CLOEXEC");
   }
   return copy;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
@@ -71,6 +72,23 @@ Status MakePipe(const image::PipeEntry& pipe, FileRestoreContext& context) {
   return RestorePipeData(ends[1], pipe.pipe_id(), "pipes-data", context);
 }
 
+// An end that is restored already, of which `pipe` is another open file description.
+Result<int> GivenEnd(const image::PipeEntry& pipe, FileRestoreContext& context) {
+  const auto writes = [](const image::PipeEntry& one) {
+    return (one.flags() & O_ACCMODE) == O_WRONLY;
+  };
+  for (const image::FileEntry& entry : context.entries()) {
+    const image::PipeEntry& other = entry.pipe();
+    const bool same_end = entry.type() == image::FD_PIPE && other.pipe_id() == pipe.pipe_id() &&
+                          writes(other) == writes(pipe) && other.id() != pipe.id() &&
+                          (other.flags() & O_ACCMODE) != O_RDWR;
+    if (!same_end) continue;
+    const Result<int> fd = context.Restored(entry.id());
+    if (fd.ok()) return fd;
+  }
+  return DataLoss("a pipe whose end is not in the images");
+}
+
 Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& context) {
   if (!entry.has_pipe()) return DataLoss("no pipe in the entry");
   const image::PipeEntry& pipe = entry.pipe();
@@ -82,16 +100,17 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
   const std::uint32_t access = pipe.flags() & O_ACCMODE;
   const std::string key =
       KeptKey(access == O_WRONLY ? "pipe-writer" : "pipe-reader", pipe.pipe_id());
-  const UniqueFd& end = context.Kept()[key];
-  // The first to need an end gets ours; a mark stays for the others, who open it again.
-  if (access != O_RDWR && context.Kept().try_emplace(key + "-given").second) {
-    ASSIGN_OR_RETURN(UniqueFd first, Duplicate(end.get()));
-    RETURN_IF_ERROR(SetStatusFlags(first.get(), pipe.flags()));
-    return first;
+  UniqueFd& end = context.Kept()[key];
+  // The first to need an end gets ours, not a second descriptor for it: a tree may have as many pipes as our
+  // limit of open files allows. The others open it again.
+  if (access != O_RDWR && end) {
+    RETURN_IF_ERROR(SetStatusFlags(end.get(), pipe.flags()));
+    return std::move(end);
   }
+  ASSIGN_OR_RETURN(const int known, end ? Result<int>(end.get()) : GivenEnd(pipe, context));
   // open(2) takes no O_DIRECT here, F_SETFL does.
   ASSIGN_OR_RETURN(UniqueFd other,
-                   Reopen(end.get(), OpenFlags(pipe.flags()) & ~(O_PATH | O_DIRECTORY | O_DIRECT)));
+                   Reopen(known, OpenFlags(pipe.flags()) & ~(O_PATH | O_DIRECTORY | O_DIRECT)));
   RETURN_IF_ERROR(SetStatusFlags(other.get(), pipe.flags()));
   return other;
 }

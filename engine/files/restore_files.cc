@@ -570,6 +570,11 @@ class Restorer : public FileRestorer {
     rlimit limit = {};
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return SyscallError(errno, "getrlimit");
     const std::size_t needed = holders_.size() + kOwnDescriptors;
+    // Of some files we hold a second descriptor until all are there (FileRestoreContext::Kept).
+    if (const rlimit more = {2 * needed, 2 * needed}; limit.rlim_max < more.rlim_max) {
+      // CAP_SYS_RESOURCE, up to fs.nr_open; without it we try with what we have.
+      if (::setrlimit(RLIMIT_NOFILE, &more) == 0) return OkStatus();
+    }
     if (limit.rlim_max < needed) {
       return ResourceExhausted("the checkpoint has " + std::to_string(holders_.size()) +
                                " open files, our hard limit (RLIMIT_NOFILE) is " +

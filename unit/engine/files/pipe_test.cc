@@ -60,6 +60,20 @@ TEST(PipeTest, SeparateOpenFilesOfOneEndHaveTheirOwnFlags) {
   EXPECT_EQ(Describe(new_second->get(), 1).flags, Describe(second.get(), 1).flags);
 }
 
+// A tree with as many pipes as our limit of open files allows must not need twice as many.
+TEST(PipeTest, HoldsNoSecondDescriptorOfAnEnd) {
+  const Pipe pipe = MakePipe();
+  LocalDumpContext dump;
+  const std::uint32_t reader = dump.Add(pipe.reader.get());
+  const std::uint32_t writer = dump.Add(pipe.writer.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> new_reader = restore.Restore(reader);
+  const Result<UniqueFd> new_writer = restore.Restore(writer);
+  ASSERT_THAT(new_writer, IsOk());
+  for (const auto& [key, fd] : restore.Kept()) EXPECT_FALSE(fd) << key;
+}
+
 TEST(PipeTest, AFullPipeOfSmallPiecesFits) {
   const Pipe pipe = MakePipe(O_NONBLOCK);
   std::string sent;
