@@ -29,6 +29,8 @@ std::string WhatIs(const OpenFile& file) {
   // docs/decisions/0008-io-uring-is-refused.md
   if (file.link == "anon_inode:[io_uring]")
     return "an io_uring, whose state the kernel does not show,";
+  // Permission events hold up other processes, marks name inodes and mounts by number alone.
+  if (file.link == "anon_inode:[fanotify]") return "a fanotify group (fanotify_init)";
   int family = 0;
   socklen_t length = sizeof(family);
   if (::getsockopt(file.borrowed.get(), SOL_SOCKET, SO_DOMAIN, &family, &length) == 0) {

@@ -96,6 +96,13 @@ Result<TaskStat> ReadStat(int proc_fd) {
   return ParseTaskStat(text);
 }
 
+// Its memory and descriptors are shown by no file of /proc of the whole process any more.
+Status LeaderHasEnded(const FrozenProcess& process) {
+  return Unimplemented("pid " + std::to_string(process.ns_pid) + " (" + process.status.name +
+                       "): its first thread has ended (pthread_exit) while others run, which "
+                       "cannot be checkpointed");
+}
+
 }  // namespace
 
 // Seizes and interrupts threads, and waits for them.
@@ -318,6 +325,7 @@ Result<FrozenTree> FrozenTree::Look(pid_t root) {
     const Status status = ReadProcess(process);
     if (status.code() == StatusCode::kNotFound && pid != root) continue;
     RETURN_IF_ERROR(status);
+    if (process.zombie && ThreadsOf(pid).size() > 1) return LeaderHasEnded(process);
     for (const pid_t tid : process.zombie ? std::vector<pid_t>() : ThreadsOf(pid)) {
       const auto text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/status");
       if (!text.ok()) continue;
@@ -353,10 +361,7 @@ Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earl
   }
   RETURN_IF_ERROR(InHalves(std::span(processes_), ReadProcess));
   for (const FrozenProcess& process : processes_) {
-    if (process.zombie && !process.threads.empty()) {
-      return Unimplemented("pid " + std::to_string(process.ns_pid) +
-                           ": its first thread has ended while others run");
-    }
+    if (process.zombie && !process.threads.empty()) return LeaderHasEnded(process);
     if (!process.zombie && process.threads.empty()) {
       return NotFound("pid " + std::to_string(process.pid) + " has ended");
     }
