@@ -56,6 +56,7 @@ DIFFER = {
 DIFFER |= {(name, kind): reason for kind in ("RestoredByCriu", "DumpedByCriu") for name, reason in {
     "cgroups": "CRIU mounts each hierarchy anew, which one that is in use does not allow",
     "exit_signal": "CRIU's images have no place for the signal of a child's end",
+    "message_queues": "CRIU knows no POSIX message queues",
     "multicast": "CRIU keeps no memberships in multicast groups",
     "pipes": "CRIU knows no pipes of packets",
     "pseudo_terminals": "CRIU refuses such a session, and stops at our images for a reason not yet known",
