@@ -59,7 +59,7 @@ DIFFER |= {(name, kind): reason for kind in ("RestoredByCriu", "DumpedByCriu") f
     "message_queues": "CRIU knows no POSIX message queues",
     "multicast": "CRIU keeps no memberships in multicast groups",
     "pipes": "CRIU knows no pipes of packets",
-    "pseudo_terminals": "CRIU refuses such a session, and stops at our images for a reason not yet known",
+    "pseudo_terminals": "CRIU wants a /dev/pts file of what controls a session, /dev/tty is not enough",
     "raw_sockets": "CRIU does not keep whom a raw socket is connected to",
     "scheduling": "CRIU keeps no processors",
     "sealed_memory": "CRIU knows no sealed memory",

@@ -58,15 +58,6 @@ const OpenFile* SlaveAt(const struct stat& node, std::span<const OpenFile> files
   return found == files.end() ? nullptr : &*found;
 }
 
-Status DumpLocked(int fd, image::TtyInfoEntry& info) {
-  termios2 locked = {};
-  if (::ioctl(fd, TIOCGLCKTRMIOS, &locked) != 0) {
-    return SyscallError(errno, "TIOCGLCKTRMIOS");
-  }
-  ToImage(locked, *info.mutable_termios_locked());
-  return OkStatus();
-}
-
 Status DumpSession(const OpenFile& master, FileDumpContext& context, image::TtyInfoEntry& info) {
   const int fd = master.borrowed.get();
   pid_t session = 0, group = 0;

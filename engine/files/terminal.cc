@@ -109,6 +109,22 @@ bool IsFirstOfItsTerminal(const OpenFile& file, const FileDumpContext& context) 
   return first == context.files().end() || first->id == file.id;
 }
 
+// For CRIU, which takes no file of a terminal without a record that has all settings; a restore of ours needs
+// none. There are none of one that is hung up.
+void DumpCurrent(const OpenFile& file, FileDumpContext& context) {
+  const int fd = file.borrowed.get();
+  Result<image::TtyInfoEntry> settings = DumpSettings(fd, kCurrentId, 0);
+  if (!settings.ok() || !DumpLocked(fd, *settings).ok()) return;
+  image::TtyInfoEntry& info = *settings;
+  info.set_type(image::TTY_CTTY);
+  info.clear_pty();
+  info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));
+  info.set_dev(static_cast<std::uint32_t>(file.st.st_dev));
+  info.set_uid(file.st.st_uid);
+  info.set_gid(file.st.st_gid);
+  context.AddRecord("tty-info", info.SerializeAsString(), "");
+}
+
 // The record of the terminal that `file` is, added with its first file; its number.
 Status DumpTerminal(const OpenFile& file, Kind kind, FileDumpContext& context,
                     image::TtyFileEntry& tty) {
@@ -116,6 +132,7 @@ Status DumpTerminal(const OpenFile& file, Kind kind, FileDumpContext& context,
   switch (kind) {
     case Kind::kOwn:
       id = kCurrentId;
+      if (IsFirstOfItsTerminal(file, context)) DumpCurrent(file, context);
       break;
     case Kind::kMaster: {
       ASSIGN_OR_RETURN(id, DumpPseudoTerminal(file, context));

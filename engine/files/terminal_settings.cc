@@ -62,6 +62,15 @@ Result<image::TtyInfoEntry> DumpSettings(int fd, std::uint32_t id, std::uint32_t
   return info;
 }
 
+Status DumpLocked(int fd, image::TtyInfoEntry& info) {
+  termios2 locked = {};
+  if (::ioctl(fd, TIOCGLCKTRMIOS, &locked) != 0) {
+    return SyscallError(errno, "TIOCGLCKTRMIOS");
+  }
+  ToImage(locked, *info.mutable_termios_locked());
+  return OkStatus();
+}
+
 Status RestoreTermios(int fd, const image::TtyInfoEntry& info) {
   if (!info.has_termios()) return OkStatus();
   const image::TermiosEntry& entry = info.termios();

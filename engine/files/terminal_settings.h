@@ -23,6 +23,9 @@ void ToImage(const termios2& settings, image::TermiosEntry& entry);
 /// exclusive mode. All else is set to nothing.
 Result<image::TtyInfoEntry> DumpSettings(int fd, std::uint32_t id, std::uint32_t index);
 
+/// Adds which settings are locked, ioctl_tty(2) TIOCGLCKTRMIOS.
+Status DumpLocked(int fd, image::TtyInfoEntry& info);
+
 /// Puts termios of `info` into force.
 Status RestoreTermios(int fd, const image::TtyInfoEntry& info);
 
