@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -270,3 +271,55 @@ def test_nobody_is_known_without_api_server_and_authority(tmp_path):
         refused = client.get("/metrics")
         assert refused.code == 403 and "--api-server" in refused.json["message"]
         assert client.ask("POST", "/checkpoint/a/b/c").code == 403
+
+
+@pytest.fixture
+def large(api):
+    """A container with so much memory that its checkpoint can be watched."""
+    config = api.bed.cri.pod_config("large")
+    made = Pod(api.bed.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"], config, "")
+    container = api.bed.cri.run(
+        made, "count", api.bed.image("busybox"),
+        command=["sh", "-c", "x=$(yes abcdefgh | head -c 500000000); touch /ready; "
+                             "while :; do sleep 0.1; done"],
+        labels={"io.kubernetes.container.name": "count", "io.kubernetes.pod.name": "large",
+                "io.kubernetes.pod.namespace": "default"})
+    until(lambda: api.bed.cri.exec(container, "ls", "/ready").code == 0, what="memory", every=0.2)
+    yield container
+    api.bed.runtime.remove_pod(made.id)
+
+
+def test_a_checkpoint_is_watched_and_cancelled(api, large):
+    with ThreadPoolExecutor() as pool:
+        made = pool.submit(api.admin.ask, "POST", "/checkpoint/default/large/count")
+        running = "/v1/namespaces/default/running"
+
+        def under_way():
+            assert not made.done(), made.result().text
+            return api.admin.get(running).json["items"]
+
+        (one,) = until(under_way)
+        assert (one["pod"], one["container"], one["containerID"]) == ("large", "count", large)
+        (one,) = until(lambda: [of for of in under_way() if of["doneBytes"] > 0])
+        assert 0 <= one["percent"] <= 100 and one["totalBytes"] > 400_000_000
+        assert api.admin.ask("DELETE", f"/v1/namespaces/other/running/{one['number']}").code == 404
+        cancelled = check(api.admin.ask("DELETE", f"{running}/{one['number']}"), "DELETE",
+                          "/v1/namespaces/{namespace}/running/{number}")
+        assert cancelled.code == 202
+        answer = made.result(60)
+    assert answer.code == 500 and "failed" in answer.text
+    assert api.admin.get(running).json["items"] == []
+    assert not list(api.checkpoints.glob("*large*"))
+    assert api.bed.cri.exec(large, "true").code == 0
+
+
+def test_a_client_that_hangs_up_ends_its_checkpoint(api, large):
+    context = ssl.create_default_context(cafile=api.folder / "ca.crt")
+    context.load_cert_chain(api.folder / "admin.crt", api.folder / "admin.key")
+    client = http.client.HTTPSConnection("127.0.0.1", api.port, context=context)
+    client.request("POST", "/checkpoint/default/large/count")
+    until(lambda: api.admin.get("/v1/running").json["items"])
+    client.close()
+    until(lambda: not api.admin.get("/v1/running").json["items"])
+    assert not list(api.checkpoints.glob("*large*"))
+    assert api.bed.cri.exec(large, "true").code == 0

@@ -4,6 +4,8 @@
 #include <cpprest/http_listener.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -34,6 +36,15 @@ struct Context : http::details::_http_server_context {
   explicit Context(Exchange& exchange) : of(exchange) {}
   Exchange& of;
 };
+
+// OpenSSL writes by write(2), without MSG_NOSIGNAL: a client that hangs up would end the agent. Of this thread
+// alone, since a disposition would pass on to programs.
+void BlockSigpipe() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
 
 std::string AddressText(const sockaddr_storage& peer) {
   char text[INET6_ADDRSTRLEN] = {};
@@ -161,6 +172,7 @@ bool HttpServer::Admit(const std::string& address, int fd) {
 }
 
 void HttpServer::Serve(UniqueFd socket, const std::string& address) {
+  BlockSigpipe();
   const int fd = socket.get();
   try {
     const Tls::Context tls = tls_ ? tls_->Current() : nullptr;
