@@ -1,13 +1,16 @@
 """The REST API with a real API server behind it: who is known by a token, and what their roles allow."""
 
 import json
+import os
 import shutil
 import subprocess
+import time
 import urllib.request
 
 import pytest
 
-from e2e.paths import CACHE
+from e2e.journey import stasis
+from e2e.paths import BIN, CACHE
 from e2e.rest_test import Api, run_counter
 from e2e.testbed.rest import Rest, free_port, make_authority, make_certificate, openssl
 from e2e.testbed.testbed import Testbed
@@ -26,6 +29,7 @@ RBAC = "/apis/rbac.authorization.k8s.io/v1"
 RULES = {
     "maker": {"apiGroups": ["stasis.dev"], "resources": ["checkpoints"],
               "verbs": ["create", "list", "get"]},
+    "viewer": {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list"]},
     "scraper": {"nonResourceURLs": ["/metrics"], "verbs": ["get"]},
 }
 
@@ -50,7 +54,11 @@ class ApiServer:
             f"--tls-cert-file={folder}/server.crt", f"--tls-private-key-file={folder}/server.key",
             "--service-account-issuer=https://test", f"--service-account-key-file={folder}/accounts.key",
             f"--service-account-signing-key-file={folder}/accounts.key",
-            "--endpoint-reconciler-type=none"])
+            "--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount",
+            f"--kubelet-certificate-authority={folder}/ca.crt",
+            f"--kubelet-client-certificate={folder}/admin.crt",
+            f"--kubelet-client-key={folder}/admin.key",
+            "--kubelet-preferred-address-types=InternalIP"])
         self.url = f"https://127.0.0.1:{self.port}"
         self.rest = Rest(self.url, folder / "ca.crt", token="admin-token")
         until(self.is_ready, 90, "kube-apiserver", every=0.2)
@@ -62,10 +70,10 @@ class ApiServer:
         except OSError:
             return False
 
-    def create(self, path, **fields):
+    def create(self, path, method="POST", media_type="application/json", **fields):
         request = urllib.request.Request(
-            self.url + path, method="POST", data=json.dumps(fields).encode(),
-            headers={"Authorization": "Bearer admin-token", "Content-Type": "application/json"})
+            self.url + path, method=method, data=json.dumps(fields).encode(),
+            headers={"Authorization": "Bearer admin-token", "Content-Type": media_type})
         urllib.request.urlopen(request, context=self.rest.tls, timeout=30).close()
 
     def allow(self, user, role, namespace=None):
@@ -82,7 +90,9 @@ class ApiServer:
 def api(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     make_authority(folder)
-    make_certificate(folder, "server", "/CN=server")
+    # The agent is reached at the bridge of its testbed, too: the API server proxies to no loopback address.
+    make_certificate(folder, "server", "/CN=server", addresses=[
+        "127.0.0.1", *(f"10.213.{number}.1" for number in range(200))])
     make_certificate(folder, "admin", "/O=system:masters/CN=root")
     make_certificate(folder, "cara", "/CN=cara")
     running = []
@@ -100,15 +110,20 @@ def api(tmp_path_factory):
         server.allow("stasisd", "system:auth-delegator")
         server.allow("ann", "maker", "default")
         server.allow("cara", "maker", "other")
+        server.allow("ann", "viewer")
         server.allow("prometheus", "scraper")
         port = free_port()
-        options = ["--api-listen", f"127.0.0.1:{port}", "--api-tls-cert", folder / "server.crt",
+        options = ["--api-listen", f"0.0.0.0:{port}", "--api-tls-cert", folder / "server.crt",
                    "--api-tls-key", folder / "server.key", "--api-client-ca", folder / "ca.crt",
                    "--api-server", server.url, "--api-server-ca", folder / "ca.crt",
                    "--api-server-token-file", folder / "agent-token",
                    "--checkpoint-dir", folder / "checkpoints"]
         with Testbed(shim_options=options) as bed:
-            yield Api(folder, bed, port)
+            made = Api(folder, bed, port)
+            made.server = server
+            run_counter(bed, "counters")
+            run_counter(bed, "strangers", "other")
+            yield made
     finally:
         for service in reversed(running):
             service.terminate()
@@ -120,8 +135,6 @@ def with_token(api, token):
 
 
 def test_a_role_in_a_namespace_is_for_that_namespace(api):
-    run_counter(api.bed, "counters")
-    run_counter(api.bed, "strangers", "other")
     ann = with_token(api, "ann-token")
     made = ann.ask("POST", "/checkpoint/default/counters/count")
     assert made.code == 200, made.text
@@ -160,3 +173,65 @@ def test_an_api_server_that_is_not_ours_lets_nobody_in(api, tmp_path):
         client = Rest(f"http://127.0.0.1:{port}", token="admin-token")
         assert client.get("/v1/checkpoints").code == 503
         assert client.get("/healthz").code == 200
+
+
+@pytest.fixture(scope="module")
+def kubectl(api):
+    """Runs kubectl checkpoint as a user, in a cluster whose node "n1" is the testbed. The agent stands there for
+    its kubelet, whose path it has."""
+    node_ip = f"10.213.{api.bed.number}.1"
+    server = api.server
+    server.create("/api/v1/nodes", metadata={"name": "n1"}, status={
+        "addresses": [{"type": "InternalIP", "address": node_ip}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": api.port}}})
+    server.create("/api/v1/namespaces/default/pods", metadata={"name": "counters"},
+                  spec={"nodeName": "n1", "containers": [{"name": "count", "image": "busybox"}]})
+    server.create("/api/v1/namespaces/default/pods/counters/status", "PATCH",
+                  "application/merge-patch+json", status={
+                      "hostIP": node_ip, "hostIPs": [{"ip": node_ip}], "containerStatuses": [{
+                          "name": "count", "image": "busybox", "imageID": "", "ready": True,
+                          "restartCount": 0, "state": {"running": {}}}]})
+
+    def run(user, *words, code=0):
+        config = api.folder / f"{user}.kubeconfig"
+        config.write_text(json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {
+                "server": server.url, "certificate-authority": str(api.folder / "ca.crt")}}],
+            "users": [{"name": "u", "user": {"token": f"{user}-token"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}))
+        done = subprocess.run([BIN / "kubectl-checkpoint", *map(str, words)], capture_output=True, text=True,
+                              env={**os.environ, "KUBECONFIG": str(config),
+                                   "KUBECTL": str(PROGRAMS[-1].parent / "kubectl")}, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stdout + done.stderr
+
+    return lambda user, *words, code=0: run(
+        user, *words, *([] if "--help" in words else ["--agent-port", api.port]), code=code)
+
+
+def test_kubectl_checkpoint_by_the_agent(api, kubectl, tmp_path):
+    archive = tmp_path / "count.tar"
+    (made,) = json.loads(kubectl("ann", "counters", "-o", "json", "--output", archive))["items"]
+    assert (made["container"], made["node"]) == ("count", "n1")
+    stasis("verify", archive)
+    assert f"checkpoint/{made['name']}\n" in kubectl("ann", "list", "-o", "name")
+    assert "count" in kubectl("ann", "inspect", made["name"])
+    assert "true" in kubectl("ann", "check", "counters").splitlines()[1]
+    assert "may not delete" in kubectl("ann", "delete", made["name"], code=1)
+    assert "deleted" in kubectl("admin", "delete", made["name"])
+    assert "no node has" in kubectl("admin", "inspect", made["name"], code=1)
+
+
+def test_kubectl_checkpoint_by_the_kubelet(kubectl):
+    time.sleep(1.1)  # names of archives have whole seconds
+    out = kubectl("admin", "counters", "-c", "count", "--via", "kubelet", "-o", "wide")
+    assert out.startswith("NAME") and "checkpoint-counters_default-count-" in out
+    assert "(Forbidden)" in kubectl("ann", "counters", "--via", "kubelet", code=1)
+
+
+def test_kubectl_checkpoint_says_what_is_wrong(kubectl):
+    assert "(NotFound)" in kubectl("admin", "nobody", code=1)
+    assert "no container none" in kubectl("admin", "counters", "-c", "none", code=1)
+    assert "(Forbidden)" in kubectl("ben", "counters", code=1)
+    assert "json" in kubectl("ann", "counters", "-o", "xml", code=2)

@@ -28,10 +28,10 @@ def make_authority(folder, name="ca"):
             "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}", "-days", 2)
 
 
-def make_certificate(folder, name, subject, authority="ca"):
-    """NAME.crt and NAME.key, good for servers on 127.0.0.1 and for clients."""
+def make_certificate(folder, name, subject, authority="ca", addresses=("127.0.0.1",)):
+    """NAME.crt and NAME.key, good for servers at `addresses` and for clients."""
     (folder / f"{name}.ext").write_text(
-        "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+        f"subjectAltName={','.join('IP:' + one for one in addresses)}\nextendedKeyUsage=serverAuth,clientAuth\n")
     openssl(folder, "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
             "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", subject)
     openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.crt", "-CAkey",

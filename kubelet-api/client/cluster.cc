@@ -1,0 +1,139 @@
+#include "kubelet-api/client/cluster.h"
+
+namespace stasis::kubelet_api {
+namespace {
+
+using nlohmann::json;
+
+Result<json> Parse(const std::string& text, const std::string& what) {
+  json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!parsed.is_object()) return DataLoss(what + " answers something that is no JSON object");
+  return parsed;
+}
+
+std::string TextAt(const json& object, const char* pointer) {
+  const json::json_pointer at(pointer);
+  return object.contains(at) && object[at].is_string() ? object[at].get<std::string>() : "";
+}
+
+json ArrayAt(const json& object, const char* pointer) {
+  const json::json_pointer at(pointer);
+  return object.contains(at) && object[at].is_array() ? object[at] : json::array();
+}
+
+// Where another way may still be open.
+bool MayBeTriedElsewhere(const Status& status) {
+  return status.code() == StatusCode::kPermissionDenied ||
+         status.code() == StatusCode::kUnauthenticated || status.code() == StatusCode::kUnavailable;
+}
+
+Result<std::string> ArchiveOf(const Result<std::string>& answer) {
+  RETURN_IF_ERROR(answer.status());
+  ASSIGN_OR_RETURN(const json object, Parse(*answer, "the node"));
+  std::string path = TextAt(object, "/items/0");
+  if (path.empty()) return DataLoss("the node names no archive");
+  return path;
+}
+
+}  // namespace
+
+Result<std::string> Cluster::Namespace() {
+  if (!options_.pod_namespace.empty()) return options_.pod_namespace;
+  ASSIGN_OR_RETURN(const std::string text,
+                   kubectl_.Run({"config", "view", "--minify", "-o", "jsonpath={..namespace}"}));
+  return text.empty() ? "default" : text;
+}
+
+Result<Pod> Cluster::FindPod(const std::string& name) {
+  ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
+  ASSIGN_OR_RETURN(const std::string text,
+                   kubectl_.Run({"get", "pod", name, "-n", pod_namespace, "-o", "json"}));
+  ASSIGN_OR_RETURN(const json object, Parse(text, "kubectl get pod"));
+  Pod pod = {.name = name,
+             .node = {TextAt(object, "/spec/nodeName"), TextAt(object, "/status/hostIP")},
+             .running = {}};
+  if (pod.node.name.empty()) {
+    return FailedPrecondition("pod " + name + " is on no node yet");
+  }
+  for (const char* const of : {"/status/initContainerStatuses", "/status/containerStatuses"}) {
+    for (const json& status : ArrayAt(object, of)) {
+      if (status.contains("/state/running"_json_pointer)) {
+        pod.running.push_back(TextAt(status, "/name"));
+      }
+    }
+  }
+  return pod;
+}
+
+Result<std::vector<Node>> Cluster::Nodes() {
+  ASSIGN_OR_RETURN(const std::string text, kubectl_.Run({"get", "nodes", "-o", "json"}));
+  ASSIGN_OR_RETURN(const json object, Parse(text, "kubectl get nodes"));
+  std::vector<Node> nodes;
+  for (const json& item : ArrayAt(object, "/items")) {
+    Node& node = nodes.emplace_back(Node{TextAt(item, "/metadata/name"), {}});
+    for (const json& address : ArrayAt(item, "/status/addresses")) {
+      if (TextAt(address, "/type") == "InternalIP" && node.address.empty()) {
+        node.address = TextAt(address, "/address");
+      }
+    }
+  }
+  return nodes;
+}
+
+Kubectl Cluster::ToAgent(const Node& node) const {
+  std::vector<std::string> flags = options_.flags;
+  const bool six = node.address.find(':') != std::string::npos;
+  flags.push_back("--server=https://" + (six ? "[" + node.address + "]" : node.address) + ":" +
+                  std::to_string(options_.agent_port));
+  if (!options_.agent_ca.empty()) {
+    flags.push_back("--certificate-authority=" + options_.agent_ca);
+  }
+  return Kubectl(flags);
+}
+
+bool Cluster::AgentAnswers(const Node& node) {
+  if (node.address.empty()) return false;
+  const auto known = agents_.find(node.name);
+  if (known != agents_.end()) return known->second;
+  const bool answers = ToAgent(node).Run({"get", "--raw", "/healthz", "--request-timeout=5s"}).ok();
+  return agents_[node.name] = answers;
+}
+
+Result<std::string> Cluster::Checkpoint(const Pod& pod, const std::string& container,
+                                        int timeout_seconds) {
+  ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
+  std::string path = "/checkpoint/" + pod_namespace + "/" + pod.name + "/" + container;
+  if (timeout_seconds > 0) path += "?timeout=" + std::to_string(timeout_seconds);
+  Status by_agent = Unavailable("no agent answers on node " + pod.node.name);
+  if (options_.via == Via::kAgent || (options_.via == Via::kAuto && AgentAnswers(pod.node))) {
+    Result<std::string> made =
+        ArchiveOf(ToAgent(pod.node).Run({"create", "--raw", path, "-f", "-"}));
+    if (made.ok() || options_.via == Via::kAgent || !MayBeTriedElsewhere(made.status())) {
+      return made;
+    }
+    by_agent = made.status();
+  }
+  Result<std::string> made = ArchiveOf(kubectl_.Run(
+      {"create", "--raw", "/api/v1/nodes/" + pod.node.name + "/proxy" + path, "-f", "-"}));
+  if (made.ok() || options_.via == Via::kKubelet || !MayBeTriedElsewhere(made.status())) {
+    return made;
+  }
+  return MakeStatus(made.status().code(), "by the agent: " + Message(by_agent) +
+                                              "; by the kubelet: " + Message(made.status()));
+}
+
+Result<json> Cluster::Get(const Node& node, const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ToAgent(node).Run({"get", "--raw", path}));
+  return Parse(text, "the agent of node " + node.name);
+}
+
+Result<json> Cluster::Delete(const Node& node, const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ToAgent(node).Run({"delete", "--raw", path}));
+  return Parse(text, "the agent of node " + node.name);
+}
+
+Status Cluster::Download(const Node& node, const std::string& path, int fd) {
+  return ToAgent(node).RunTo(fd, {"get", "--raw", path});
+}
+
+}  // namespace stasis::kubelet_api

@@ -1,0 +1,61 @@
+// Checkpoints as a user of a cluster asks for them: of pods, by the agents of their nodes or by their kubelets.
+#pragma once
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "kubelet-api/client/kubectl.h"
+
+namespace stasis::kubelet_api {
+
+struct Node {
+  std::string name;
+  std::string address;
+};
+
+struct Pod {
+  std::string name;
+  Node node;
+  std::vector<std::string> running;  ///< Its containers.
+};
+
+enum class Via { kAuto, kAgent, kKubelet };
+
+struct ClusterOptions {
+  std::vector<std::string> flags;  ///< kubectl's own.
+  std::string pod_namespace;       ///< Empty: the one of kubectl's context.
+  int agent_port = 10260;
+  std::string agent_ca;  ///< Empty: the cluster's own authority.
+  Via via = Via::kAuto;
+};
+
+class Cluster {
+ public:
+  explicit Cluster(ClusterOptions options)
+      : options_(std::move(options)), kubectl_(options_.flags) {}
+
+  Result<std::string> Namespace();
+  Result<Pod> FindPod(const std::string& name);
+  Result<std::vector<Node>> Nodes();
+
+  /// Path of the archive on the node. By the agent where it answers and allows it, else by the kubelet.
+  Result<std::string> Checkpoint(const Pod& pod, const std::string& container, int timeout_seconds);
+
+  /// What the agent of `node` answers.
+  Result<nlohmann::json> Get(const Node& node, const std::string& path);
+  Result<nlohmann::json> Delete(const Node& node, const std::string& path);
+  Status Download(const Node& node, const std::string& path, int fd);
+
+ private:
+  bool AgentAnswers(const Node& node);
+  Kubectl ToAgent(const Node& node) const;
+
+  const ClusterOptions options_;
+  const Kubectl kubectl_;
+  std::map<std::string, bool> agents_;
+};
+
+}  // namespace stasis::kubelet_api
