@@ -64,14 +64,14 @@ std::vector<RunningCheckpoint> Activity::Running() const {
 }
 
 bool Activity::Cancel(std::uint64_t number) {
-  std::stop_source stop(std::nostopstate);
+  std::shared_ptr<Entry> entry;
   {
     const std::lock_guard lock(mutex_);
     const auto found = running_.find(number);
     if (found == running_.end()) return false;
-    stop = found->second->stop;
+    entry = found->second;
   }
-  return stop.request_stop();  // outside the lock: it calls what waits for it
+  return entry->stop.request_stop();  // outside the lock: it calls what waits for it
 }
 
 void Activity::Add(Totals& to, const Totals& one) {

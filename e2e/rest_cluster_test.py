@@ -16,7 +16,8 @@ from e2e.testbed.rest import Rest, free_port, make_authority, make_certificate, 
 from e2e.testbed.testbed import Testbed
 from e2e.wait import until
 
-PROGRAMS = sorted(CACHE.glob("kubernetes-*/kube-apiserver"))
+PROGRAMS = sorted(path for path in CACHE.glob("kubernetes-*/kube-apiserver")
+                  if (path.parent / "kubectl").exists())
 pytestmark = pytest.mark.skipif(not PROGRAMS or not shutil.which("etcd"),
                                 reason="needs etcd and a kube-apiserver: ./dev cluster builds it")
 TOKENS = """admin-token,admin,1,system:masters

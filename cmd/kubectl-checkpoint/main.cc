@@ -193,12 +193,14 @@ Result<int> Check(Cluster& cluster, const Options& options) {
   ASSIGN_OR_RETURN(const std::string pod_namespace, cluster.Namespace());
   ASSIGN_OR_RETURN(const Pod pod, cluster.FindPod(options.subject));
   ASSIGN_OR_RETURN(const std::vector<std::string> containers, Wanted(options, pod));
+  const std::string of_pod =
+      "/v1/namespaces/" + pod_namespace + "/pods/" + pod.name + "/containers/";
   json rows = json::array();
   bool all = true;
   for (const std::string& container : containers) {
-    ASSIGN_OR_RETURN(json row,
-                     cluster.Get(pod.node, "/v1/namespaces/" + pod_namespace + "/pods/" + pod.name +
-                                               "/containers/" + container + "/check"));
+    std::string path = of_pod;
+    path.append(container).append("/check");
+    ASSIGN_OR_RETURN(json row, cluster.Get(pod.node, path));
     row["name"] = container;
     all = all && row.value("canBeCheckpointed", false);
     rows.push_back(row);
@@ -302,4 +304,12 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace stasis::kubectl
 
-int main(int argc, char** argv) { return stasis::kubectl::Main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return stasis::kubectl::Main(argc, argv);
+  } catch (
+      const std::exception& error) {  // of the libraries: JSON of an unexpected shape, no memory
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}
