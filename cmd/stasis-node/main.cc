@@ -35,7 +35,7 @@ struct Options {
   std::string expected = "installed";
 };
 
-void Say(const std::string& line) { std::cerr << "stasis-node: " << line << std::endl; }
+void Say(const std::string& line) { std::cerr << "stasis-node: " << line << '\n'; }
 
 int Outcome(const Status& status) {
   if (status.ok()) return EXIT_SUCCESS;
@@ -92,7 +92,7 @@ int Show(const Options& options) {
     if (!journal->release.empty()) std::cout << ", release " << journal->release;
   }
   if (journal->phase == Phase::kBypassed) std::cout << "\nreason: " << journal->reason;
-  std::cout << std::endl;
+  std::cout << '\n';
   return NameOf(journal->phase) == options.expected ? EXIT_SUCCESS : kExitOtherwise;
 }
 

@@ -43,7 +43,7 @@ std::vector<std::string> NamesEnding(const NodeFiles& files, const std::string& 
 
 std::optional<std::string> UnitFile(const NodeFiles& files, const std::string& service) {
   for (const std::string folder : kUnitFolders) {
-    const std::string path = folder + service + ".service";
+    std::string path = folder + service + ".service";
     if (files.Exists(path)) return path;
   }
   return std::nullopt;
@@ -55,7 +55,8 @@ Result<std::string> ServiceOf(const NodeFiles& files, const std::vector<std::str
   for (const std::string& service : services) {
     if (!UnitFile(files, service)) continue;
     present.push_back(service);
-    const auto link = files.Read(kUnits + "multi-user.target.wants/" + service + ".service", false);
+    std::string wanted = kUnits + "multi-user.target.wants/";
+    const auto link = files.Read(wanted.append(service).append(".service"), false);
     if (link.ok() && *link) enabled.push_back(service);
   }
   const std::vector<std::string>& found = enabled.empty() ? present : enabled;
@@ -139,7 +140,7 @@ Result<std::string> RancherRuntime(const NodeFiles& files, const std::string& fo
   std::string runtime = "unix:///run/k3s/containerd/containerd.sock";
   std::vector<std::string> paths = {folder + "config.yaml"};
   for (const std::string& name : NamesEnding(files, folder + "config.yaml.d", ".yaml")) {
-    paths.push_back(folder + "config.yaml.d/" + name);
+    paths.push_back(std::string(folder).append("config.yaml.d/").append(name));
   }
   const std::string key = "container-runtime-endpoint";
   for (const std::string& path : paths) {
@@ -164,7 +165,7 @@ Result<Kubelet> Rancher(const NodeFiles& files, const std::string& name, const s
                         const std::vector<std::string>& services) {
   Kubelet kubelet{.distribution = name};
   ASSIGN_OR_RETURN(kubelet.service, ServiceOf(files, services));
-  const std::string unit = *UnitFile(files, kubelet.service);
+  const std::string unit = UnitFile(files, kubelet.service).value_or("");
   for (const std::string& path : {unit, unit + ".env"}) {
     ASSIGN_OR_RETURN(const std::string text, TextOf(files, path));
     RETURN_IF_ERROR(RefuseKubeletArguments(path, text));
@@ -205,7 +206,7 @@ Result<std::string> CommandOf(const std::string& path, const std::string& unit) 
 Result<Kubelet> K0s(const NodeFiles& files) {
   Kubelet kubelet{.distribution = "k0s"};
   ASSIGN_OR_RETURN(kubelet.service, ServiceOf(files, {"k0sworker", "k0scontroller"}));
-  const std::string path = *UnitFile(files, kubelet.service);
+  const std::string path = UnitFile(files, kubelet.service).value_or("");
   ASSIGN_OR_RETURN(const std::string unit, TextOf(files, path));
   ASSIGN_OR_RETURN(const std::string command, CommandOf(path, unit));
   if (Contains(command, "--kubelet-extra-args")) {
@@ -241,7 +242,7 @@ Result<Kubelet> MicroK8s(const NodeFiles& files) {
                     " has no --container-runtime-endpoint; put the line "
                     "--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock back");
   }
-  kubelet.runtime_endpoint = **value;
+  kubelet.runtime_endpoint = value->value_or("");
   const std::string variable = "${SNAP_COMMON}";
   if (const std::size_t at = kubelet.runtime_endpoint.find(variable); at != std::string::npos) {
     kubelet.runtime_endpoint.replace(at, variable.size(), "/var/snap/microk8s/common");

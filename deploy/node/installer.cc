@@ -63,7 +63,7 @@ std::vector<Change> Obsolete(const Journal& old, const Journal& plan) {
 
 Result<bool> AsPlanned(const NodeFiles& files, const Journal& plan) {
   for (const Change& change : plan.changes) {
-    ASSIGN_OR_RETURN(const MaybeContent now, files.Read(change.path, !change.after->is_link));
+    ASSIGN_OR_RETURN(const MaybeContent now, files.Read(change.path, change.FollowsLinks()));
     if (!Same(now, change.after)) return false;
   }
   return true;
@@ -145,7 +145,7 @@ Status Installer::StartAgent(const InstallRequest& request) const {
 Status Installer::Apply(const Journal& journal, bool sends_kubelet, bool& changed) const {
   for (const Change& change : journal.changes) {
     if (change.sends_kubelet != sends_kubelet) continue;
-    ASSIGN_OR_RETURN(const MaybeContent now, files_.Read(change.path, !change.after->is_link));
+    ASSIGN_OR_RETURN(const MaybeContent now, files_.Read(change.path, change.FollowsLinks()));
     if (Same(now, change.after)) continue;
     RETURN_IF_ERROR(files_.MakeFolders(change.path));
     RETURN_IF_ERROR(files_.Put(change.path, change.after));
@@ -155,7 +155,7 @@ Status Installer::Apply(const Journal& journal, bool sends_kubelet, bool& change
 }
 
 Status Installer::Undo(const Change& change, bool& changed) const {
-  const bool follow = !change.after->is_link;
+  const bool follow = change.FollowsLinks();
   ASSIGN_OR_RETURN(const MaybeContent now, files_.Read(change.path, follow));
   if (Same(now, change.before) || (!now && change.syntax != Syntax::kFile)) return OkStatus();
   MaybeContent wanted = change.before;
@@ -244,7 +244,7 @@ Result<Journal> Installer::Look() const {
   ASSIGN_OR_RETURN(Journal journal, LoadJournal(files_));
   if (journal.phase != Phase::kInstalled) return journal;
   for (const Change& change : journal.changes) {
-    ASSIGN_OR_RETURN(const MaybeContent now, files_.Read(change.path, !change.after->is_link));
+    ASSIGN_OR_RETURN(const MaybeContent now, files_.Read(change.path, change.FollowsLinks()));
     if (Same(now, change.after)) continue;
     return FailedPrecondition(change.path +
                               " is not as it was installed; run: stasis-node install");

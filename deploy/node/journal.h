@@ -25,6 +25,9 @@ struct Change {
   bool sends_kubelet = false;  ///< To us: first to be undone, last to be made.
   Syntax syntax = Syntax::kFile;
   MaybeContent before = {}, after = {};
+
+  /// Of files, links are followed to the one that is meant; a link is itself what is meant.
+  bool FollowsLinks() const { return !after || !after->is_link; }
 };
 
 struct Journal {

@@ -33,7 +33,7 @@ void NoteFolders(const NodeFiles& files, const std::string& path, Journal& plan)
 
 // Adds to the plan what is to lie at `path`, with what lay there before we ever came.
 Status Add(const NodeFiles& files, const Journal& old, Change change, Journal& plan) {
-  ASSIGN_OR_RETURN(const MaybeContent now, files.Read(change.path, !change.after->is_link));
+  ASSIGN_OR_RETURN(const MaybeContent now, files.Read(change.path, change.FollowsLinks()));
   change.before = now;
   if (const Change* known = old.Find(change.path)) {
     change.before = known->before;

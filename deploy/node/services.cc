@@ -26,6 +26,7 @@ std::string Joined(const std::vector<std::string>& words) {
 // Starts `command` with both of its outputs in `output`.
 Result<pid_t> Spawn(const std::vector<std::string>& command, int output) {
   std::vector<char*> argv;
+  argv.reserve(command.size() + 1);
   for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
   posix_spawn_file_actions_t actions;
