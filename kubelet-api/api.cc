@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "cri/log.h"
 #include "kubelet-api/routes.h"
 #include "kubelet-api/transport/http_server.h"
 
@@ -87,7 +88,7 @@ class RunningApi : public Api {
         routes_(agent, access_, folder_),
         listener_(web::uri("http://localhost/")) {}
 
-  ~RunningApi() override { Shutdown(std::chrono::milliseconds(0)); }
+  ~RunningApi() override { End(std::chrono::milliseconds(0)); }
 
   void Open(UniqueFd socket, std::unique_ptr<Tls> tls) {
     auto server = std::make_unique<HttpServer>(std::move(socket), std::move(tls), ServerLimits{});
@@ -97,14 +98,20 @@ class RunningApi : public Api {
     listener_.open().wait();
   }
 
-  void Shutdown(std::chrono::milliseconds grace) override {
-    if (server_ == nullptr) return;
-    std::exchange(server_, nullptr)->Shutdown(grace);
-    listener_.close().wait();
-    http_server_api::unregister_server_api();
-  }
+  void Shutdown(std::chrono::milliseconds grace) override { End(grace); }
 
  private:
+  void End(std::chrono::milliseconds grace) noexcept {
+    if (server_ == nullptr) return;
+    try {
+      std::exchange(server_, nullptr)->Shutdown(grace);
+      listener_.close().wait();
+      http_server_api::unregister_server_api();
+    } catch (const std::exception& error) {  // cpprestsdk's
+      log::Warn("the REST API did not end in order, ignoring", {{"reason", error.what()}});
+    }
+  }
+
   const CheckpointFolder folder_;
   Access access_;
   Routes routes_;

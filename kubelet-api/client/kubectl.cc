@@ -34,6 +34,7 @@ Result<Pipe> MakePipe() {
 
 Result<pid_t> Spawn(const std::vector<std::string>& words, int out, int err) {
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t actions;
@@ -81,7 +82,7 @@ Status ErrorOf(std::string text) {
 }
 
 // `out` -1: the output is read into `text`.
-Status Execute(std::vector<std::string> words, int out, std::string& text) {
+Status Execute(const std::vector<std::string>& words, int out, std::string& text) {
   ASSIGN_OR_RETURN(Pipe errors, MakePipe());
   std::optional<Pipe> output;
   if (out < 0) {
