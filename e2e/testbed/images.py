@@ -24,13 +24,20 @@ LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/l
 
 
 @dataclass
+class Link:
+    """A symbolic link among the files of an image."""
+
+    target: str
+
+
+@dataclass
 class Image:
     """What goes into an image and what it runs."""
 
     command: list
     programs: list = field(default_factory=list)  # with the libraries that they link
     packages: list = field(default_factory=list)  # all their files but documentation
-    files: dict = field(default_factory=dict)  # by path in the image: bytes, or the program to copy
+    files: dict = field(default_factory=dict)  # by path in the image: bytes, a Link, or the file to copy
     user: str = ""
     mode: int = 0o755  # of `files`
     bare: bool = False  # `files` alone, without a system around them
@@ -112,7 +119,10 @@ class Layer:
 def build_layer(image):
     layer = Layer()
     for name, content in image.files.items():
-        layer.file(name, content_of(content), image.mode)
+        if isinstance(content, Link):
+            layer.link(name, content.target)
+        else:
+            layer.file(name, content_of(content), image.mode)
     if image.bare:
         return layer.finish()
     for name, mode in FOLDERS.items():
@@ -134,6 +144,8 @@ def build_layer(image):
 
 
 def content_of(content):
+    if isinstance(content, Link):
+        return content.target.encode()
     return content if isinstance(content, bytes) else Path(content).read_bytes()
 
 

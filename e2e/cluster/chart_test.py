@@ -1,0 +1,119 @@
+"""The chart on a real cluster, by Helm: installed, upgraded and taken away, with every node as it was.
+
+The nodes have no systemd, so what is installed are files: those of a node that kubeadm set up.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from e2e.paths import BIN, CACHE, ROOT
+from e2e.testbed.images import Image, Link
+
+HELM = CACHE / "bin" / "helm"
+CHART = ROOT / "charts" / "stasis"
+OURS = "--container-runtime-endpoint=unix:///run/stasis/stasis.sock "
+FLAGS = 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --v=2"\n'
+TOLD = "/var/lib/kubelet/kubeadm-flags.env"
+FOLDERS = ["/etc/systemd/system", "/opt", "/etc/stasis", "/var/lib/stasis/node"]
+
+pytestmark = pytest.mark.skipif(not HELM.exists(), reason="helm is not built: ./dev manifests builds it")
+
+
+@pytest.fixture(scope="module")
+def image(cluster, tmp_path_factory):
+    """What the Dockerfile makes, of this machine's own programs, in the cluster's registry."""
+    made = subprocess.run([ROOT / "deploy" / "bundle.sh", BIN, tmp_path_factory.mktemp("release")],
+                          check=True, capture_output=True, text=True)
+    release = Path(made.stdout.strip())
+    files = {f"opt/stasis/releases/{release.name}/{path.relative_to(release)}": path
+             for path in sorted(release.rglob("*")) if path.is_file()}
+    files |= {"opt/stasis/current": Link(f"releases/{release.name}"),
+              "usr/local/bin/uninstall-nodes": ROOT / "deploy" / "image" / "uninstall-nodes"}
+    parts = Image(["/opt/stasis/current/bin/stasis-node"], programs=["/usr/bin/curl"], files=files)
+    return cluster.control_plane.registry.push(parts, "stasis-node")
+
+
+@pytest.fixture
+def helm(cluster):
+    def run(*arguments):
+        done = subprocess.run([HELM, "--namespace", "stasis", *map(str, arguments)], capture_output=True, text=True,
+                              timeout=400, env={**os.environ, "KUBECONFIG": str(cluster.kubectl.kubeconfig)})
+        assert done.returncode == 0, done.stdout + done.stderr + cluster.kubectl(
+            "-n", "stasis", "get", "pods,events", "-o", "wide")
+        return done.stdout
+    return run
+
+
+@pytest.fixture
+def settings(image):
+    repository, _, tag = image.rpartition(":")
+    return [f"--set-string=image.repository={repository},image.tag={tag}",
+            "--set=node.offline=true,node.distribution=kubelet,node.checkIntervalSeconds=1"]
+
+
+@pytest.fixture
+def nodes(cluster):
+    """The cluster's nodes, with the files of kubeadm's."""
+    for machine in cluster.nodes.values():
+        machine.path("/usr/lib/systemd/system/kubelet.service").write_text("[Service]\n")
+        machine.path(TOLD).write_text(FLAGS)
+    return cluster.nodes.values()
+
+
+def picture(machine):
+    seen = {TOLD: machine.path(TOLD).read_bytes()}
+    for folder in FOLDERS:
+        top = machine.path(folder)
+        for path in sorted([top, *top.rglob("*")]) if top.exists() else []:
+            seen[f"{folder}/{path.relative_to(top)}"] = path.read_bytes() if path.is_file() else path.is_symlink()
+    return seen
+
+
+def test_helm_installs_upgrades_and_leaves_the_nodes_as_they_were(nodes, helm, settings):
+    before = [picture(machine) for machine in nodes]
+    helm("install", "stasis", CHART, "--create-namespace", "--wait", "--timeout=3m", *settings)
+    for machine in nodes:
+        assert OURS in machine.path(TOLD).read_text()
+        assert 'log-level = "info"' in machine.path("/etc/stasis/stasisd.toml").read_text()
+    helm("upgrade", "stasis", CHART, "--wait", "--timeout=3m", *settings,
+         "--set=agent.logLevel=debug,updateStrategy.maxUnavailable=2,podLabels.new=yes")
+    for machine in nodes:
+        assert 'log-level = "debug"' in machine.path("/etc/stasis/stasisd.toml").read_text()
+    helm("uninstall", "stasis", "--wait", "--timeout=5m")
+    assert [picture(machine) for machine in nodes] == before
+
+
+def test_the_api_server_takes_all_of_it(cluster, settings):
+    cluster.kubectl("create", "namespace", "dry")
+    for extra in [[], ["--set=api.enabled=true,api.tlsSecret=a,api.clientCaConfigMap=b,dashboard.enabled=true"]]:
+        made = subprocess.run([HELM, "template", "stasis", CHART, "--namespace=dry", *settings, *extra], check=True,
+                              capture_output=True, text=True).stdout
+        taken = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=made)
+        assert "daemonset.apps/stasis created (server dry run)" in taken
+    plain = (ROOT / "deploy" / "stasis.yaml").read_text()
+    cluster.kubectl("apply", "--dry-run=client", "--validate=strict", "-f", "-", stdin=plain)
+
+
+def may(cluster, user, verb, resource, namespace):
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
+        "user": user, "resourceAttributes": {"group": "stasis.dev", "resource": resource, "verb": verb,
+                                             "namespace": namespace}}}
+    answer = cluster.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(review))
+    return json.loads(answer)["status"]["allowed"]
+
+
+def test_a_role_bound_in_one_namespace_holds_there_alone(cluster, namespace):
+    made = subprocess.run([HELM, "template", "stasis", CHART, "--show-only=templates/rbac.yaml"], check=True,
+                          capture_output=True, text=True).stdout
+    cluster.kubectl("-n", namespace.name, "apply", "-f", "-", stdin=made.replace("namespace: default", ""))
+    cluster.kubectl("-n", namespace.name, "create", "rolebinding", "ann", "--clusterrole=stasis-checkpoints", "--user=ann")
+    cluster.kubectl("-n", namespace.name, "create", "rolebinding", "bob", "--clusterrole=stasis-checkpoints-list",
+                    "--user=bob")
+    assert all(may(cluster, "ann", verb, "checkpoints", namespace.name) for verb in ["create", "get", "list", "delete"])
+    assert not may(cluster, "ann", "create", "checkpoints", "default")
+    assert may(cluster, "bob", "list", "checkpoints", namespace.name)
+    assert not may(cluster, "bob", "get", "checkpoints", namespace.name)
