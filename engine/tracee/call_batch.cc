@@ -14,8 +14,8 @@ std::size_t Aligned(std::size_t bytes) { return (bytes + kAlignment - 1) & ~(kAl
 }  // namespace
 
 void CallBatch::AddCall(std::string_view what, long number,
-                        std::initializer_list<std::uint64_t> arguments,
-                        std::vector<std::byte> here, bool may_fail, Take take) {
+                        std::initializer_list<std::uint64_t> arguments, std::vector<std::byte> here,
+                        bool may_fail, Take take) {
   calls_.push_back({what, number, arguments, std::move(here), may_fail, std::move(take)});
 }
 
@@ -55,8 +55,10 @@ Status CallBatch::BeginPiece(std::size_t first) {
       piece_.in_one_run = false;
     }
   }
-  RETURN_IF_ERROR(WriteMemory(remote_->tracee().tid(), piece_.at + data,
-                              std::span(piece_.bytes).subspan(data)));
+  if (gives_) {
+    RETURN_IF_ERROR(WriteMemory(remote_->tracee().tid(), piece_.at + data,
+                                std::span(piece_.bytes).subspan(data)));
+  }
   if (!piece_.in_one_run) {
     std::memcpy(piece_.bytes.data(), table.data(), count * kCallBytes);
     return OkStatus();

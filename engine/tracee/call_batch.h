@@ -70,6 +70,7 @@ class CallBatch {
     const auto bytes = std::as_bytes(std::span(&value, 1));
     AddCall(what, number, arguments, {bytes.begin(), bytes.end()}, false,
             [](auto, auto) { return OkStatus(); });
+    gives_ = true;
   }
 
   /// Begins to make the calls, in the order in which they were added; another thread may begin meanwhile.
@@ -102,6 +103,7 @@ class CallBatch {
   Status MakeOneByOne();
 
   std::vector<Call> calls_;
+  bool gives_ = false;  // some call looks at what lies at its kHere
   RemoteSyscalls* remote_ = nullptr;
   OneRun how_;
   Piece piece_;

@@ -6,7 +6,8 @@
 //         page of code with zeros, and else the bytes are put back as all others are. No thread runs there
 //         meanwhile: those of a frozen process stand still.
 // Rule    The first program's stack area begins 128 KiB below what exec(2) puts there. A page of it that
-//         was never touched holds nothing of the program, whatever stacks its threads use by now.
+//         was never touched holds nothing of the program, whatever stacks its threads use by now; nor, below
+//         the stack pointer, does one that is all zeros, as we leave it.
 //         Below a stack pointer there may be: a coroutine's stack can be a few KiB in a heap.
 #include "engine/tracee/foothold.h"
 
@@ -66,19 +67,31 @@ Result<std::uint64_t> ChooseCode(const std::vector<Vma>& areas, int memory_fd,
   return chosen;
 }
 
+// True when nothing of the program is in the range, which is at the low end of `stack`.
+Result<bool> IsFree(const Tracee& tracee, int memory_fd, const Vma& stack, std::size_t size) {
+  ASSIGN_OR_RETURN(const bool untouched, IsUntouched(tracee.tid(), stack.start, size));
+  if (untouched) return true;
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters registers, arch::ReadGeneral(tracee.tid()));
+  const std::uint64_t pointer = arch::StackPointer(registers);
+  if (pointer < stack.start + size + arch::kRedZoneBytes || pointer > stack.end) return false;
+  std::vector<std::byte> bytes(size);
+  RETURN_IF_ERROR(ReadMemoryForced(memory_fd, stack.start, bytes));
+  return std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
+}
+
 }  // namespace
 
-Result<CallPlace> Foothold::ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
+Result<CallPlace> Foothold::ChooseFrame(const Tracee& tracee, int memory_fd, const Vma* stack,
                                         std::size_t size) {
   constexpr std::uint64_t kFrameAlignment = 64;
+  const std::uint64_t frame_end = (size + kFrameAlignment - 1) & ~(kFrameAlignment - 1);
   CallPlace place = {.frame_bytes = size};
-  if (stack_start != 0) {
-    const std::uint64_t frame_end = (size + kFrameAlignment - 1) & ~(kFrameAlignment - 1);
-    ASSIGN_OR_RETURN(const bool untouched,
-                     IsUntouched(tracee.tid(), stack_start, frame_end + kArgumentBytes));
-    if (untouched) {
-      place.frame = stack_start;
-      place.arguments = stack_start + frame_end;
+  if (stack != nullptr && stack->size() >= 2 * (frame_end + kArgumentBytes)) {
+    ASSIGN_OR_RETURN(const bool is_free,
+                     IsFree(tracee, memory_fd, *stack, frame_end + kArgumentBytes));
+    if (is_free) {
+      place.frame = stack->start;
+      place.arguments = stack->start + frame_end;
       place.argument_bytes = kArgumentBytes;
       return place;
     }
@@ -95,15 +108,14 @@ Result<Foothold> Foothold::Take(const Tracee& tracee, std::uint64_t avoid) {
   ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
   ASSIGN_OR_RETURN(const arch::Registers registers, arch::Read(tracee.tid()));
   const std::size_t frame_size = arch::SignalFrame(registers, 0, 0).size();
-  const Vma* const stack = Find(areas, "[stack]");
-  const bool roomy = stack != nullptr && stack->size() >= 2 * (frame_size + kArgumentBytes);
 
   ASSIGN_OR_RETURN(UniqueFd memory, OpenAt(AT_FDCWD, folder + "/mem", O_RDWR));
   ASSIGN_OR_RETURN(const std::uint64_t code, ChooseCode(areas, memory.get(), avoid));
   Foothold foothold(std::move(memory));
-  ASSIGN_OR_RETURN(foothold.place_, ChooseFrame(tracee, roomy ? stack->start : 0, frame_size));
+  ASSIGN_OR_RETURN(foothold.place_,
+                   ChooseFrame(tracee, foothold.memory_.get(), Find(areas, "[stack]"), frame_size));
   const CallPlace& place = foothold.place_;
-  // What was never touched is zeros, and is made zeros again.
+  // What is free is zeros, and is made zeros again.
   foothold.data_bytes_.resize(place.argument_bytes == 0
                                   ? place.frame_bytes
                                   : place.arguments + place.argument_bytes - place.frame);

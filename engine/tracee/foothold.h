@@ -8,6 +8,7 @@
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/proc/maps.h"
 #include "engine/tracee/call_place.h"
 #include "engine/tracee/tracee.h"
 
@@ -27,7 +28,7 @@ class Foothold {
   Foothold& operator=(Foothold&&) = delete;
   ~Foothold();
 
-  /// With kArgumentBytes where there is memory that was never touched, else without room for arguments.
+  /// With kArgumentBytes where there is memory that holds nothing, else without room for arguments.
   const CallPlace& place() const { return place_; }
 
   /// Puts back what was there. The destructor covers early returns.
@@ -35,7 +36,7 @@ class Foothold {
 
  private:
   explicit Foothold(UniqueFd memory) : memory_(std::move(memory)) {}
-  static Result<CallPlace> ChooseFrame(const Tracee& tracee, std::uint64_t stack_start,
+  static Result<CallPlace> ChooseFrame(const Tracee& tracee, int memory_fd, const Vma* stack,
                                        std::size_t size);
 
   UniqueFd memory_;  // /proc/TID/mem
