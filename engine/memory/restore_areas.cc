@@ -124,6 +124,10 @@ Status AreaMapper::Map(const AreaImage& area) {
     RETURN_IF_ERROR(segments_.Attach(process_, area));
     return Advise(area);
   }
+  if (area.kind == AreaImage::Kind::kAnonymous && (area.map_flags & MAP_HUGETLB) == 0) {
+    AddAnonymous(area);
+    return OkStatus();
+  }
   ASSIGN_OR_RETURN(const int fd, DescriptorOf(area));
   // An object has a descriptor, so its memory is no longer "anonymous" in mmap's sense.
   const int flags =
@@ -138,7 +142,35 @@ Status AreaMapper::Map(const AreaImage& area) {
   return Advise(area);
 }
 
+// Of the stacks of threads there may be thousands.
+void AreaMapper::AddAnonymous(const AreaImage& area) {
+  const AddressRange range = area.range;
+  const auto word = [](int value) { return static_cast<std::uint64_t>(value); };
+  pending_.AddChecked(
+      "mmap " + ToText(range), SYS_mmap,
+      {range.start, range.size(), word(area.prot), word(area.map_flags | MAP_FIXED_NOREPLACE),
+       word(-1), 0},
+      0, [range](std::int64_t start) -> Status {
+        if (static_cast<std::uint64_t>(start) == range.start) return OkStatus();
+        return Internal("mmap " + ToText(range) + ": the kernel chose another address");
+      });
+  for (int advice = 0; advice < 64; ++advice) {
+    if ((area.advice >> advice & 1) == 0) continue;
+    pending_.AddChecked("madvise " + std::to_string(advice), SYS_madvise,
+                        {range.start, range.size(), word(advice)}, IsOptional(advice) ? EINVAL : 0,
+                        [](std::int64_t) { return OkStatus(); });
+  }
+}
+
+Status AreaMapper::MapPending() {
+  if (pending_.size() == 0) return OkStatus();
+  ASSIGN_OR_RETURN(const OneRun how, RunOf(process_));
+  RETURN_IF_ERROR(pending_.Begin(*process_.remote, how));
+  return pending_.End();
+}
+
 Status AreaMapper::Finish() {
+  RETURN_IF_ERROR(MapPending());
   RETURN_IF_ERROR(CloseDescriptor());
   if (channel_) RETURN_IF_ERROR(channel_->Close(*process_.remote));
   channel_.reset();

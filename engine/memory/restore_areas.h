@@ -15,6 +15,7 @@
 #include "engine/memory/restore_pages.h"
 #include "engine/memory/system_v.h"
 #include "engine/tasks/restored_process.h"
+#include "engine/tracee/call_batch.h"
 #include "engine/tracee/fd_channel.h"
 
 namespace stasis::engine {
@@ -55,8 +56,8 @@ class AreaMapper {
         segments_(segments),
         open_file_(std::move(open_file)) {}
 
-  /// Maps `area` with its final protection and advice, without the content that is only its own. A
-  /// shared object must have been made.
+  /// Maps `area` with its final protection and advice, without the content that is only its own: at
+  /// once, or with others by Finish() at the latest. A shared object must have been made.
   Status Map(const AreaImage& area);
   /// Closes what is still open in the process.
   Status Finish();
@@ -66,6 +67,8 @@ class AreaMapper {
   Result<int> SendObject(const AreaImage& area);
   Result<int> OpenFileOf(const AreaImage& area);
   Status CloseDescriptor();
+  void AddAnonymous(const AreaImage& area);
+  Status MapPending();
   Status Advise(const AreaImage& area);
 
   RestoredProcess& process_;
@@ -77,6 +80,7 @@ class AreaMapper {
   /// other, and share one struct file as they did when the loader made them.
   int descriptor_ = -1;
   AreaImage descriptor_area_;
+  CallBatch pending_;  // calls for areas that need no descriptor
 };
 
 /// Guard pages and locks, which must wait for the content. A lock that the process may not have any more

@@ -212,14 +212,9 @@ Status RestoreUnusual(const ThreadImage& thread, RemoteSyscalls& remote, Notes& 
   return RestoreSettings(thread, remote, notes);
 }
 
-// Any signal will do: the tree ends with its tracer, and what a tracer does not pass on has no effect.
-OneRun AsRestored(const ProcessImage& process, const ThreadImage& thread) {
-  return {.signal = SIGWINCH, .ids = {process.pid(), thread.tid}};
-}
-
 // As many as there is room for at once: each needs a processor for a moment only.
 Status RestoreSome(RestoredProcess& process, std::span<RestoredProcess::Thread> threads,
-                   const arch::Registers& model, Notes& notes) {
+                   const arch::Registers& model, OneRun how, Notes& notes) {
   struct Asked {
     RemoteSyscalls remote;
     CallBatch batch = {};
@@ -242,7 +237,8 @@ Status RestoreSome(RestoredProcess& process, std::span<RestoredProcess::Thread> 
     }
     Asked& asked = all.emplace_back(*std::move(remote));
     AddUsual(*thread.image, process.image->leader(), asked.batch);
-    asked.status = asked.batch.Begin(asked.remote, AsRestored(*process.image, *thread.image));
+    how.ids.second = thread.image->tid;
+    asked.status = asked.batch.Begin(asked.remote, how);
   }
   // What has begun is taken to its end, whatever becomes of the others.
   for (auto [asked, thread] = std::pair(all.begin(), threads.begin()); asked != all.end();
@@ -259,7 +255,8 @@ Status RestoreThreads(RestoredProcess& process, Notes& notes) {
   const ThreadImage& leader = process.image->leader();
   CallBatch batch;
   AddUsual(leader, leader, batch);
-  RETURN_IF_ERROR(batch.Begin(*process.remote, AsRestored(*process.image, leader)));
+  ASSIGN_OR_RETURN(const OneRun how, RunOf(process));
+  RETURN_IF_ERROR(batch.Begin(*process.remote, how));
   RETURN_IF_ERROR(batch.End());
   RETURN_IF_ERROR(RestoreUnusual(leader, *process.remote, notes));
   if (process.others.empty()) return OkStatus();
@@ -269,7 +266,7 @@ Status RestoreThreads(RestoredProcess& process, Notes& notes) {
   std::span<RestoredProcess::Thread> rest = process.others;
   while (!rest.empty()) {
     const std::size_t count = std::min(rest.size(), at_once);
-    RETURN_IF_ERROR(RestoreSome(process, rest.first(count), model, notes));
+    RETURN_IF_ERROR(RestoreSome(process, rest.first(count), model, how, notes));
     rest = rest.subspan(count);
   }
   return OkStatus();
@@ -398,11 +395,9 @@ Status BeginWaits(RestoredProcess& process) {
   RETURN_IF_ERROR(BeginWait(process.image->leader(), *process.remote, process.wait));
   for (RestoredProcess::Thread& thread : process.others) {
     if (!thread.image->core.thread_core().has_stasis_wait_left_nsec()) continue;
-    ASSIGN_OR_RETURN(RemoteSyscalls remote,
-                     RemoteSyscalls::Begin(thread.tracee, process.area.place()));
-    const Status status = BeginWait(*thread.image, remote, thread.wait);
-    remote.Abandon();  // its registers are set when all is done
-    RETURN_IF_ERROR(Annotate(status, "tid " + std::to_string(thread.image->tid)));
+    RETURN_IF_ERROR(RunIn(process, thread, [&](const ThreadImage& image, RemoteSyscalls& remote) {
+      return BeginWait(image, remote, thread.wait);
+    }));
   }
   return OkStatus();
 }

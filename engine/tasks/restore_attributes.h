@@ -45,17 +45,23 @@ Status BeginWaits(RestoredProcess& process);
 /// The registers and signal mask of every thread of `process`, our area unmapped: it only has to be let go.
 Status SetFinalRegisters(RestoredProcess& process);
 
+/// Runs `work` with calls made in a thread that is not the leader.
+template <typename Work>
+Status RunIn(const RestoredProcess& process, RestoredProcess::Thread& thread, Work work) {
+  ASSIGN_OR_RETURN(RemoteSyscalls remote,
+                   RemoteSyscalls::Begin(thread.tracee, process.area.place()));
+  const Status status = work(*thread.image, remote);
+  remote.Abandon();  // its registers are set when all is done
+  return Annotate(status, "tid " + std::to_string(thread.image->tid));
+}
+
 /// Runs `work` in each thread of `process`, leader first, with calls made in that thread.
 template <typename Work>
 Status ForEachThread(RestoredProcess& process, Work work) {
   process.remote->ResetArguments();
   RETURN_IF_ERROR(work(process.image->leader(), *process.remote));
   for (RestoredProcess::Thread& thread : process.others) {
-    ASSIGN_OR_RETURN(RemoteSyscalls remote,
-                     RemoteSyscalls::Begin(thread.tracee, process.area.place()));
-    const Status status = work(*thread.image, remote);
-    remote.Abandon();  // its registers are set when all is done
-    RETURN_IF_ERROR(Annotate(status, "tid " + std::to_string(thread.image->tid)));
+    RETURN_IF_ERROR(RunIn(process, thread, work));
   }
   return OkStatus();
 }

@@ -21,6 +21,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <optional>
+#include <vector>
 
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
@@ -53,6 +55,25 @@ Status NotOurs(const Status& status, const std::string& what) {
   if (ErrnoOf(status) != EPERM && ErrnoOf(status) != EACCES) return status;
   return FailedPrecondition(what + " is not for this container to take (" + Message(status) +
                             "); give the pod the same user and capabilities as the original had");
+}
+
+// True when a task like `live` has what is wanted; of a thread that was just made, nobody set secure bits.
+bool Has(const TaskStatus& live, const image::CredsEntry& wanted) {
+  const std::array<std::uint32_t, 4> uids = {wanted.uid(), wanted.euid(), wanted.suid(),
+                                             wanted.fsuid()};
+  const std::array<std::uint32_t, 4> gids = {wanted.gid(), wanted.egid(), wanted.sgid(),
+                                             wanted.fsgid()};
+  std::vector<std::uint32_t> groups(wanted.groups().begin(), wanted.groups().end());
+  std::vector<std::uint32_t> now = live.groups;
+  std::ranges::sort(groups);
+  std::ranges::sort(now);
+  return live.uid == uids && live.gid == gids && groups == now && wanted.secbits() == 0 &&
+         (live.cap_bounding & ~Set(wanted.cap_bnd())) == 0 &&
+         Set(wanted.cap_prm()) == live.cap_permitted &&
+         Set(wanted.cap_eff()) == live.cap_effective &&
+         Set(wanted.cap_inh()) == live.cap_inheritable &&
+         Set(wanted.cap_amb()) == live.cap_ambient &&
+         (wanted.no_new_privs() == 0 || live.no_new_privs);
 }
 
 class Credentials {
@@ -273,6 +294,13 @@ class Filtering {
             std::size_t common, Notes& notes)
       : images_(images), live_(live), common_(common), notes_(notes) {}
 
+  // True when a thread besides the leader has all that it is to have from it.
+  Result<bool> HasAll(const ThreadImage& thread) const {
+    ASSIGN_OR_RETURN(const Filters wanted, FiltersOf(thread, images_));
+    return thread.core.thread_core().seccomp_mode() != image::SECCOMP_STRICT &&
+           std::max(Inherited(wanted, live_), std::min(common_, wanted.size())) == wanted.size();
+  }
+
   // The leader comes first, and gives all threads what they have in common.
   Status Install(const ThreadImage& thread, bool is_leader, RemoteSyscalls& remote) {
     ASSIGN_OR_RETURN(const Filters wanted, FiltersOf(thread, images_));
@@ -339,8 +367,18 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
     return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
         .status();
   };
-  const Status confined = ForEachThread(process, confine);
-  RETURN_IF_ERROR(confined);
+  process.remote->ResetArguments();
+  std::optional<TaskStatus> born;  // as its threads were, before the leader gave up anything
+  if (!process.others.empty()) {
+    ASSIGN_OR_RETURN(born, LiveStatus(process.others.front().tracee.tid()));
+  }
+  RETURN_IF_ERROR(confine(process.image->leader(), *process.remote));
+  for (RestoredProcess::Thread& thread : process.others) {
+    ASSIGN_OR_RETURN(const bool as_born, filtering.HasAll(*thread.image));
+    const image::ThreadCoreEntry& core = thread.image->core.thread_core();
+    if (as_born && core.pdeath_sig() == 0 && Has(*born, core.creds())) continue;
+    RETURN_IF_ERROR(RunIn(process, thread, confine));
+  }
   if (!process.image->mm.has_dumpable()) return OkStatus();
   // 2 (root only) is for the kernel to set, at a change of ids; prctl(2) takes 0 and 1.
   const int dumpable = process.image->mm.dumpable() == 1 ? 1 : 0;

@@ -9,6 +9,7 @@
 
 #include "engine/base/unique_fd.h"
 #include "engine/checkpoint_images.h"
+#include "engine/tracee/call_batch.h"
 #include "engine/tracee/remote_syscalls.h"
 #include "engine/tracee/tracee.h"
 
@@ -39,5 +40,9 @@ struct RestoredProcess {
   };
   std::vector<Thread> others;  ///< Threads besides the leader, once they are made.
 };
+
+/// How the leader of a process under restore makes several calls in one run. Any signal will do: the tree ends
+/// with its tracer, and what a tracer does not pass on has no effect.
+Result<OneRun> RunOf(const RestoredProcess& process);
 
 }  // namespace stasis::engine

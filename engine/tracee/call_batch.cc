@@ -15,8 +15,13 @@ std::size_t Aligned(std::size_t bytes) { return (bytes + kAlignment - 1) & ~(kAl
 
 void CallBatch::AddCall(std::string_view what, long number,
                         std::initializer_list<std::uint64_t> arguments, std::vector<std::byte> here,
-                        bool may_fail, Take take) {
-  calls_.push_back({what, number, arguments, std::move(here), may_fail, std::move(take)});
+                        int tolerated, Take take) {
+  calls_.push_back(
+      {std::string(what), number, arguments, std::move(here), tolerated, std::move(take)});
+}
+
+bool CallBatch::Tolerates(const Call& call, int error) {
+  return call.tolerated == kAnyError || call.tolerated == error;
 }
 
 Status CallBatch::Begin(RemoteSyscalls& remote, const OneRun& how) {
@@ -73,8 +78,9 @@ Status CallBatch::MakeOneByOne() {
     const Call& call = calls_[piece_.first + i];
     const auto result = remote_->Call(call.what, call.number, words[0], words[1], words[2],
                                       words[3], words[4], words[5]);
-    if (!result.ok() && (!call.may_fail || ErrnoOf(result.status()) == 0)) return result.status();
-    table[i].result = result.ok() ? static_cast<std::int64_t>(*result) : -ErrnoOf(result.status());
+    const int error = result.ok() ? 0 : ErrnoOf(result.status());
+    if (!result.ok() && (error == 0 || !Tolerates(call, error))) return result.status();
+    table[i].result = result.ok() ? static_cast<std::int64_t>(*result) : -error;
   }
   const std::size_t filled = (piece_.last - piece_.first + 1) * kCallBytes;
   return remote_->ReadBack(piece_.at + filled, std::span(piece_.bytes).subspan(filled));
@@ -94,7 +100,7 @@ Status CallBatch::EndPiece() {
     arch::CallInside made;
     std::memcpy(&made, piece_.bytes.data() + i * kCallBytes, kCallBytes);
     const bool failed = made.result < 0 && made.result >= -4095;
-    if (failed && !call.may_fail) {
+    if (failed && !Tolerates(call, static_cast<int>(-made.result))) {
       return SyscallError(static_cast<int>(-made.result), call.what);
     }
     if (!failed) RETURN_IF_ERROR(call.take(made.result, filled.first(call.here.size())));

@@ -9,6 +9,7 @@
 #include <functional>
 #include <initializer_list>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -37,7 +38,7 @@ class CallBatch {
   /// A call whose result goes to `take`. An error of it ends the batch as SyscallError "`what`".
   void Add(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
            std::function<void(std::int64_t)> take = {}) {
-    AddCall(what, number, arguments, {}, false, [take = std::move(take)](auto result, auto) {
+    AddCall(what, number, arguments, {}, kNoError, [take = std::move(take)](auto result, auto) {
       if (take) take(result);
       return OkStatus();
     });
@@ -46,7 +47,14 @@ class CallBatch {
   void AddOptional(std::string_view what, long number,
                    std::initializer_list<std::uint64_t> arguments,
                    std::function<Status(std::int64_t)> take) {
-    AddCall(what, number, arguments, {}, true,
+    AddCall(what, number, arguments, {}, kAnyError,
+            [take = std::move(take)](auto result, auto) { return take(result); });
+  }
+  /// The same; one that fails with error number `tolerated`, if that is not 0, is as good as one that does not.
+  void AddChecked(std::string_view what, long number,
+                  std::initializer_list<std::uint64_t> arguments, int tolerated,
+                  std::function<Status(std::int64_t)> take) {
+    AddCall(what, number, arguments, {}, tolerated,
             [take = std::move(take)](auto result, auto) { return take(result); });
   }
   /// A call that fills one T at kHere.
@@ -54,7 +62,7 @@ class CallBatch {
   void AddFilling(std::string_view what, long number,
                   std::initializer_list<std::uint64_t> arguments,
                   std::function<void(const T&)> take) {
-    AddCall(what, number, arguments, std::vector<std::byte>(sizeof(T)), false,
+    AddCall(what, number, arguments, std::vector<std::byte>(sizeof(T)), kNoError,
             [take = std::move(take)](auto, std::span<const std::byte> filled) {
               T value;
               std::memcpy(&value, filled.data(), sizeof(T));
@@ -68,10 +76,12 @@ class CallBatch {
   void AddGiving(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
                  const T& value) {
     const auto bytes = std::as_bytes(std::span(&value, 1));
-    AddCall(what, number, arguments, {bytes.begin(), bytes.end()}, false,
+    AddCall(what, number, arguments, {bytes.begin(), bytes.end()}, kNoError,
             [](auto, auto) { return OkStatus(); });
     gives_ = true;
   }
+
+  std::size_t size() const { return calls_.size(); }
 
   /// Begins to make the calls, in the order in which they were added; another thread may begin meanwhile.
   Status Begin(RemoteSyscalls& remote, const OneRun& how);
@@ -81,13 +91,14 @@ class CallBatch {
  private:
   using Take = std::function<Status(std::int64_t result, std::span<const std::byte> filled)>;
   struct Call {
-    std::string_view what;
+    std::string what;
     long number;
     std::vector<std::uint64_t> arguments;
     std::vector<std::byte> here;  // what lies at kHere before the call
-    bool may_fail;
+    int tolerated;                // error number, or one of those below
     Take take;
   };
+  static constexpr int kNoError = 0, kAnyError = -1;
   // Those that are made together: calls [first, last), their table at `at`, what they fill behind it.
   struct Piece {
     std::size_t first = 0, last = 0;
@@ -97,7 +108,8 @@ class CallBatch {
   };
 
   void AddCall(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
-               std::vector<std::byte> here, bool may_fail, Take take);
+               std::vector<std::byte> here, int tolerated, Take take);
+  static bool Tolerates(const Call& call, int error);
   Status BeginPiece(std::size_t first);
   Status EndPiece();
   Status MakeOneByOne();
