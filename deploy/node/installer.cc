@@ -184,7 +184,8 @@ Status Installer::SendBack(Journal& journal, const std::string& reason) {
   journal.phase = Phase::kBypassed;
   journal.reason = reason;
   RETURN_IF_ERROR(SaveJournal(files_, journal));
-  if (!changed) return OkStatus();
+  // Also when its configuration was its own already: who put that back may have been killed before this, and
+  // the kubelet that runs would go on with our socket.
   report_("the kubelet is sent back to " + journal.runtime_endpoint);
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
   return services_.Systemctl({"restart", "--no-block", journal.service + ".service"});
@@ -207,18 +208,17 @@ Status Installer::Uninstall() {
   }
   ASSIGN_OR_RETURN(UniqueFd lock, Lock(files_));
   ASSIGN_OR_RETURN(Journal journal, LoadJournal(files_));
-  const bool went_around = journal.phase == Phase::kBypassed;
   journal.phase = Phase::kUninstalling;
   RETURN_IF_ERROR(SaveJournal(files_, journal));
 
   bool changed = false;
   RETURN_IF_ERROR(UndoAll(journal, true, changed));
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
-  if (changed || !went_around) {
-    report_("restarting " + journal.service + ".service with " + journal.runtime_endpoint);
-    const Status steady = services_.RestartSteadily(journal.service, kPatience);
-    if (!steady.ok()) report_(Message(steady) + "; its configuration is as it was, so going on");
-  }
+  // Whether or not a file has changed: a bypass or uninstallation that was killed may have changed it, and the
+  // socket that the kubelet still has goes away below.
+  report_("restarting " + journal.service + ".service with " + journal.runtime_endpoint);
+  const Status steady = services_.RestartSteadily(journal.service, kPatience);
+  if (!steady.ok()) report_(Message(steady) + "; its configuration is as it was, so going on");
   RETURN_IF_ERROR(services_.Systemctl({"stop", "stasisd.socket", "stasisd.service"}));
   RETURN_IF_ERROR(UndoAll(journal, false, changed));
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
