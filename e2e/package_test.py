@@ -32,7 +32,7 @@ def machine(tmp_path):
         setup = (f"mount --make-rprivate / && mount -t tmpfs none {tmp_path} && cd {tmp_path} && mkdir up work root && "
                  "mount -t overlay o -o lowerdir=/,upperdir=up,workdir=work root && mount -t proc proc root/proc && "
                  "mount -t tmpfs none root/run && exec chroot root bash -euxc")
-        return subprocess.run(["unshare", "--mount", "--pid", "--fork", "bash", "-c", f'{setup} "$0"', script],
+        return subprocess.run(["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", f'{setup} "$0"', script],
                               capture_output=True, text=True, timeout=120)
     return run
 
