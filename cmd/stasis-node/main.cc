@@ -155,6 +155,10 @@ void DeclareInstall(CLI::App& command, Options& options) {
       .add_option("--kubelet-config", request.hints.kubelet_config,
                   "The kubelet's configuration file")
       ->capture_default_str();
+  command.add_option(
+      "--credentials", options.credentials,
+      "A folder with token, ca.crt, tls.crt, tls.key and client-ca.crt, which the agent on "
+      "the node is to serve its API with");
 }
 
 void Declare(CLI::App& app, Options& options, int& exit_code) {
@@ -174,10 +178,6 @@ void Declare(CLI::App& app, Options& options, int& exit_code) {
   run->add_option("--interval", options.interval_seconds, "Seconds between two looks")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  run->add_option(
-      "--credentials", options.credentials,
-      "A folder with token, ca.crt, tls.crt, tls.key and client-ca.crt, which the agent on "
-      "the node is to serve its API with");
   run->callback([&] { exit_code = Run(options); });
 
   auto* bypass =
