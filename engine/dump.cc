@@ -329,6 +329,8 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   DumpReport report;
   RETURN_IF_ERROR(CheckRoot(request.root));
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
+  HeldSink held(sink);
+  held.Prepare(pre_copy.rest_bytes());
   const auto start = steady_clock::now();
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline, request.stop,
                                                        &pre_copy.earlier_stops()));
@@ -352,7 +354,6 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
                         .cgroups = std::move(cgroups)};
   ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
   checkpoint.run_id = text::Trim(run_id);
-  HeldSink held(sink);
   RETURN_IF_ERROR(ReadAll(checkpoint, held));
   if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
   std::optional<NetworkLock> lock = LockNetwork(checkpoint);

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <list>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "engine/image/image_io.h"
 
@@ -17,7 +18,13 @@ class HeldSink : public ImageSink {
  public:
   static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
 
-  explicit HeldSink(ImageSink& sink) : sink_(sink) {}
+  explicit HeldSink(ImageSink& sink);
+  HeldSink(const HeldSink&) = delete;
+  HeldSink& operator=(const HeldSink&) = delete;
+  ~HeldSink() override;
+
+  /// Takes memory for files of `bytes` in all, as far as they can be held, while nobody waits for it.
+  void Prepare(std::uint64_t bytes);
 
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                             std::uint64_t size_bytes) override;
@@ -31,12 +38,13 @@ class HeldSink : public ImageSink {
   class Stream;
   struct File {
     std::string name;
-    std::vector<std::byte> bytes;
-    std::uint64_t size_bytes = 0;
+    std::span<std::byte> bytes;  // of the arena
+    std::size_t written = 0;
   };
 
   ImageSink& sink_;
   std::list<File> files_;
+  std::byte* arena_ = nullptr;  // of kMostBytes; null when there is none
   std::uint64_t held_bytes_ = 0;
 };
 

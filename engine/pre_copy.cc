@@ -52,15 +52,25 @@ std::uint64_t AnonymousBytes(const FrozenProcess& process) {
              : 0;
 }
 
-// Those of the tree, as it runs, that are worth it.
-std::vector<pid_t> Candidates(pid_t root) {
-  std::vector<pid_t> pids;
+struct Candidates {
+  std::vector<pid_t> pids;       // of the tree, as it runs, that are worth it
+  std::uint64_t rest_bytes = 0;  // of anonymous memory that the others have
+};
+
+Candidates FindCandidates(pid_t root) {
+  Candidates found;
   const Result<FrozenTree> tree = FrozenTree::Look(root);
-  if (!tree.ok()) return pids;
+  if (!tree.ok()) return found;
   for (const FrozenProcess& process : tree->processes()) {
-    if (!process.zombie && AnonymousBytes(process) >= kWorthwhileBytes) pids.push_back(process.pid);
+    if (process.zombie) continue;
+    const std::uint64_t bytes = AnonymousBytes(process);
+    if (bytes >= kWorthwhileBytes) {
+      found.pids.push_back(process.pid);
+    } else {
+      found.rest_bytes += bytes;
+    }
   }
-  return pids;
+  return found;
 }
 
 bool CanBeDumped(const DumpRequest& request) {
@@ -198,18 +208,19 @@ class Round {
 }  // namespace
 
 Status PreCopy::Begin(const DumpRequest& request, DumpReport& report) {
-  if (!request.options.pre_copy) return OkStatus();
-  const std::vector<pid_t> pids = Candidates(request.root);
-  if (pids.empty() || !CanBeDumped(request)) return OkStatus();
-  const Status status = StandStill(request, report, earlier_stops_, [&](FrozenTree& tree) {
-    for (FrozenProcess& process : tree.processes()) {
-      if (process.zombie || std::ranges::find(pids, process.pid) == pids.end()) continue;
-      Result<SavedProcess> saved = BeginOne(process);
-      Recount(process, earlier_stops_);
-      if (!saved.ok()) request.log.Debug(Name(process) + ": " + Message(saved.status()));
-      if (saved.ok()) processes_.push_back(*std::move(saved));
-    }
-  });
+  const auto [pids, rest_bytes] = FindCandidates(request.root);
+  rest_bytes_ = rest_bytes;
+  if (!request.options.pre_copy || pids.empty() || !CanBeDumped(request)) return OkStatus();
+  const Status status =
+      StandStill(request, report, earlier_stops_, [&, &pids = pids](FrozenTree& tree) {
+        for (FrozenProcess& process : tree.processes()) {
+          if (process.zombie || std::ranges::find(pids, process.pid) == pids.end()) continue;
+          Result<SavedProcess> saved = BeginOne(process);
+          Recount(process, earlier_stops_);
+          if (!saved.ok()) request.log.Debug(Name(process) + ": " + Message(saved.status()));
+          if (saved.ok()) processes_.push_back(*std::move(saved));
+        }
+      });
   for (SavedProcess& process : processes_) Watch(process);
   return status;
 }

@@ -43,6 +43,9 @@ class PreCopy {
   /// counts.
   static Result<PreCopy> Run(const DumpRequest& request, ImageSink& sink, DumpReport& report);
 
+  /// Memory of processes that were not worth it, bytes: some of what is left to be copied of a frozen tree.
+  std::uint64_t rest_bytes() const { return rest_bytes_; }
+
   /// Null when nothing of it was saved.
   const SavedProcess* Find(const FrozenProcess& process) const;
 
@@ -70,6 +73,7 @@ class PreCopy {
 
   EarlierStops earlier_stops_;
   std::list<SavedProcess> processes_;
+  std::uint64_t rest_bytes_ = 0;
 };
 
 }  // namespace stasis::engine
