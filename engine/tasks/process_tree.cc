@@ -41,6 +41,7 @@ using std::chrono::steady_clock;
 
 constexpr int kPidAttempts = 50;  // others may fork in the same pid namespace between our two steps
 constexpr seconds kStopTimeout{10};
+constexpr std::chrono::milliseconds kNap{20};  // between attempts
 
 std::string ProcPath(pid_t pid) { return "/proc/" + std::to_string(pid); }
 std::string PidText(const ProcessImage& image) { return "pid " + std::to_string(image.pid()); }
@@ -97,7 +98,6 @@ Result<Cloned> CloneStopped(RemoteSyscalls& remote, Invoke invoke) {
 // CAP_CHECKPOINT_RESTORE over its pid namespace, which a container's does not.
 Result<Tracee> CloneWithSetTid(RemoteSyscalls& remote, unsigned long flags, pid_t wanted) {
   constexpr unsigned long kExitSignal = 0xff;  // of clone(2)
-  constexpr std::chrono::milliseconds kNap{20};
   remote.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t id, remote.PutValue(wanted));
   clone_args arguments = {};
@@ -485,7 +485,9 @@ Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsi
                      }));
     if (made.id == wanted) return std::move(made.tracee);
 
-    // Somebody else forked in between. A thread ends by itself, a process is killed and reaped.
+    // Somebody else forked in between, or the number is still that of a task which ends. A thread ends by
+    // itself, a process is killed and reaped.
+    if (attempt > 0) std::this_thread::sleep_for(kNap);
     if ((flags & CLONE_THREAD) != 0) {
       ASSIGN_OR_RETURN(RemoteSyscalls thread,
                        RemoteSyscalls::Begin(made.tracee, process.area.place()));
