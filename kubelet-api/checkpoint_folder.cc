@@ -63,6 +63,12 @@ Result<StoredCheckpoint> Describe(int folder, const std::string& name) {
   ASSIGN_OR_RETURN(const std::string json, opened->Get(archive::kSpecDumpName));
   ASSIGN_OR_RETURN(const archive::SpecSummary spec, archive::SummarizeSpec(json));
   found.of = {.pod_namespace = spec.pod_namespace, .pod = spec.pod, .container = spec.container};
+  // The kubelet names the file by what it knows; annotations of a pod may say anything.
+  const std::string of_kubelet =
+      "checkpoint-" + spec.pod + "_" + spec.pod_namespace + "-" + spec.container + "-";
+  if (!name.starts_with(of_kubelet)) {
+    return InvalidArgument(name + " is not named by the container that is in it");
+  }
   return found;
 }
 

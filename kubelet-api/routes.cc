@@ -181,6 +181,18 @@ Answer Routes::OfNamespace(const Call& call) {
 }
 
 Status Routes::Allow(const Call& call, const Wish& wish) {
+  // Only the API server knows who may act as whom; the rights of the caller are not those that it asked for.
+  const auto lower = [](char letter) {
+    return letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter - 'A' + 'a') : letter;
+  };
+  for (const auto& [name, value] : call.request.headers()) {
+    std::string key = name;
+    std::ranges::transform(key, key.begin(), lower);
+    if (!key.starts_with("impersonate-")) continue;
+    return PermissionDenied(
+        "the agent does not impersonate (" + name +
+        "); ask without --as, or through the kubelet's endpoint (--via kubelet)");
+  }
   const Credentials credentials = {.certificate = ExchangeOf(call.request).certificate,
                                    .authorization = Header(call.request, "Authorization")};
   ASSIGN_OR_RETURN(const std::string user, access_.Check(credentials, wish));
