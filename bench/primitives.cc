@@ -30,7 +30,8 @@ struct PageRegion {
   uint64_t start, end, categories;
 };
 struct ScanArguments {
-  uint64_t size = 0, flags = 0, start = 0, end = 0, walk_end = 0, vec = 0, vec_len = 0, max_pages = 0;
+  uint64_t size = 0, flags = 0, start = 0, end = 0, walk_end = 0, vec = 0, vec_len = 0,
+           max_pages = 0;
   uint64_t inverted = 0, mask = 0, any_of = 0, wanted = 0;
 };
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArguments);

@@ -26,8 +26,8 @@ Level HeaderIncluded(const image::InetSkEntry& entry) {
 }
 
 bool HasFilter(const image::InetSkEntry& entry) {
-  return entry.proto() ==
-         static_cast<std::uint32_t>(entry.family() == AF_INET ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6});
+  return entry.proto() == static_cast<std::uint32_t>(
+                              entry.family() == AF_INET ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6});
 }
 Level Filter(const image::InetSkEntry& entry) {
   if (entry.family() == AF_INET) return {kSolRaw, kIcmpFilter};
