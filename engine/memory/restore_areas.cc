@@ -122,7 +122,8 @@ Status MakeSharedObject(RestoredProcess& process, const ImageSource& source, Sha
 Status AreaMapper::Map(const AreaImage& area) {
   if (area.kind == AreaImage::Kind::kSystemV) {
     RETURN_IF_ERROR(segments_.Attach(process_, area));
-    return Advise(area);
+    AddAdvice(area);
+    return OkStatus();
   }
   if (area.kind == AreaImage::Kind::kAnonymous && (area.map_flags & MAP_HUGETLB) == 0) {
     AddAnonymous(area);
@@ -139,7 +140,8 @@ Status AreaMapper::Map(const AreaImage& area) {
   if (*start != area.range.start) {
     return Internal("mmap " + ToText(area.range) + ": the kernel chose another address");
   }
-  return Advise(area);
+  AddAdvice(area);
+  return OkStatus();
 }
 
 // Of the stacks of threads there may be thousands.
@@ -154,11 +156,15 @@ void AreaMapper::AddAnonymous(const AreaImage& area) {
         if (static_cast<std::uint64_t>(start) == range.start) return OkStatus();
         return Internal("mmap " + ToText(range) + ": the kernel chose another address");
       });
+  AddAdvice(area);
+}
+
+void AreaMapper::AddAdvice(const AreaImage& area) {
   for (int advice = 0; advice < 64; ++advice) {
     if ((area.advice >> advice & 1) == 0) continue;
     pending_.AddChecked("madvise " + std::to_string(advice), SYS_madvise,
-                        {range.start, range.size(), word(advice)}, IsOptional(advice) ? EINVAL : 0,
-                        [](std::int64_t) { return OkStatus(); });
+                        {area.range.start, area.range.size(), static_cast<std::uint64_t>(advice)},
+                        IsOptional(advice) ? EINVAL : 0, [](std::int64_t) { return OkStatus(); });
   }
 }
 
@@ -213,19 +219,6 @@ Result<int> AreaMapper::OpenFileOf(const AreaImage& area) {
 Status AreaMapper::CloseDescriptor() {
   if (descriptor_ < 0) return OkStatus();
   return process_.remote->Call("close", SYS_close, std::exchange(descriptor_, -1)).status();
-}
-
-Status AreaMapper::Advise(const AreaImage& area) {
-  for (int advice = 0; advice < 64; ++advice) {
-    if ((area.advice >> advice & 1) == 0) continue;
-    const Status status = process_.remote
-                              ->Call("madvise " + std::to_string(advice), SYS_madvise,
-                                     area.range.start, area.range.size(), advice)
-                              .status();
-    if (ErrnoOf(status) == EINVAL && IsOptional(advice)) continue;
-    RETURN_IF_ERROR(status);
-  }
-  return OkStatus();
 }
 
 Status FinishAreas(RestoredProcess& process, const MemoryLayout& layout,

@@ -56,10 +56,10 @@ class AreaMapper {
         segments_(segments),
         open_file_(std::move(open_file)) {}
 
-  /// Maps `area` with its final protection and advice, without the content that is only its own: at
-  /// once, or with others by Finish() at the latest. A shared object must have been made.
+  /// Maps `area` with its final protection and advice, without the content that is only its own: all of it
+  /// is there after Finish(). A shared object must have been made.
   Status Map(const AreaImage& area);
-  /// Closes what is still open in the process.
+  /// Makes what is left to be made, and closes what is still open in the process.
   Status Finish();
 
  private:
@@ -68,8 +68,8 @@ class AreaMapper {
   Result<int> OpenFileOf(const AreaImage& area);
   Status CloseDescriptor();
   void AddAnonymous(const AreaImage& area);
+  void AddAdvice(const AreaImage& area);
   Status MapPending();
-  Status Advise(const AreaImage& area);
 
   RestoredProcess& process_;
   SharedObjects& objects_;
@@ -80,7 +80,7 @@ class AreaMapper {
   /// other, and share one struct file as they did when the loader made them.
   int descriptor_ = -1;
   AreaImage descriptor_area_;
-  CallBatch pending_;  // calls for areas that need no descriptor
+  CallBatch pending_;  // for areas that need no descriptor, and advice for all
 };
 
 /// Guard pages and locks, which must wait for the content. A lock that the process may not have any more
