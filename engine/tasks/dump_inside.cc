@@ -33,6 +33,7 @@
 #include "engine/tracee/call_batch.h"
 #include "engine/tracee/foothold.h"
 #include "engine/tracee/remote_syscalls.h"
+#include "engine/tracee/together.h"
 
 namespace stasis::engine {
 namespace {
@@ -216,46 +217,16 @@ Result<RemoteSyscalls> Begin(DumpedThread& thread, const CallPlace& place) {
                                thread.core.thread_core().blk_sigset());
 }
 
-// The threads besides the leader, as many at once as there is room for their frames: each needs a processor
-// for a moment only, and on a busy machine waits long for one.
-Status AskSome(std::span<DumpedThread> threads, const RemoteArea& area, bool has_room) {
-  struct Asked {
-    RemoteSyscalls remote;
-    CallBatch batch = {};
-    Status status = {};
-  };
-  std::list<Asked> all;
-  Status worst;
-  for (DumpedThread& thread : threads) {
-    const CallPlace place = has_room ? area.slot(static_cast<unsigned>(all.size())) : area.place();
-    Result<RemoteSyscalls> remote = Begin(thread, place);
-    if (!remote.ok()) {
-      worst = remote.status();
-      break;
-    }
-    Asked& asked = all.emplace_back(*std::move(remote));
-    AskThread(asked.batch, thread.core);
-    asked.status = asked.batch.Begin(asked.remote, HowToAsk(thread));
-  }
-  // What has begun is taken to its end, whatever becomes of the others.
-  for (Asked& asked : all) {
-    if (asked.status.ok()) asked.status = asked.batch.End();
-    if (asked.status.ok()) asked.status = asked.remote.Finish();
-    if (worst.ok()) worst = asked.status;
-  }
-  return worst;
-}
-
 Status AskOthers(DumpedProcess& process, const RemoteArea& area) {
   const std::size_t frame_bytes = arch::SignalFrame(process.threads.front().registers, 0, 0).size();
-  const bool has_room = frame_bytes <= RemoteArea::kSlotFrameBytes;
-  std::span<DumpedThread> rest = std::span(process.threads).subspan(1);
-  while (!rest.empty()) {
-    const std::size_t count = has_room ? std::min<std::size_t>(rest.size(), RemoteArea::kSlots) : 1;
-    RETURN_IF_ERROR(AskSome(rest.first(count), area, has_room));
-    rest = rest.subspan(count);
-  }
-  return OkStatus();
+  const auto ask = [](DumpedThread& thread, CallBatch& batch) {
+    AskThread(batch, thread.core);
+    return HowToAsk(thread);
+  };
+  const auto end = [](DumpedThread&, RemoteSyscalls& remote, Status made) {
+    return made.ok() ? remote.Finish() : made;
+  };
+  return CallTogether(std::span(process.threads).subspan(1), area, frame_bytes, Begin, ask, end);
 }
 
 // The sequence is over before our code runs, in the live thread as in the image.

@@ -18,7 +18,6 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
-#include <list>
 #include <span>
 #include <utility>
 
@@ -30,6 +29,7 @@
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/call_batch.h"
+#include "engine/tracee/together.h"
 #include "engine/tracee/waits.h"
 
 namespace stasis::engine {
@@ -212,45 +212,6 @@ Status RestoreUnusual(const ThreadImage& thread, RemoteSyscalls& remote, Notes& 
   return RestoreSettings(thread, remote, notes);
 }
 
-// As many as there is room for at once: each needs a processor for a moment only.
-Status RestoreSome(RestoredProcess& process, std::span<RestoredProcess::Thread> threads,
-                   const arch::Registers& model, OneRun how, Notes& notes) {
-  struct Asked {
-    RemoteSyscalls remote;
-    CallBatch batch = {};
-    Status status = {};
-  };
-  std::list<Asked> all;
-  Status worst;
-  const auto note = [&worst](const Status& status, const ThreadImage& thread) {
-    if (worst.ok()) worst = Annotate(status, "tid " + std::to_string(thread.tid));
-  };
-  for (RestoredProcess::Thread& thread : threads) {
-    const CallPlace place = threads.size() == 1
-                                ? process.area.place()
-                                : process.area.slot(static_cast<unsigned>(all.size()));
-    // Of its own registers none is needed again.
-    Result<RemoteSyscalls> remote = RemoteSyscalls::Begin(thread.tracee, place, model, 0);
-    if (!remote.ok()) {
-      note(remote.status(), *thread.image);
-      break;
-    }
-    Asked& asked = all.emplace_back(*std::move(remote));
-    AddUsual(*thread.image, process.image->leader(), asked.batch);
-    how.ids.second = thread.image->tid;
-    asked.status = asked.batch.Begin(asked.remote, how);
-  }
-  // What has begun is taken to its end, whatever becomes of the others.
-  for (auto [asked, thread] = std::pair(all.begin(), threads.begin()); asked != all.end();
-       ++asked, ++thread) {
-    if (asked->status.ok()) asked->status = asked->batch.End();
-    if (asked->status.ok()) asked->status = RestoreUnusual(*thread->image, asked->remote, notes);
-    asked->remote.Abandon();  // its registers are set when all is done
-    note(asked->status, *thread->image);
-  }
-  return worst;
-}
-
 Status RestoreThreads(RestoredProcess& process, Notes& notes) {
   const ThreadImage& leader = process.image->leader();
   CallBatch batch;
@@ -261,15 +222,27 @@ Status RestoreThreads(RestoredProcess& process, Notes& notes) {
   RETURN_IF_ERROR(RestoreUnusual(leader, *process.remote, notes));
   if (process.others.empty()) return OkStatus();
   ASSIGN_OR_RETURN(const arch::Registers model, arch::Read(process.others.front().tracee.tid()));
-  const std::size_t frame_bytes = arch::SignalFrame(model, 0, 0).size();
-  const std::size_t at_once = frame_bytes <= RemoteArea::kSlotFrameBytes ? RemoteArea::kSlots : 1;
-  std::span<RestoredProcess::Thread> rest = process.others;
-  while (!rest.empty()) {
-    const std::size_t count = std::min(rest.size(), at_once);
-    RETURN_IF_ERROR(RestoreSome(process, rest.first(count), model, how, notes));
-    rest = rest.subspan(count);
-  }
-  return OkStatus();
+  const auto with_tid = [](const Status& status, const RestoredProcess::Thread& thread) {
+    return Annotate(status, "tid " + std::to_string(thread.image->tid));
+  };
+  // Of the registers of a new thread none is needed again.
+  const auto begin = [&](RestoredProcess::Thread& thread,
+                         const CallPlace& place) -> Result<RemoteSyscalls> {
+    Result<RemoteSyscalls> remote = RemoteSyscalls::Begin(thread.tracee, place, model, 0);
+    if (!remote.ok()) return with_tid(remote.status(), thread);
+    return remote;
+  };
+  const auto ask = [&](RestoredProcess::Thread& thread, CallBatch& calls) {
+    AddUsual(*thread.image, leader, calls);
+    return OneRun{.signal = how.signal, .ids = {how.ids.first, thread.image->tid}};
+  };
+  const auto end = [&](RestoredProcess::Thread& thread, RemoteSyscalls& remote, Status made) {
+    if (made.ok()) made = RestoreUnusual(*thread.image, remote, notes);
+    remote.Abandon();  // its registers are set when all is done
+    return with_tid(made, thread);
+  };
+  return CallTogether(std::span(process.others), process.area,
+                      arch::SignalFrame(model, 0, 0).size(), begin, ask, end);
 }
 
 // A file under /proc/self that the process writes by itself, so that the kernel judges its rights.
