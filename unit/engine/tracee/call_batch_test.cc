@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "engine/base/io.h"
+#include "unit/engine/tracee/stopped.h"
 #include "unit/support/child.h"
 #include "unit/support/matchers.h"
 
@@ -24,13 +25,6 @@ using ::stasis::testing::IsOk;
 using ::stasis::testing::Sleep;
 using std::chrono::seconds;
 using std::chrono::steady_clock;
-
-Result<Tracee> Stopped(pid_t pid) {
-  ASSIGN_OR_RETURN(Tracee tracee, Tracee::Seize(pid, PTRACE_O_TRACESYSGOOD));
-  RETURN_IF_ERROR(tracee.Interrupt());
-  RETURN_IF_ERROR(WaitForStop(pid, steady_clock::now() + seconds(10)).status());
-  return tracee;
-}
 
 // A child that sleeps, stopped, with room for calls.
 struct Asked {

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "engine/base/io.h"
+#include "unit/engine/tracee/stopped.h"
 #include "unit/support/child.h"
 #include "unit/support/matchers.h"
 
@@ -19,18 +20,9 @@ namespace {
 using ::stasis::testing::Child;
 using ::stasis::testing::IsOk;
 using ::stasis::testing::Sleep;
-using std::chrono::seconds;
-using std::chrono::steady_clock;
 
 std::string MapsOf(pid_t pid) {
   return ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/maps").value_or("");
-}
-
-Result<Tracee> Stopped(pid_t pid) {
-  ASSIGN_OR_RETURN(Tracee tracee, Tracee::Seize(pid, PTRACE_O_TRACESYSGOOD));
-  RETURN_IF_ERROR(tracee.Interrupt());
-  RETURN_IF_ERROR(WaitForStop(pid, steady_clock::now() + seconds(10)).status());
-  return tracee;
 }
 
 TEST(RemoteSyscallsTest, ACallRunsInTheProcessAndLeavesItAsItWas) {
