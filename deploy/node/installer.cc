@@ -102,12 +102,16 @@ Status Installer::Carry(const InstallRequest& request, const Journal& old, Journ
 
   bool agent_changed = false, kubelet_changed = false;
   RETURN_IF_ERROR(Apply(plan, false, agent_changed));
-  Status started = OkStatus();
-  if (agent_changed || old.phase != Phase::kInstalled) started = StartAgent(request);
-  if (!started.ok()) {
+  Status ready = OkStatus();
+  if (agent_changed || old.phase != Phase::kInstalled) ready = StartAgent();
+  // Also before a repair that changes the kubelet's side alone: the agent may have ended meanwhile.
+  if (ready.ok()) ready = ProbeAgent(request);
+  if (!ready.ok()) {
+    ready = Annotate(ready,
+                     "stasisd does not answer for the runtime, so the kubelet is not sent to it");
     // An installation that never sent the kubelet to us has nothing to send back.
-    (void)SendBack(noted, Message(started));  // already reporting worse
-    return started;
+    (void)SendBack(noted, Message(ready));  // already reporting worse
+    return ready;
   }
   RETURN_IF_ERROR(Apply(plan, true, kubelet_changed));
   for (const Change& change : obsolete) {
@@ -128,18 +132,20 @@ Status Installer::Carry(const InstallRequest& request, const Journal& old, Journ
   return OkStatus();
 }
 
-Status Installer::StartAgent(const InstallRequest& request) const {
-  if (services_.offline()) return OkStatus();
+Status Installer::StartAgent() const {
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
   (void)services_.Systemctl(
       {"reset-failed", "stasisd.socket", "stasisd.service"});  // none had failed
   RETURN_IF_ERROR(services_.Systemctl({"start", "stasisd.socket"}));
   // The socket stays open meanwhile: who connects now waits for the new agent.
-  RETURN_IF_ERROR(services_.Systemctl({"restart", "stasisd.service"}));
+  return services_.Systemctl({"restart", "stasisd.service"});
+}
+
+Status Installer::ProbeAgent(const InstallRequest& request) const {
+  if (services_.offline()) return OkStatus();
   const std::string programs = request.release.empty() ? "/usr/bin" : request.release + "/bin";
-  return Annotate(
-      RunProgram({programs + "/stasisd", "--probe", "--listen", "unix://" + files_.Here(kSocket)}),
-      "stasisd does not answer for the runtime, so the kubelet is not sent to it");
+  return RunProgram(
+      {programs + "/stasisd", "--probe", "--listen", "unix://" + files_.Here(kSocket)});
 }
 
 Status Installer::Apply(const Journal& journal, bool sends_kubelet, bool& changed) const {

@@ -47,7 +47,8 @@ class Installer {
 
  private:
   Status Carry(const InstallRequest& request, const Journal& old, Journal plan);
-  Status StartAgent(const InstallRequest& request) const;
+  Status StartAgent() const;
+  Status ProbeAgent(const InstallRequest& request) const;
   Status SendBack(Journal& journal, const std::string& reason);
   Status Apply(const Journal& journal, bool sends_kubelet, bool& changed) const;
   Status UndoAll(const Journal& journal, bool sends_kubelet, bool& changed) const;
