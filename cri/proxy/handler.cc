@@ -1,79 +1,69 @@
 #include "cri/proxy/handler.h"
 
+#include <system_error>
 #include <thread>
 #include <utility>
 
 namespace stasis::cri {
+namespace {
 
-class HandledCall : public grpc::ServerGenericBidiReactor {
+class HandledCall : public ServerCall {
  public:
-  HandledCall(grpc::GenericCallbackServerContext* context, const Handler* handler,
-              HandledCalls* calls)
-      : context_(context), handler_(handler), calls_(calls) {
-    calls_->Began();
-    StartRead(&request_);
+  HandledCall(std::unique_ptr<ClientEnd> client, const Handler& handler, CallCount& handled,
+              CallCount& all)
+      : ServerCall(std::move(client), all), handler_(handler), handled_(handled) {
+    handled_.Began();
+    this->client().Read(&request_, asked_.Begin());
   }
-
-  void OnReadDone(bool ok) override {
-    if (!ok) {
-      Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "the call has no request message"));
-      return;
-    }
-    std::thread([this] { Answer(); }).detach();  // HandledCalls waits for its end
-  }
-
-  void OnCancel() override { stop_.request_stop(); }
-
-  void OnDone() override {
-    HandledCalls* calls = calls_;
-    delete this;
-    calls->Ended();
-  }
+  ~HandledCall() override { handled_.Ended(); }
 
  private:
-  void Answer() {
-    reply_ = (*handler_)({*context_, request_, stop_.get_token()});
-    for (const auto& [key, value] : reply_.initial) context_->AddInitialMetadata(key, value);
-    for (const auto& [key, value] : reply_.trailing) context_->AddTrailingMetadata(key, value);
-    if (reply_.status.ok()) {
-      StartWriteAndFinish(&reply_.message, {}, reply_.status);
-    } else {
-      Finish(reply_.status);
+  void Asked(bool ok) {
+    void* const finished = finished_.Begin();  // here: steps are counted on the server's thread
+    if (!ok) {
+      client().Finish(
+          grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "the call has no request message"),
+          finished);
+      return;
+    }
+    try {
+      std::thread([this, finished] { Answer(finished); }).detach();  // the counts wait for its end
+    } catch (const std::system_error& error) {                       // pthread_create(3): EAGAIN
+      client().Finish(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                                   std::string("no thread for the call: ") + error.what()),
+                      finished);
     }
   }
 
-  grpc::GenericCallbackServerContext* context_;
-  const Handler* handler_;
-  HandledCalls* calls_;
+  void Answer(void* finished) {
+    reply_ = handler_({context(), request_, stop_.get_token()});
+    for (const auto& [key, value] : reply_.initial) context().AddInitialMetadata(key, value);
+    for (const auto& [key, value] : reply_.trailing) context().AddTrailingMetadata(key, value);
+    if (reply_.status.ok()) {
+      client().WriteAndFinish(reply_.message, {}, reply_.status, finished);
+    } else {
+      client().Finish(reply_.status, finished);
+    }
+  }
+
+  void Finished(bool /*ok*/) {}
+
+  void Cancelled() override { stop_.request_stop(); }
+
+  const Handler& handler_;
+  CallCount& handled_;
   grpc::ByteBuffer request_;
   std::stop_source stop_;
   Reply reply_;
+  Step<HandledCall, &HandledCall::Asked> asked_{this};
+  Step<HandledCall, &HandledCall::Finished> finished_{this};
 };
 
-grpc::ServerGenericBidiReactor* HandledCalls::Start(grpc::GenericCallbackServerContext* context,
-                                                    const Handler* handler) {
-  return new HandledCall(context, handler, this);
-}
+}  // namespace
 
-void HandledCalls::Began() {
-  const std::lock_guard lock(mutex_);
-  ++under_way_;
-}
-
-void HandledCalls::Ended() {
-  const std::lock_guard lock(mutex_);
-  --under_way_;
-  changed_.notify_all();  // under the lock: the waiter may destroy this right after
-}
-
-bool HandledCalls::WaitUntilIdle(std::chrono::steady_clock::time_point deadline) {
-  std::unique_lock lock(mutex_);
-  const auto idle = [this] { return under_way_ == 0; };
-  if (deadline == std::chrono::steady_clock::time_point::max()) {
-    changed_.wait(lock, idle);  // wait_until overflows at max() in libstdc++
-    return true;
-  }
-  return changed_.wait_until(lock, deadline, idle);
+void StartHandler(std::unique_ptr<ClientEnd> client, const Handler& handler, CallCount& handled,
+                  CallCount& all) {
+  new HandledCall(std::move(client), handler, handled, all);  // deletes itself
 }
 
 }  // namespace stasis::cri

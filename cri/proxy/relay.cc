@@ -1,118 +1,112 @@
 #include "cri/proxy/relay.h"
 
-#include <mutex>
+#include <utility>
 
 #include "cri/proxy/metadata.h"
 
 namespace stasis::cri {
 namespace {
 
-// Both halves of one call. Reactions of the two halves run on different threads at the same time.
-//
-// Order of the end: the runtime's half ends first (a read that gives nothing, then OnDone with the
-// status), which finishes the client's half, whose OnDone frees all. A client that goes away
-// cancels the runtime's half and waits for the same.
-class Relay {
+// Order of the end: the runtime's side ends first (a read that gives nothing, then its status), which
+// finishes the client's side. A client that goes away cancels the runtime's side and waits for the same.
+class Relay : public ServerCall {
  public:
-  Relay(grpc::GenericCallbackServerContext* context, grpc::GenericStub& stub,
-        const RelayFilters* filters)
-      : context_(context), filters_(filters), client_(this), runtime_(this) {
-    ForwardRequest(*context, context->host(), call_);
-    stub.PrepareBidiStreamingCall(&call_, context->method(), {}, &runtime_);
-    // Writes come from the client's reactions, that is from outside of the runtime half's own: gRPC
-    // wants a hold for as long as they may come.
-    runtime_.AddHold();
-    runtime_.StartCall();
-    client_.StartRead(&request_);
+  Relay(std::unique_ptr<ClientEnd> client, const Forwarding& to)
+      : ServerCall(std::move(client), to.count), to_(to) {
+    ForwardRequest(context(), context().host(), call_);
+    runtime_ = to_.stub.PrepareCall(&call_, context().method(), &to_.queue);
+    runtime_->StartCall(started_.Begin());
   }
-
-  grpc::ServerGenericBidiReactor* client() { return &client_; }
 
  private:
-  class ClientHalf : public grpc::ServerGenericBidiReactor {
-   public:
-    explicit ClientHalf(Relay* relay) : relay_(relay) {}
-    void OnReadDone(bool ok) override { relay_->ClientSent(ok); }
-    void OnWriteDone(bool ok) override { relay_->ClientTook(ok); }
-    void OnCancel() override { relay_->call_.TryCancel(); }
-    void OnDone() override { delete relay_; }
-
-   private:
-    Relay* relay_;
-  };
-
-  class RuntimeHalf : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
-   public:
-    explicit RuntimeHalf(Relay* relay) : relay_(relay) {}
-    void OnReadInitialMetadataDone(bool ok) override { relay_->RuntimeAnswers(ok); }
-    void OnReadDone(bool ok) override { relay_->RuntimeSent(ok); }
-    void OnWriteDone(bool ok) override {
-      if (ok) relay_->client_.StartRead(&relay_->request_);
+  void Started(bool ok) {
+    if (!ok) {
+      EndRuntime();
+      return;
     }
-    void OnDone(const grpc::Status& status) override { relay_->RuntimeEnded(status); }
-
-   private:
-    Relay* relay_;
-  };
+    runtime_->ReadInitialMetadata(runtime_answers_.Begin());
+    client().Read(&request_, client_sent_.Begin());
+  }
 
   void ClientSent(bool ok) {
-    if (ok && filters_->request) filters_->request(request_);
-    const std::lock_guard lock(mutex_);
-    if (runtime_closed_) return;
+    if (ok && to_.filters.request) to_.filters.request(request_);
+    if (runtime_ended_) return;
     if (ok) {
-      runtime_.StartWrite(&request_);
+      runtime_->Write(request_, runtime_took_.Begin());
     } else {
-      runtime_.StartWritesDone();
+      runtime_->WritesDone(half_closed_.Begin());
     }
   }
+
+  void RuntimeTook(bool ok) {
+    if (ok && !runtime_ended_) client().Read(&request_, client_sent_.Begin());
+  }
+
+  void HalfClosed(bool /*ok*/) {}
+
+  void RuntimeAnswers(bool ok) {
+    if (!ok) {  // there are no messages: all metadata comes with the status
+      EndRuntime();
+      return;
+    }
+    ForwardInitialMetadata(call_, context());
+    client().SendInitialMetadata(client_told_.Begin());
+  }
+
+  // A write to the client at the same time as its initial metadata is not safe in gRPC 1.51.
+  void ClientTold(bool ok) { ClientTook(ok); }
 
   void ClientTook(bool ok) {
     if (!ok) call_.TryCancel();  // nobody is there to read the rest
-    runtime_.StartRead(&response_);
-  }
-
-  void RuntimeAnswers(bool ok) {
-    if (ok) {  // else there are no messages: all metadata comes with the status
-      ForwardInitialMetadata(call_, *context_);
-      client_.StartSendInitialMetadata();
-    }
-    // Only now: a write to the client at the same time as its initial metadata is not safe in
-    // gRPC 1.51.
-    runtime_.StartRead(&response_);
+    runtime_->Read(&response_, runtime_sent_.Begin());
   }
 
   void RuntimeSent(bool ok) {
-    if (ok) {
-      if (filters_->response) filters_->response(response_);
-      client_.StartWrite(&response_);
+    if (!ok) {
+      EndRuntime();
       return;
     }
-    const std::lock_guard lock(mutex_);
-    runtime_closed_ = true;
-    runtime_.RemoveHold();
+    if (to_.filters.response) to_.filters.response(response_);
+    client().Write(response_, client_took_.Begin());
   }
 
-  void RuntimeEnded(const grpc::Status& status) {
-    ForwardTrailingMetadata(call_, status, *context_);
-    client_.Finish(status);  // may free this
+  void EndRuntime() {
+    runtime_ended_ = true;
+    runtime_->Finish(&status_, runtime_finished_.Begin());
   }
 
-  grpc::GenericCallbackServerContext* context_;
-  const RelayFilters* filters_;
+  void RuntimeFinished(bool /*ok*/) {
+    ForwardTrailingMetadata(call_, status_, context());
+    client().Finish(status_, client_finished_.Begin());
+  }
+
+  void ClientFinished(bool /*ok*/) {}
+
+  void Cancelled() override { call_.TryCancel(); }
+
+  const Forwarding to_;
   grpc::ClientContext call_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> runtime_;
   grpc::ByteBuffer request_;
   grpc::ByteBuffer response_;
-  std::mutex mutex_;
-  bool runtime_closed_ = false;  // guarded by mutex_: no write to the runtime may begin any more
-  ClientHalf client_;
-  RuntimeHalf runtime_;
+  grpc::Status status_;
+  bool runtime_ended_ = false;  // no write to the runtime may begin any more
+  Step<Relay, &Relay::Started> started_{this};
+  Step<Relay, &Relay::ClientSent> client_sent_{this};
+  Step<Relay, &Relay::RuntimeTook> runtime_took_{this};
+  Step<Relay, &Relay::HalfClosed> half_closed_{this};
+  Step<Relay, &Relay::RuntimeAnswers> runtime_answers_{this};
+  Step<Relay, &Relay::ClientTold> client_told_{this};
+  Step<Relay, &Relay::RuntimeSent> runtime_sent_{this};
+  Step<Relay, &Relay::ClientTook> client_took_{this};
+  Step<Relay, &Relay::RuntimeFinished> runtime_finished_{this};
+  Step<Relay, &Relay::ClientFinished> client_finished_{this};
 };
 
 }  // namespace
 
-grpc::ServerGenericBidiReactor* StartRelay(grpc::GenericCallbackServerContext* context,
-                                           grpc::GenericStub& stub, const RelayFilters* filters) {
-  return (new Relay(context, stub, filters))->client();
+void StartRelay(std::unique_ptr<ClientEnd> client, const Forwarding& to) {
+  new Relay(std::move(client), to);  // deletes itself
 }
 
 }  // namespace stasis::cri

@@ -1,5 +1,6 @@
 #include "cri/proxy/server.h"
 
+#include <absl/synchronization/mutex.h>
 #include <fcntl.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/server_posix.h>
@@ -14,6 +15,7 @@
 
 #include "cri/log.h"
 #include "cri/proxy/limits.h"
+#include "cri/proxy/relay.h"
 #include "cri/proxy/unary_relay.h"
 
 namespace stasis::cri {
@@ -26,49 +28,45 @@ constexpr auto kLastAnswers = std::chrono::milliseconds(200);
 
 }  // namespace
 
-class Server::Service : public grpc::CallbackGenericService {
+// What the next call to the server becomes.
+class Server::Arrival final : public Event {
  public:
-  Service(Upstream& upstream, MethodTable table, std::atomic<std::uint64_t>& forwarded)
-      : upstream_(upstream), table_(std::move(table)), forwarded_(forwarded) {}
+  explicit Arrival(Server& server) : server_(server) {}
 
-  grpc::ServerGenericBidiReactor* CreateReactor(
-      grpc::GenericCallbackServerContext* context) override {
-    if (const auto handler = table_.handlers.find(context->method());
-        handler != table_.handlers.end()) {
-      return calls_.Start(context, &handler->second);
+  void Happened(bool ok) override {
+    if (ok) {
+      new Arrival(server_);  // for the one after it; deletes itself
+      server_.Take(std::move(client_));
     }
-    forwarded_.fetch_add(1, std::memory_order_relaxed);
-    static const RelayFilters kNone;
-    const auto found = table_.filters.find(context->method());
-    const RelayFilters* filters = found == table_.filters.end() ? &kNone : &found->second;
-    return IsUnary(context->method()) ? StartUnaryRelay(context, upstream_.any(), filters)
-                                      : StartRelay(context, upstream_.any(), filters);
+    delete this;
   }
 
-  HandledCalls& calls() { return calls_; }
-
  private:
-  Upstream& upstream_;
-  const MethodTable table_;
-  std::atomic<std::uint64_t>& forwarded_;
-  HandledCalls calls_;
+  Server& server_;
+  std::unique_ptr<ClientEnd> client_ =
+      std::make_unique<ClientEnd>(server_.service_, *server_.queue_, *this);
 };
 
 Server::Server(Listener listener, Upstream& upstream, MethodTable table,
                std::atomic<std::uint64_t>& forwarded)
     : listener_(std::move(listener)),
-      service_(std::make_unique<Service>(upstream, std::move(table), forwarded)) {}
+      upstream_(upstream),
+      table_(std::move(table)),
+      forwarded_(forwarded) {}
 
 Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstream,
                                               MethodTable table,
                                               std::atomic<std::uint64_t>& forwarded) {
   std::unique_ptr<Server> server(
       new Server(std::move(listener), upstream, std::move(table), forwarded));
+  // Debian's abseil looks for lock cycles at each lock that gRPC takes (GraphCycles), a part of every call.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(kUnlimitedMessage);
   builder.SetMaxSendMessageSize(kUnlimitedMessage);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
-  builder.RegisterCallbackGenericService(server->service_.get());
+  builder.RegisterAsyncGenericService(&server->service_);
+  server->queue_ = builder.AddCompletionQueue();
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr) return Internal("the gRPC server does not start");
 
@@ -77,11 +75,33 @@ Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstr
     const int error = errno;
     return SyscallError(error, "eventfd");
   }
+  new Arrival(*server);  // deletes itself
+  server->events_ = std::thread([raw = server.get()] { raw->Serve(); });
   server->acceptor_ = std::thread([raw = server.get()] { raw->Accept(); });
   return server;
 }
 
 Server::~Server() { Shutdown(std::chrono::milliseconds(0)); }
+
+void Server::Serve() {
+  void* event = nullptr;
+  bool ok = false;
+  while (queue_->Next(&event, &ok)) static_cast<Event*>(event)->Happened(ok);
+}
+
+void Server::Take(std::unique_ptr<ClientEnd> client) {
+  const std::string& method = client->context.method();
+  if (const auto handler = table_.handlers.find(method); handler != table_.handlers.end()) {
+    StartHandler(std::move(client), handler->second, handled_, calls_);
+    return;
+  }
+  forwarded_.fetch_add(1, std::memory_order_relaxed);
+  static const RelayFilters kNone;
+  const auto found = table_.filters.find(method);
+  const Forwarding to{upstream_.any(), *queue_,
+                      found == table_.filters.end() ? kNone : found->second, calls_};
+  (IsUnary(method) ? StartUnaryRelay : StartRelay)(std::move(client), to);
+}
 
 // We accept ourselves: gRPC can take neither a socket from systemd nor one with a mode.
 void Server::Accept() {
@@ -111,9 +131,15 @@ void Server::Shutdown(std::chrono::milliseconds grace) {
   if (!listener_.path.empty()) ::unlink(listener_.path.c_str());
   listener_.socket.Reset();
   if (server_ == nullptr) return;
-  service_->calls().WaitUntilIdle(std::chrono::steady_clock::now() + grace);
+  constexpr auto kNoLimit = std::chrono::steady_clock::time_point::max();
+  handled_.WaitUntilNone(std::chrono::steady_clock::now() + grace);
   server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
   server_->Wait();
+  // Calls that were cut have operations under way to the runtime, and a handler its answer: none may begin
+  // one on a queue that is shut down.
+  calls_.WaitUntilNone(kNoLimit);
+  queue_->Shutdown();
+  events_.join();
 }
 
 }  // namespace stasis::cri

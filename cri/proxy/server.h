@@ -38,16 +38,25 @@ class Server {
   void Shutdown(std::chrono::milliseconds grace);
 
  private:
-  class Service;
+  class Arrival;
 
   Server(Listener listener, Upstream& upstream, MethodTable table,
          std::atomic<std::uint64_t>& forwarded);
   void Accept();
+  void Serve();
+  void Take(std::unique_ptr<ClientEnd> client);
 
   Listener listener_;
-  std::unique_ptr<Service> service_;
+  Upstream& upstream_;
+  const MethodTable table_;
+  std::atomic<std::uint64_t>& forwarded_;
+  CallCount handled_;
+  CallCount calls_;
+  grpc::AsyncGenericService service_;
+  std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
-  UniqueFd wake_;  // an eventfd that ends Accept
+  std::thread events_;  // the one on which all of gRPC's events happen
+  UniqueFd wake_;       // an eventfd that ends Accept
   std::thread acceptor_;
   bool shut_down_ = false;
 };

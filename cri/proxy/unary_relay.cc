@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "cri/proxy/metadata.h"
 
@@ -51,46 +52,51 @@ bool Holds(const std::array<std::string_view, N>& names, std::string_view name) 
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-class UnaryRelay : public grpc::ServerGenericBidiReactor {
+class UnaryRelay : public ServerCall {
  public:
-  UnaryRelay(grpc::GenericCallbackServerContext* context, grpc::GenericStub& stub,
-             const RelayFilters* filters)
-      : context_(context), stub_(stub), filters_(filters) {
-    ForwardRequest(*context, context->host(), call_);
-    StartRead(&request_);
+  UnaryRelay(std::unique_ptr<ClientEnd> client, const Forwarding& to)
+      : ServerCall(std::move(client), to.count), to_(to) {
+    ForwardRequest(context(), context().host(), call_);
+    this->client().Read(&request_, asked_.Begin());
   }
-
-  void OnReadDone(bool ok) override {
-    if (!ok) {
-      Finish(grpc::Status(grpc::StatusCode::INTERNAL, "the call has no request message"));
-      return;
-    }
-    if (filters_->request) filters_->request(request_);
-    stub_.UnaryCall(&call_, context_->method(), {}, &request_, &response_,
-                    [this](const grpc::Status& status) { Answer(status); });
-  }
-
-  void OnCancel() override { call_.TryCancel(); }
-  void OnDone() override { delete this; }
 
  private:
-  void Answer(const grpc::Status& status) {
-    ForwardInitialMetadata(call_, *context_);
-    ForwardTrailingMetadata(call_, status, *context_);
-    if (!status.ok() || !response_.Valid()) {
-      Finish(status);
+  void Asked(bool ok) {
+    if (!ok) {
+      client().Finish(grpc::Status(grpc::StatusCode::INTERNAL, "the call has no request message"),
+                      finished_.Begin());
       return;
     }
-    if (filters_->response) filters_->response(response_);
-    StartWriteAndFinish(&response_, {}, status);
+    if (to_.filters.request) to_.filters.request(request_);
+    runtime_ = to_.stub.PrepareUnaryCall(&call_, context().method(), request_, &to_.queue);
+    runtime_->StartCall();
+    runtime_->Finish(&response_, &status_, answered_.Begin());
   }
 
-  grpc::GenericCallbackServerContext* context_;
-  grpc::GenericStub& stub_;
-  const RelayFilters* filters_;
+  void Answered(bool /*ok*/) {
+    ForwardInitialMetadata(call_, context());
+    ForwardTrailingMetadata(call_, status_, context());
+    if (!status_.ok() || !response_.Valid()) {
+      client().Finish(status_, finished_.Begin());
+      return;
+    }
+    if (to_.filters.response) to_.filters.response(response_);
+    client().WriteAndFinish(response_, {}, status_, finished_.Begin());
+  }
+
+  void Finished(bool /*ok*/) {}
+
+  void Cancelled() override { call_.TryCancel(); }
+
+  const Forwarding to_;
   grpc::ClientContext call_;
+  std::unique_ptr<grpc::ClientAsyncResponseReader<grpc::ByteBuffer>> runtime_;
   grpc::ByteBuffer request_;
   grpc::ByteBuffer response_;
+  grpc::Status status_;
+  Step<UnaryRelay, &UnaryRelay::Asked> asked_{this};
+  Step<UnaryRelay, &UnaryRelay::Answered> answered_{this};
+  Step<UnaryRelay, &UnaryRelay::Finished> finished_{this};
 };
 
 }  // namespace
@@ -102,10 +108,8 @@ bool IsUnary(std::string_view method) {
   return method.starts_with(kImage) && Holds(kImageMethods, method.substr(kImage.size()));
 }
 
-grpc::ServerGenericBidiReactor* StartUnaryRelay(grpc::GenericCallbackServerContext* context,
-                                                grpc::GenericStub& stub,
-                                                const RelayFilters* filters) {
-  return new UnaryRelay(context, stub, filters);
+void StartUnaryRelay(std::unique_ptr<ClientEnd> client, const Forwarding& to) {
+  new UnaryRelay(std::move(client), to);  // deletes itself
 }
 
 }  // namespace stasis::cri

@@ -1,9 +1,7 @@
 // One unary call passed between client and runtime: what the relay does in general, in fewer steps.
 #pragma once
 
-#include <grpcpp/generic/async_generic_service.h>
-#include <grpcpp/generic/generic_stub.h>
-
+#include <memory>
 #include <string_view>
 
 #include "cri/proxy/relay.h"
@@ -15,8 +13,6 @@ namespace stasis::cri {
 bool IsUnary(std::string_view method);
 
 /// As StartRelay, for a unary method.
-grpc::ServerGenericBidiReactor* StartUnaryRelay(grpc::GenericCallbackServerContext* context,
-                                                grpc::GenericStub& stub,
-                                                const RelayFilters* filters);
+void StartUnaryRelay(std::unique_ptr<ClientEnd> client, const Forwarding& to);
 
 }  // namespace stasis::cri

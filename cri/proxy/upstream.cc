@@ -5,8 +5,6 @@
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/proto_buffer_writer.h>
 
-#include <condition_variable>
-
 #include "cri/proxy/limits.h"
 #include "cri/proxy/listener.h"
 
@@ -87,19 +85,17 @@ Reply Upstream::Forward(const IncomingCall& call, const grpc::ByteBuffer& reques
   grpc::ClientContext context;
   ForwardRequest(call.context, call.context.host(), context);
   Reply reply;
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool done = false;
-  any_.UnaryCall(&context, call.context.method(), {}, &request, &reply.message,
-                 [&](const grpc::Status& status) {
-                   const std::lock_guard lock(mutex);
-                   reply.status = status;
-                   done = true;
-                   changed.notify_one();  // under the lock: the waiter frees all of this
-                 });
+  grpc::CompletionQueue queue;
+  const auto runtime = any_.PrepareUnaryCall(&context, call.context.method(), request, &queue);
+  runtime->StartCall();
+  runtime->Finish(&reply.message, &reply.status, nullptr);
   const std::stop_callback cancel(call.stop, [&context] { context.TryCancel(); });
-  std::unique_lock lock(mutex);
-  changed.wait(lock, [&done] { return done; });
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  queue.Shutdown();  // a queue that goes away has to be shut down and empty
+  while (queue.Next(&tag, &ok)) {
+  }
   reply.initial = Copy(context.GetServerInitialMetadata());
   reply.trailing = Copy(context.GetServerTrailingMetadata());
   if (!reply.status.error_details().empty()) {
