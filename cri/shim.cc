@@ -44,7 +44,7 @@ class RunningShim : public Shim {
       : lock_(std::move(lock)),
         upstream_(std::move(upstream)),
         records_(std::move(records)),
-        restorer_(*upstream_, *records_, locks_, activity_, options.placeholder),
+        restorer_(*upstream_, *records_, locks_, activity_, options.restore),
         checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint) {}
 
   Status Serve(const std::string& endpoint) {
@@ -79,18 +79,20 @@ class RunningShim : public Shim {
   std::jthread recovery_;
 };
 
-// It is mounted into containers and executed there: found missing now, not at the first restore.
-Status CheckPlaceholder(const std::string& path) {
+// Found missing now, not at the first restore.
+Status CheckProgram(const std::string& path, const char* what) {
   if (::access(path.c_str(), X_OK) == 0) return OkStatus();
   const int error = errno;
-  return Annotate(SyscallError(error, path), "the placeholder program, see --placeholder");
+  return Annotate(SyscallError(error, path), what);
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Shim>> Shim::Start(const ShimOptions& options) {
   ASSIGN_OR_RETURN(UniqueFd lock, LockStateDirectory(options.state_dir));
-  RETURN_IF_ERROR(CheckPlaceholder(options.placeholder));
+  RETURN_IF_ERROR(
+      CheckProgram(options.restore.placeholder, "the placeholder program, see --placeholder"));
+  RETURN_IF_ERROR(CheckProgram(options.restore.page_server, "the page server, see --page-server"));
   ASSIGN_OR_RETURN(std::unique_ptr<Records> records,
                    Records::Open(options.state_dir + "/containers"));
   ASSIGN_OR_RETURN(std::unique_ptr<Upstream> upstream, Upstream::Open(options.runtime_endpoint));

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cri/agent.h"
+#include "cri/restore/restore_options.h"
 #include "engine/base/status.h"
 #include "engine/options.h"
 
@@ -16,7 +17,7 @@ struct ShimOptions {
   std::string listen;               ///< unix:///path of our own socket.
   std::string runtime_endpoint;     ///< unix:///path of the runtime's socket.
   std::string state_dir;            ///< What is known of restored containers; made when missing.
-  std::string placeholder;          ///< Host path of the program `stasis-placeholder`.
+  RestoreOptions restore;           ///< Of every restore.
   engine::Options checkpoint = {};  ///< Of every checkpoint.
 };
 

@@ -1,12 +1,17 @@
 """Restored programs whose memory comes while they run (`stasis restore --lazy-pages`)."""
 
 import os
+import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from e2e import journey
 from e2e.paths import STASIS
+from e2e.redis import Redis
+from e2e.testbed.cri import CriError
 from e2e.wait import until
 
 # 64 MiB, each page its own number over and over. What follows runs once the program may go on.
@@ -145,3 +150,44 @@ def test_out_of_an_archive(start, folder):
     (folder / "restored").touch()
     done = subprocess.run([STASIS, "restore", "--archive", archive, "--lazy-pages"], timeout=60, check=False)
     assert done.returncode == 0, program.err
+
+
+def values(count):
+    return [f"{i}:" * 512 for i in range(count)]  # some KiB each
+
+
+def test_a_container_whose_memory_comes_while_stasisd_is_away(bed, pods, folder):
+    pod = pods("lazy-first")
+    container = bed.cri.run(pod, "redis", bed.image("redis"))
+    redis = until(lambda: Redis.connect(pod.ip), what="redis")
+    redis.pipeline((["SET", i, value] for i, value in enumerate(values(16_000))), batch=100)
+    redis.close()
+    journey.checkpoint(bed.cri, container, folder / "redis.tar")
+    image = journey.push_image(folder / "redis.tar", f"{bed.registry.address}/redis-lazy:1")
+    bed.cri.remove_pod(pod.id)
+
+    pod = pods("lazy-second")
+    pod.config["annotations"] = {"stasis.dev/lazy-pages": "true"}
+    restored = bed.cri.run(pod, "redis", image)
+    bed.stop_service("stasisd", signal.SIGKILL)
+    redis = until(lambda: Redis.connect(pod.ip), what="the restored redis")
+    assert redis.pipeline(["GET", i] for i in range(16_000)) == values(16_000)
+    until(lambda: not page_servers(), what="the page server's end")
+    bed.start_shim()
+    told = re.findall(r"lazy_bytes=\"?(\d+)", bed.service_log("stasisd", 200))
+    assert told and int(told[-1]) > 32 << 20, "most of its memory was there at once"
+    journey.checkpoint(bed.cri, restored, folder / "again.tar")
+    journey.stasis("verify", folder / "again.tar")
+
+
+def test_an_annotation_that_says_neither_is_refused(bed, pods, folder):
+    pod = pods("lazy-neither")
+    container = bed.cri.run(pod, "main", bed.image("busybox"), command=["sleep", "1000"])
+    journey.checkpoint(bed.cri, container, folder / "sleep.tar")
+    image = journey.push_image(folder / "sleep.tar", f"{bed.registry.address}/sleep-lazy:1")
+    again = pods("lazy-neither-again")
+    again.config["annotations"] = {"stasis.dev/lazy-pages": "yes"}
+    with pytest.raises(CriError) as refused:
+        bed.cri.run(again, "main", image)
+    assert refused.value.code == "InvalidArgument"
+    assert 'stasis.dev/lazy-pages is "yes"; it can be "false" or "true"' in str(refused.value)

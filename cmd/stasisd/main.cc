@@ -19,10 +19,10 @@ namespace {
 
 constexpr int kExitFailure = 1;
 
-std::string PlaceholderNextToUs() {
+std::string NextToUs(const char* program) {
   std::error_code error;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
-  return (self.parent_path() / "stasis-placeholder").string();
+  return (self.parent_path() / program).string();
 }
 
 struct Options {
@@ -30,7 +30,8 @@ struct Options {
       .listen = "unix:///run/stasis/stasis.sock",
       .runtime_endpoint = "unix:///run/containerd/containerd.sock",
       .state_dir = "/var/lib/stasis",
-      .placeholder = PlaceholderNextToUs(),
+      .restore = {.placeholder = NextToUs("stasis-placeholder"),
+                  .page_server = NextToUs("stasis-pages")},
   };
   stasis::kubelet_api::ApiOptions api;
   std::string log_level = "info";
@@ -55,9 +56,16 @@ void Declare(CLI::App& app, Options& options) {
   app.add_option("--state-dir", options.shim.state_dir,
                  "Where restored containers are remembered; survives restarts")
       ->capture_default_str();
-  app.add_option("--placeholder", options.shim.placeholder,
+  app.add_option("--placeholder", options.shim.restore.placeholder,
                  "The program that holds a container's place until it is restored")
       ->capture_default_str();
+  app.add_option("--page-server", options.shim.restore.page_server,
+                 "The program that loads the memory of lazily restored containers")
+      ->capture_default_str();
+  app.add_flag(
+      "--lazy-pages", options.shim.restore.lazy_pages,
+      "Restored containers run at once, and most of their memory is loaded while they do;\n"
+      "a pod's annotation stasis.dev/lazy-pages decides for it");
   app.add_flag_callback(
       "--no-pre-copy", [&options] { options.shim.checkpoint.pre_copy = false; },
       "All memory is saved while its container stands still, in one level of images");

@@ -17,6 +17,10 @@ namespace {
 /// Annotation of a pod, "true": see engine::Options::clocks_may_go_back.
 constexpr const char* kClocksMayGoBack = "stasis.dev/clocks-may-go-back";
 
+/// Annotation of a pod, "true" or "false": see engine::Options::lazy_pages. Without it the agent's
+/// own setting holds.
+constexpr const char* kLazyPages = "stasis.dev/lazy-pages";
+
 /// Annotation of a pod: what becomes of a container that was restored, ran and ended, when the kubelet
 /// starts it again. "restore", the default: it goes on from the checkpoint once more. "fresh": its
 /// program begins anew, with the base image and what the pod's spec says of it.
@@ -50,13 +54,14 @@ RestoredContainer RecordOf(const runtime::v1::CreateContainerRequest& request,
   return record;
 }
 
-Result<bool> BeginsAnewOnRestart(const runtime::v1::PodSandboxConfig& pod) {
-  const auto found = pod.annotations().find(kOnRestart);
-  if (found == pod.annotations().end() || found->second == kRestore) return false;
-  if (found->second == kFresh) return true;
-  return InvalidArgument(std::string("the pod's annotation ") + kOnRestart + " is \"" +
-                         found->second + "\"; it can be \"" + kRestore + "\" or \"" + kFresh +
-                         "\"");
+// Whether the pod's annotation `key` is `yes`, not `no`; `otherwise` where the pod has none.
+Result<bool> Chosen(const runtime::v1::PodSandboxConfig& pod, const char* key, const char* yes,
+                    const char* no, bool otherwise) {
+  const auto found = pod.annotations().find(key);
+  if (found == pod.annotations().end()) return otherwise;
+  if (found->second == yes || found->second == no) return found->second == yes;
+  return InvalidArgument(std::string("the pod's annotation ") + key + " is \"" + found->second +
+                         "\"; it can be \"" + no + "\" or \"" + yes + "\"");
 }
 
 void SetImage(runtime::v1::ContainerConfig& config, const BaseImage& base) {
@@ -122,7 +127,10 @@ Result<Reply> Restorer::CreateRestored(const IncomingCall& call,
   ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(NameKey(record), limits));
   ASSIGN_OR_RETURN(const std::string earlier, EarlierAnswer(record, limits));
   if (!earlier.empty()) return ReplyOf(earlier);
-  ASSIGN_OR_RETURN(const bool anew, BeginsAnewOnRestart(request.sandbox_config()));
+  const runtime::v1::PodSandboxConfig& pod = request.sandbox_config();
+  ASSIGN_OR_RETURN(const bool anew, Chosen(pod, kOnRestart, kFresh, kRestore, false));
+  ASSIGN_OR_RETURN(record.lazy_pages,
+                   Chosen(pod, kLazyPages, "true", "false", options_.lazy_pages));
   if (anew && records_.HasRun(record.pod_uid, record.name)) record.phase = RestorePhase::kFresh;
 
   ASSIGN_OR_RETURN(record.checkpoint, images_.Open(image, request.pod_sandbox_id(), limits));
@@ -175,7 +183,7 @@ Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
   if (record.phase == RestorePhase::kFresh) {
     record.checkpoint = {};
   } else {
-    SetPlaceholder(*request.mutable_config(), placeholder_);
+    SetPlaceholder(*request.mutable_config(), options_.placeholder);
   }
   ASSIGN_OR_RETURN(const grpc::ByteBuffer rewritten, Serialize(request));
   Reply reply = upstream_.Forward(call, rewritten);

@@ -51,7 +51,8 @@ nlohmann::json ToJson(const RestoredContainer& record) {
             {"snapshotter", record.checkpoint.snapshotter},
             {"snapshotKey", record.checkpoint.snapshot_key}}},
           {"logPath", record.log_path},
-          {"clocksMayGoBack", record.clocks_may_go_back}};
+          {"clocksMayGoBack", record.clocks_may_go_back},
+          {"lazyPages", record.lazy_pages}};
 }
 
 std::vector<std::string> Texts(const nlohmann::json& json, const char* key) {
@@ -86,6 +87,7 @@ Result<RestoredContainer> FromJson(const nlohmann::json& json) {
                      .snapshot_key = TextField(checkpoint, "snapshotKey")},
       .log_path = TextField(json, "logPath"),
       .clocks_may_go_back = archive::Field(json, "clocksMayGoBack") == true,
+      .lazy_pages = archive::Field(json, "lazyPages") == true,
   };
 }
 

@@ -53,7 +53,8 @@ struct RestoredContainer {
 
   CheckpointPlace checkpoint;
   std::string log_path;             ///< On the host; empty: the container has no log.
-  bool clocks_may_go_back = false;  ///< As the pod's annotation says.
+  bool clocks_may_go_back = false;  ///< As the pod's annotations say, in the next, too.
+  bool lazy_pages = false;
 };
 
 /// All records, in memory and as one small file each. Threads may share it.

@@ -18,20 +18,21 @@
 #include "cri/restore/checkpoint_images.h"
 #include "cri/restore/credentials.h"
 #include "cri/restore/records.h"
+#include "cri/restore/restore_options.h"
 
 namespace stasis::cri {
 
 class Restorer {
  public:
-  /// `placeholder`: the program on the host. All references outlive this.
+  /// All references outlive this.
   Restorer(Upstream& upstream, Records& records, KeyedLocks& locks, Activity& activity,
-           std::string placeholder)
+           RestoreOptions options)
       : upstream_(upstream),
         records_(records),
         locks_(locks),
         activity_(activity),
         images_(upstream),
-        placeholder_(std::move(placeholder)) {}
+        options_(std::move(options)) {}
 
   /// Enters all calls that have to do with it. This outlives the table.
   void AddTo(MethodTable& table);
@@ -68,7 +69,7 @@ class Restorer {
   Activity& activity_;
   CheckpointImages images_;
   Credentials credentials_;
-  const std::string placeholder_;
+  const RestoreOptions options_;
 };
 
 /// What the client of `call` grants.

@@ -110,7 +110,9 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
   engine::RestoreRequest request;
   request.placeholder = facts.pid;
   request.options.clocks_may_go_back = record.clocks_may_go_back;
-  request.placeholder_program = placeholder_;
+  request.options.lazy_pages = record.lazy_pages;
+  request.placeholder_program = options_.placeholder;
+  request.page_server_program = options_.page_server;
   request.stop = call.stop;
   request.deadline = SteadyDeadline(call);
   // This thread is the call's own for its whole life, as the tracer has to be.
@@ -121,6 +123,7 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
                                    {"image", record.image_ref},
                                    {"processes", std::to_string(report.processes)},
                                    {"pages", std::to_string(report.pages_restored)},
+                                   {"lazy_bytes", std::to_string(report.lazy_bytes)},
                                    {"microseconds", std::to_string(report.total.count())}});
   for (const std::string& note : report.notes) {
     log::Warn("restored but for this, ignoring", {{"container", record.id}, {"what", note}});

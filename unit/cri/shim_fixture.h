@@ -42,7 +42,7 @@ class ShimTest : public ::testing::Test {
         .listen = "unix://" + directory_ / "shim",
         .runtime_endpoint = "unix://" + directory_ / "runtime",
         .state_dir = directory_ / "state",
-        .placeholder = "/bin/true",
+        .restore = {.placeholder = "/bin/true", .page_server = "/bin/true"},
     });
     ASSERT_THAT(shim, IsOk());
     shim_ = std::move(*shim);

@@ -22,6 +22,7 @@ RestoredContainer Sample(const std::string& id) {
   record.args = {"a", "b c"};
   record.checkpoint = {"/view", "overlayfs", "key"};
   record.clocks_may_go_back = true;
+  record.lazy_pages = true;
   return record;
 }
 
@@ -40,6 +41,7 @@ TEST(RecordsTest, SurviveARestart) {
   EXPECT_EQ(found->args, (std::vector<std::string>{"a", "b c"}));
   EXPECT_EQ(found->checkpoint.snapshot_key, "key");
   EXPECT_TRUE(found->clocks_may_go_back);
+  EXPECT_TRUE(found->lazy_pages);
 }
 
 TEST(RecordsTest, AreFoundByAnUnambiguousBeginning) {
