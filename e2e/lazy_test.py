@@ -125,6 +125,22 @@ def test_memory_is_what_it_was(start, folder, what):
     assert program.wait() == 0, program.err
 
 
+def test_pages_side_by_side_in_areas_of_their_own(start, folder):
+    split = """
+libc = ctypes.CDLL(None, use_errno=True)
+base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+for i in range(0, COUNT, 8): assert libc.mprotect(ctypes.c_void_p(base + i * PAGE), PAGE, 1) == 0
+open("ready", "w").close()
+"""
+    program = start("/usr/bin/python3", "-c", HOLD.replace('open("ready", "w").close()\n', split) + VERIFY)
+    until(lambda: (folder / "ready").exists() or program.parent.poll() is not None, what="ready")
+    images = program.checkpoint()
+    program.options = ["--lazy-pages"]
+    program.restore(images)
+    (folder / "restored").touch()
+    assert program.wait() == 0, program.err
+
+
 def test_a_program_that_ends_at_once_ends_its_page_server(start, folder):
     program = start_lazily(start, folder, "os._exit(7)")
     assert program.wait() == 7

@@ -17,6 +17,7 @@ packages+=(strace systemd patchelf python3-yaml dpkg-dev file fakeroot)
 packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
 [[ ${1:-} == --package ]] && packages+=(dpkg-dev file)
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
+[[ ${1:-} == --bench ]] && packages+=(tomcat10-user tomcat10-examples)
 [[ ${1:-} == --peers ]] && packages+=(debootstrap)
 [[ ${1:-} == --cluster ]] && packages+=(etcd-server openssl)
 # e2e/tools/go.mod asks for 1.24, backports have 1.23: Go fetches a newer toolchain by itself from 1.21 on.

@@ -118,12 +118,12 @@ Result<AddressSpace::Outcome> AddressSpace::Load(std::span<const PagesFile> file
   const std::span<std::byte> bytes = Buffer().first(run.end - run.start);
   RETURN_IF_ERROR(ReadExactAt(file.fd.get(), bytes, file.offset + run.offset));
   std::uint64_t at = run.start;
-  std::uint64_t limit = run.end;
+  bool page_by_page = false;
   while (at < run.end && !gone_) {
     uffdio_copy copy = {};
     copy.dst = at;
     copy.src = reinterpret_cast<std::uint64_t>(bytes.data()) + (at - run.start);
-    copy.len = std::min(limit, run.end) - at;
+    copy.len = page_by_page ? kPageBytes : run.end - at;
     const int error = ::ioctl(uffd_.get(), UFFDIO_COPY, &copy) == 0 ? 0 : errno;
     if (copy.copy > 0) {
       shortages_ = 0;
@@ -132,14 +132,13 @@ Result<AddressSpace::Outcome> AddressSpace::Load(std::span<const PagesFile> file
       continue;
     }
     if (error == ENOENT && copy.len > kPageBytes) {
-      limit = at + kPageBytes;  // the range is of several areas by now: page by page
+      page_by_page = true;  // the range is of several areas by now
       continue;
     }
     ASSIGN_OR_RETURN(const Outcome outcome, Refused(error, at));
     if (outcome == Outcome::kAgain) return outcome;
     pending_.Remove(at, at + kPageBytes);
     at += kPageBytes;
-    if (limit < run.end) limit = at + kPageBytes;
   }
   return Outcome::kDone;
 }

@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -156,6 +157,11 @@ Status Serve(Shared& shared) {
     return OkStatus();
   });
   const Status status = server.Run(std::move(guardian), [&shared] { return MakeGuardian(shared); });
+  if (!status.ok()) {
+    ::openlog("stasis-pages", LOG_PID, LOG_DAEMON);
+    ::syslog(LOG_ERR, "restored processes are killed, their memory cannot be loaded: %s",
+             ToText(status).c_str());
+  }
   // Not by return, which would close what the guardian must still hold.
   ::_exit(status.ok() ? 0 : 1);
 }
