@@ -118,24 +118,26 @@ def containers(run):
         frozen, whole = measured(run, bed, item, "10 MiB, 3 processes", [10, 0, 3], None)
         run.add(Row(item, "frozen, 10 MiB and 3 processes", frozen))
         run.add(Row(item, "whole call, 10 MiB and 3 processes", whole, target=40, base="one writer"))
-        small_restore(run, bed, item)
+        started(run, bed, item, "10 MiB and 3 processes", [10, 0, 3])
+        started(run, bed, item, f"{mib} MiB", [mib])
 
 
-def small_restore(run, bed, item):
-    """Create and start of a restored container, and of the same container started cold."""
+def started(run, bed, item, name, words):
+    """Create and start of a restored container, all loaded or lazily, and of the same one started cold."""
     image = workload_image(bed)
-    with running(bed, bed.cri, "bench-small", image, [10, 0, 3]) as container:
+    with running(bed, bed.cri, "bench-saved", image, words) as container:
         archive = checkpointed(bed, bed.cri, container)[2]
-    saved = journey.push_image(archive, f"{bed.registry.address}/bench-saved:1")
+    saved = journey.push_image(archive, f"{bed.registry.address}/bench-saved:{words[0]}")
+    cold = {"command": [str(WORKLOAD), "/tmp", *map(str, words)]}
     samples = {}
-    for number, who in enumerate(run.each(["Stasis", "cold start"])):
+    for number, who in enumerate(run.each(["Stasis", "Stasis, lazily", "cold start"])):
         pod = bed.cri.run_pod(f"bench-start-{number}")
+        pod.config["annotations"] = {"stasis.dev/lazy-pages": str(who == "Stasis, lazily").lower()}
         try:
+            restored = who != "cold start"
             bed.cri.pull(saved)
-            took, _ = milliseconds(bed.cri.run, pod, "work", saved if who == "Stasis" else image,
-                                   **({} if who == "Stasis" else
-                                      {"command": [str(WORKLOAD), "/tmp", "10", "0", "3"]}))
+            took, _ = milliseconds(bed.cri.run, pod, "work", saved if restored else image, **({} if restored else cold))
             samples.setdefault(who, []).append(took)
         finally:
             bed.cri.remove_pod(pod.id)
-    run.add(Row(item, "create and start, 10 MiB and 3 processes", samples, base="cold start"))
+    run.add(Row(item, f"create and start, {name}", samples, base="cold start"))
