@@ -88,4 +88,22 @@ Totals Activity::Copy(const Totals& from) const {
   return from;
 }
 
+void Activity::Tell(const EventSubject& of, const char* reason, std::string message) {
+  Tell(of, /*is_warning=*/false, reason, std::move(message));
+}
+
+void Activity::Warn(const EventSubject& of, const char* reason, std::string message) {
+  Tell(of, /*is_warning=*/true, reason, std::move(message));
+}
+
+void Activity::Tell(const EventSubject& of, bool is_warning, const char* reason,
+                    std::string message) {
+  if (events_ == nullptr || of.names.pod.empty()) return;
+  events_->Tell({.of = of,
+                 .is_warning = is_warning,
+                 .reason = reason,
+                 .message = "container " + of.names.container + " " + std::move(message),
+                 .time = std::chrono::system_clock::now()});
+}
+
 }  // namespace stasis::cri

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cri/container_facts.h"
+#include "cri/pod_events.h"
 #include "engine/base/status.h"
 #include "engine/dump.h"
 
@@ -69,6 +70,9 @@ class Activity {
     std::stop_callback<Pass> pass_;
   };
 
+  /// `events` outlives this; null: nobody is told.
+  explicit Activity(PodEvents* events = nullptr) : events_(events) {}
+
   std::unique_ptr<Checkpoint> Begin(RunningCheckpoint about, const std::stop_token& caller);
 
   void CheckpointEnded(const Totals& one) { Add(checkpoints_, one); }
@@ -80,13 +84,21 @@ class Activity {
 
   Totals checkpoints() const { return Copy(checkpoints_); }
   Totals restores() const { return Copy(restores_); }
+  /// Tells those who look at the pod.
+  void Tell(const EventSubject& of, const char* reason, std::string message);
+  void Warn(const EventSubject& of, const char* reason, std::string message);
+  /// Null: events are not written.
+  const PodEvents* events() const { return events_; }
+
   /// CRI calls that were passed on to the runtime.
   std::atomic<std::uint64_t>& forwarded() { return forwarded_; }
 
  private:
   void Add(Totals& to, const Totals& one);
   Totals Copy(const Totals& from) const;
+  void Tell(const EventSubject& of, bool is_warning, const char* reason, std::string message);
 
+  PodEvents* const events_;
   mutable std::mutex mutex_;
   std::uint64_t last_number_ = 0;
   std::map<std::uint64_t, std::shared_ptr<Entry>> running_;

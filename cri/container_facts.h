@@ -15,6 +15,7 @@ namespace stasis::cri {
 // What the kubelet calls its containers by, and finds them again by.
 inline constexpr const char* kNamespaceLabel = "io.kubernetes.pod.namespace";
 inline constexpr const char* kPodLabel = "io.kubernetes.pod.name";
+inline constexpr const char* kPodUidLabel = "io.kubernetes.pod.uid";
 inline constexpr const char* kContainerLabel = "io.kubernetes.container.name";
 
 /// A container by the names that Kubernetes gives it. One that no kubelet made lacks some.

@@ -44,6 +44,7 @@ class RunningShim : public Shim {
       : lock_(std::move(lock)),
         upstream_(std::move(upstream)),
         records_(std::move(records)),
+        activity_(options.events),
         restorer_(*upstream_, *records_, locks_, activity_, options.restore),
         checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint) {}
 

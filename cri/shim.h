@@ -19,6 +19,7 @@ struct ShimOptions {
   std::string state_dir;            ///< What is known of restored containers; made when missing.
   RestoreOptions restore;           ///< Of every restore.
   engine::Options checkpoint = {};  ///< Of every checkpoint.
+  PodEvents* events = nullptr;      ///< Told of checkpoints and restores; outlives the shim.
 };
 
 class Shim {

@@ -87,6 +87,14 @@ def test_the_api_gets_a_token_and_may_ask_who_calls():
                      "verbs": ["create", "get", "list", "delete"]}]
 
 
+def test_without_anything_to_tell_or_to_ask_there_is_no_token():
+    objects = render("events.enabled=false", "nodeStatus.enabled=false")
+    pod = pod_of(objects)
+    assert [volume["name"] for volume in pod["volumes"]] == ["host", "systemd", "config"]
+    assert not [name for kind, name in objects if name == "stasis-reports"]
+    assert "no-events = true" in objects["ConfigMap", "stasis"]["data"]["stasisd.toml"]
+
+
 def test_the_agents_options_reach_its_file():
     made = render("agent.preCopy=false", "agent.logLevel=debug", "agent.extraConfig=a = 1\nb = 2")
     assert made["ConfigMap", "stasis"]["data"]["stasisd.toml"] == (

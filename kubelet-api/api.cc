@@ -4,13 +4,13 @@
 #include <cpprest/http_listener.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <pplx/threadpool.h>
 #include <sys/socket.h>
 
 #include <cerrno>
 #include <utility>
 
 #include "cri/log.h"
+#include "kubelet-api/client_threads.h"
 #include "kubelet-api/routes.h"
 #include "kubelet-api/transport/http_server.h"
 
@@ -21,7 +21,6 @@ using web::http::experimental::details::http_server_api;
 using web::http::experimental::listener::http_listener;
 
 constexpr int kBacklog = 64;
-constexpr int kClientThreads = 4;  // of cpprestsdk, for questions to the API server; 40 unless said
 
 bool IsLoopback(const sockaddr* address) {
   if (address->sa_family == AF_INET) {
@@ -69,15 +68,7 @@ Status CheckOptions(const ApiOptions& options) {
   if (!tls.client_ca.empty() && tls.certificate.empty()) {
     return InvalidArgument("--api-client-ca needs TLS: --api-tls-cert and --api-tls-key");
   }
-  const ApiServerOptions& server = options.api_server;
-  if (server.url.empty()) return OkStatus();
-  if (!server.url.starts_with("https://")) {
-    return InvalidArgument("--api-server " + server.url + " is not an https:// address");
-  }
-  if (server.ca_file.empty() || server.token_file.empty()) {
-    return InvalidArgument("--api-server needs --api-server-ca and --api-server-token-file");
-  }
-  return OkStatus();
+  return CheckApiServer(options.api_server);
 }
 
 class RunningApi : public Api {
@@ -121,6 +112,17 @@ class RunningApi : public Api {
 
 }  // namespace
 
+Status CheckApiServer(const ApiServerOptions& options) {
+  if (options.url.empty()) return OkStatus();
+  if (!options.url.starts_with("https://")) {
+    return InvalidArgument("--api-server " + options.url + " is not an https:// address");
+  }
+  if (options.ca_file.empty() || options.token_file.empty()) {
+    return InvalidArgument("--api-server needs --api-server-ca and --api-server-token-file");
+  }
+  return OkStatus();
+}
+
 Result<std::unique_ptr<Api>> Api::Start(const ApiOptions& options, cri::Agent& agent) {
   RETURN_IF_ERROR(CheckOptions(options));
   std::unique_ptr<Tls> tls;
@@ -129,7 +131,7 @@ Result<std::unique_ptr<Api>> Api::Start(const ApiOptions& options, cri::Agent& a
   }
   ASSIGN_OR_RETURN(UniqueFd socket, ListenAt(options.listen, tls == nullptr));
   try {
-    crossplat::threadpool::initialize_with_threads(kClientThreads);
+    StartClientThreads();
     auto api = std::make_unique<RunningApi>(options, agent);
     api->Open(std::move(socket), std::move(tls));
     return std::unique_ptr<Api>(std::move(api));

@@ -19,6 +19,9 @@ struct ApiOptions {
   std::string checkpoint_dir = "/var/lib/kubelet/checkpoints";
 };
 
+/// InvalidArgument: it is not reached as these say, over TLS and with a token.
+Status CheckApiServer(const ApiServerOptions& options);
+
 class Api {
  public:
   /// Serves from here on; one at a time in a process. `agent` outlives this. InvalidArgument: options that would

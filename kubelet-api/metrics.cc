@@ -53,6 +53,14 @@ std::string MetricsText(cri::Activity& activity) {
   One(text, "stasis_forwarded_calls_total", "counter",
       "CRI calls that were passed on to the container runtime.",
       std::to_string(activity.forwarded().load()));
+  if (const cri::PodEvents* const events = activity.events(); events != nullptr) {
+    const cri::EventCounts counts = events->counts();
+    One(text, "stasis_events_written_total", "counter",
+        "Events on pods that the API server has taken.", std::to_string(counts.written));
+    One(text, "stasis_events_dropped_total", "counter",
+        "Events on pods that it has not, as it was away for long or refused them.",
+        std::to_string(counts.dropped));
+  }
   return text;
 }
 

@@ -11,6 +11,7 @@
 #include "cri/log.h"
 #include "kubelet-api/answers.h"
 #include "kubelet-api/metrics.h"
+#include "kubelet-api/names.h"
 #include "kubelet-api/openapi.h"
 #include "kubelet-api/transport/exchange.h"
 
@@ -38,13 +39,6 @@ Result<std::int64_t> Number(const std::string& text) {
     return InvalidArgument("'" + text + "' is no number");
   }
   return number;
-}
-
-// Names of namespaces, pods and containers: RFC 1123 subdomains.
-bool IsName(const std::string& name) {
-  return !name.empty() && name.size() <= 253 && std::ranges::all_of(name, [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.';
-  });
 }
 
 Status NoSuchPath() { return NotFound("there is nothing at this path; see /openapi/v3"); }
@@ -163,7 +157,8 @@ Answer Routes::Dispatch(const Call& call) {
   if (path[0] != "v1" || path.size() < 2) return NoSuchPath();
   if (path.size() == 2 && path[1] == "checkpoints") return List(call, nullptr);
   if (path.size() == 2 && path[1] == "running") return Running(call, nullptr);
-  if (path.size() >= 4 && path[1] == "namespaces" && IsName(path[2])) return OfNamespace(call);
+  if (path.size() >= 4 && path[1] == "namespaces" && IsObjectName(path[2]))
+    return OfNamespace(call);
   return NoSuchPath();
 }
 
@@ -231,7 +226,8 @@ Answer Routes::KubeletCheckpoint(const Call& call) {
   if (!call.Is("POST")) return WrongMethod(call);
   const cri::PodContainer names = {
       .pod_namespace = call.path[1], .pod = call.path[2], .container = call.path[3]};
-  if (!IsName(names.pod_namespace) || !IsName(names.pod) || !IsName(names.container)) {
+  if (!IsObjectName(names.pod_namespace) || !IsObjectName(names.pod) ||
+      !IsObjectName(names.container)) {
     return TextAnswer(404, "pod does not exist");
   }
   RETURN_IF_ERROR(Allow(
@@ -346,7 +342,7 @@ Answer Routes::CheckContainer(const Call& call) {
   if (!call.Is("GET")) return WrongMethod(call);
   const cri::PodContainer names = {
       .pod_namespace = call.path[2], .pod = call.path[4], .container = call.path[6]};
-  if (!IsName(names.pod) || !IsName(names.container)) return NoSuchPath();
+  if (!IsObjectName(names.pod) || !IsObjectName(names.container)) return NoSuchPath();
   // Who may not make a checkpoint need not know what is in its way.
   RETURN_IF_ERROR(Allow(
       call,

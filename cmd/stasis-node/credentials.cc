@@ -56,5 +56,8 @@ Result<std::string> HandOver(const NodeFiles& files, const std::string& folder) 
     RETURN_IF_ERROR(files.MakeFolders(credential.place));
     RETURN_IF_ERROR(files.Put(credential.place, wanted));
   }
+  // Where the pod is to tell what its node can do, it is told the node's name.
+  const char* const node = std::getenv("NODE_NAME");
+  if (node != nullptr && *node != '\0') options += Option("node-name", node);
   return options;
 }

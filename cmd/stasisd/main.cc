@@ -14,6 +14,7 @@
 #include "cri/log.h"
 #include "cri/shim.h"
 #include "kubelet-api/api.h"
+#include "kubelet-api/reports.h"
 
 namespace {
 
@@ -34,6 +35,7 @@ struct Options {
                   .page_server = NextToUs("stasis-pages")},
   };
   stasis::kubelet_api::ApiOptions api;
+  stasis::kubelet_api::ReportOptions reports;
   std::string log_level = "info";
   int grace_seconds = 30;
   bool probe = false;
@@ -98,6 +100,16 @@ void DeclareApi(CLI::App& app, stasis::kubelet_api::ApiOptions& api) {
       ->capture_default_str();
 }
 
+void DeclareReports(CLI::App& app, stasis::kubelet_api::ReportOptions& reports) {
+  app.add_flag_callback(
+      "--no-events", [&reports] { reports.events = false; },
+      "No Kubernetes Events on pods; with --api-server, checkpoints and restores are told there");
+  app.add_option(
+      "--node-name", reports.node,
+      "This node's name in the cluster: its Node object gets labels and a condition that tell what "
+      "can be done here; none unless given");
+}
+
 int Probe(const std::string& endpoint) {
   const auto version = stasis::cri::RuntimeVersionAt(endpoint);
   if (!version.ok()) {
@@ -126,11 +138,20 @@ int main(int argc, char** argv) {
   CLI::App app;
   Declare(app, options);
   DeclareApi(app, options.api);
+  DeclareReports(app, options.reports);
   CLI11_PARSE(app, argc, argv);
   stasis::log::SetLevel(options.log_level);
   if (options.probe) return Probe(options.shim.listen);
   const sigset_t signals = BlockEndSignals();
 
+  options.reports.api_server = options.api.api_server;
+  options.reports.version = STASIS_VERSION;
+  auto reports = stasis::kubelet_api::Reports::Start(options.reports);
+  if (!reports.ok()) {
+    stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(reports.status())}});
+    return kExitFailure;
+  }
+  options.shim.events = reports->events();
   auto shim = stasis::cri::Shim::Start(options.shim);
   if (!shim.ok()) {
     stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(shim.status())}});
@@ -149,9 +170,11 @@ int main(int argc, char** argv) {
     api = std::move(*started);
     stasis::log::Info("the REST API is served", {{"listen", options.api.listen}});
   }
+  reports->BeginNode((*shim)->agent());
   int signal = 0;
   sigwait(&signals, &signal);
   stasis::log::Info("stasisd ends", {{"signal", std::to_string(signal)}});
+  reports->EndNode();
   if (api) api->Shutdown(std::chrono::seconds(options.grace_seconds));
   (*shim)->Shutdown(std::chrono::seconds(options.grace_seconds));
   return EXIT_SUCCESS;

@@ -53,8 +53,10 @@ Reply Checkpointer::CheckpointContainer(const IncomingCall& call) {
 Result<ContainerCheckpoint> Checkpointer::Checkpoint(const std::string& id,
                                                      const std::string& location,
                                                      const CallLimits& limits) {
-  Result<ContainerCheckpoint> done = Make(id, location, limits);
+  EventSubject of;
+  Result<ContainerCheckpoint> done = Make(id, location, limits, of);
   if (!done.ok()) {
+    activity_.Warn(of, "CheckpointFailed", "not checkpointed: " + Message(done.status()));
     activity_.CheckpointEnded({.failed = {{done.status().code(), 1}}});
     log::Error("container not checkpointed",
                {{"container", id}, {"reason", ToText(done.status())}});
@@ -72,15 +74,20 @@ Result<ContainerCheckpoint> Checkpointer::Checkpoint(const std::string& id,
                                        {"bytes", std::to_string(done->archive_bytes)},
                                        {"frozen_us", Microseconds(done->report.stops.total)},
                                        {"total_us", Microseconds(done->total)}});
+  activity_.Tell(of, "Checkpointed",
+                 "checkpointed: " + SizeText(done->archive_bytes) + ", frozen for " +
+                     TimeText(done->report.stops.total) + " of " + TimeText(done->total) + "; " +
+                     location);
   return done;
 }
 
 Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std::string& location,
-                                               const CallLimits& limits) {
+                                               const CallLimits& limits, EventSubject& of) {
   if (!location.starts_with('/')) {
     return InvalidArgument("the location '" + location + "' is not an absolute path");
   }
   ASSIGN_OR_RETURN(const ContainerFacts found, DescribeContainer(upstream_, id, limits));
+  of = SubjectOf(found.status.labels());
   // The runtime may have been given a beginning of the id; what it answers has all of it.
   ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(found.status.id(), limits));
   ASSIGN_OR_RETURN(const ContainerFacts facts,
@@ -101,6 +108,7 @@ Result<ContainerCheckpoint> Checkpointer::Write(const ContainerFacts& facts,
                                         .location = location,
                                         .started = system_clock::now()},
                                        limits.stop);
+  activity_.Tell(SubjectOf(facts.status.labels()), "CheckpointStarted", "is being checkpointed");
   engine::DumpRequest request;
   request.options = options_;
   request.stop = running->stop();

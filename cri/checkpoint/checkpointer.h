@@ -38,7 +38,7 @@ class Checkpointer {
  private:
   Reply CheckpointContainer(const IncomingCall& call);
   Result<ContainerCheckpoint> Make(const std::string& id, const std::string& location,
-                                   const CallLimits& limits);
+                                   const CallLimits& limits, EventSubject& of);
   Result<ContainerCheckpoint> Write(const ContainerFacts& facts, const std::string& location,
                                     const CallLimits& limits);
 

@@ -37,6 +37,8 @@ RestoredContainer RecordOf(const runtime::v1::CreateContainerRequest& request,
   RestoredContainer record;
   record.sandbox_id = request.pod_sandbox_id();
   record.pod_uid = request.sandbox_config().metadata().uid();
+  record.pod_namespace = request.sandbox_config().metadata().namespace_();
+  record.pod = request.sandbox_config().metadata().name();
   record.name = config.metadata().name();
   record.attempt = config.metadata().attempt();
   record.image = config.image().image();
@@ -114,6 +116,8 @@ Reply Restorer::CreateContainer(const IncomingCall& call) {
                {{"sandbox", request.pod_sandbox_id()},
                 {"name", request.config().metadata().name()},
                 {"reason", ToText(status)}});
+    activity_.Warn(SubjectOf(RecordOf(request, **image)), "RestoreFailed",
+                   "not restored: " + Message(status));
     return Failed(status);
   }
   return std::move(*reply);

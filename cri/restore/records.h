@@ -41,6 +41,8 @@ struct RestoredContainer {
   std::string
       sandbox_id;  ///< With name and attempt: what makes a repeated CreateContainer the same.
   std::string pod_uid;
+  std::string pod_namespace;  ///< Empty, as the next, in records of an agent that did not keep it.
+  std::string pod;
   std::string name;
   std::uint32_t attempt = 0;
 

@@ -22,6 +22,12 @@ bool IsGone(const grpc::Status& status) {
 
 CallLimits LimitsOf(const IncomingCall& call) { return {call.context.deadline(), call.stop}; }
 
+EventSubject SubjectOf(const RestoredContainer& record) {
+  return {
+      .names = {.pod_namespace = record.pod_namespace, .pod = record.pod, .container = record.name},
+      .pod_uid = record.pod_uid};
+}
+
 Reply Failed(const Status& status) {
   Reply reply;
   reply.status = ToGrpc(status);

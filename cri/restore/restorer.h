@@ -72,6 +72,8 @@ class Restorer {
   const RestoreOptions options_;
 };
 
+EventSubject SubjectOf(const RestoredContainer& record);
+
 /// What the client of `call` grants.
 CallLimits LimitsOf(const IncomingCall& call);
 

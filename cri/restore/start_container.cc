@@ -12,6 +12,7 @@
 #include "cri/restore/placeholder.h"
 #include "cri/restore/restored_log.h"
 #include "cri/restore/restorer.h"
+#include "engine/memory/page_size.h"
 #include "engine/restore.h"
 
 namespace stasis::cri {
@@ -70,6 +71,7 @@ Result<Reply> Restorer::StartRestored(const IncomingCall& call, RestoredContaine
   }
   record.phase = RestorePhase::kRestoring;
   RETURN_IF_ERROR(Annotate(records_.Put(record), "remember that the restore begins"));
+  activity_.Tell(SubjectOf(record), "RestoreStarted", "is being restored from " + record.image_ref);
 
   const Status logged = AppendSavedLog(**checkpoint, record.log_path);
   if (!logged.ok()) {
@@ -125,6 +127,11 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
                                    {"pages", std::to_string(report.pages_restored)},
                                    {"lazy_bytes", std::to_string(report.lazy_bytes)},
                                    {"microseconds", std::to_string(report.total.count())}});
+  activity_.Tell(SubjectOf(record), "Restored",
+                 "restored from " + record.image_ref + ": " + std::to_string(report.processes) +
+                     (report.processes == 1 ? " process, " : " processes, ") +
+                     SizeText(report.pages_restored * engine::kPageBytes) + " of memory in " +
+                     TimeText(report.total));
   for (const std::string& note : report.notes) {
     log::Warn("restored but for this, ignoring", {{"container", record.id}, {"what", note}});
   }
@@ -161,6 +168,7 @@ void Restorer::Fail(RestoredContainer record, const Status& reason) {
   log::Error("container not restored", {{"container", record.id}, {"reason", ToText(reason)}});
   record.phase = RestorePhase::kFailed;
   record.failure = Message(reason);
+  activity_.Warn(SubjectOf(record), "RestoreFailed", "not restored: " + record.failure);
   const CallLimits limits{.deadline = std::chrono::system_clock::now() + kStopTime, .stop = {}};
   runtime::v1::StopContainerRequest request;
   request.set_container_id(record.id);  // timeout 0: SIGKILL, there is nothing to end in order

@@ -107,9 +107,9 @@ def may(cluster, user, verb, resource, namespace):
 
 
 def test_a_role_bound_in_one_namespace_holds_there_alone(cluster, namespace):
-    made = subprocess.run([HELM, "template", "stasis", CHART, "--show-only=templates/rbac.yaml"], check=True,
-                          capture_output=True, text=True).stdout
-    cluster.kubectl("-n", namespace.name, "apply", "-f", "-", stdin=made.replace("namespace: default", ""))
+    made = subprocess.run([HELM, "template", "stasis", CHART, f"--namespace={namespace.name}",
+                           "--show-only=templates/rbac.yaml"], check=True, capture_output=True, text=True).stdout
+    cluster.kubectl("apply", "-f", "-", stdin=made)
     cluster.kubectl("-n", namespace.name, "create", "rolebinding", "ann", "--clusterrole=stasis-checkpoints", "--user=ann")
     cluster.kubectl("-n", namespace.name, "create", "rolebinding", "bob", "--clusterrole=stasis-checkpoints-list",
                     "--user=bob")

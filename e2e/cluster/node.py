@@ -44,6 +44,7 @@ class Node(Machine):
         self.address, self.pods = addresses.nodes[name], addresses.pods[name]
         self.authority = authority
         self.programs = programs
+        self.stasisd_options = []  # from its next start on
         self.checkpoints = self.folder / "var/lib/kubelet/checkpoints"
         self.runtime = Cri(self.folder / CONTAINERD, "", self.folder / "var/log/pods")
         self.cri = Cri(self.folder / STASIS, "", self.folder / "var/log/pods")
@@ -111,7 +112,7 @@ class Node(Machine):
 
     def start_stasisd(self):
         (self.folder / STASIS).parent.mkdir(exist_ok=True)  # a service unit's RuntimeDirectory
-        self.start("stasisd", [STASISD, "--placeholder", PLACEHOLDER])
+        self.start("stasisd", [STASISD, "--placeholder", PLACEHOLDER, *self.stasisd_options])
         self._await("stasisd", self.cri)
 
     def start_kubelet(self):

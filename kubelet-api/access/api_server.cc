@@ -36,25 +36,63 @@ http::client::http_client_config Config(const std::string& ca_file) {
 
 }  // namespace
 
-Result<json> ApiServer::Create(const std::string& path, const json& object) const {
+Result<ApiServer::Reply> ApiServer::Send(const std::string& method, const std::string& path,
+                                         const std::string& media_type, const json& object,
+                                         const std::stop_token& stop) const {
   ASSIGN_OR_RETURN(std::string token, ReadFileAt(AT_FDCWD, options_.token_file));
   while (!token.empty() && (token.back() == '\n' || token.back() == '\r')) token.pop_back();
   try {
     http::client::http_client client(options_.url, Config(options_.ca_file));
-    http::http_request request(http::methods::POST);
+    http::http_request request(method);
     request.set_request_uri(path);
     request.headers().add("Authorization", "Bearer " + token);
-    request.set_body(archive::Dump(object), "application/json");
-    const http::http_response response = client.request(request).get();
+    request.set_body(archive::Dump(object), media_type);
+    pplx::cancellation_token_source ended;
+    const std::stop_callback end(stop, [&ended] { ended.cancel(); });
+    const http::http_response response = client.request(request, ended.get_token()).get();
     const std::string text = response.extract_utf8string(/*ignore_content_type=*/true).get();
-    if (response.status_code() / 100 == 2) return archive::ParseObject(text, path);
-    const Result<json> answer = archive::ParseObject(text, path);
-    return Unavailable(
-        "the API server refuses to answer: " + std::to_string(response.status_code()) + " " +
-        (answer.ok() ? TextField(*answer, "message") : "") +
-        "; stasisd's own account needs the role system:auth-delegator");
+    Reply reply = {.code = response.status_code(), .object = {}, .message = {}};
+    Result<json> answer = archive::ParseObject(text, path);
+    if (reply.code / 100 == 2) {
+      RETURN_IF_ERROR(answer.status());
+      reply.object = *std::move(answer);
+    } else if (answer.ok()) {
+      reply.message = TextField(*answer, "message");
+    }
+    return reply;
   } catch (const std::exception& error) {  // cpprestsdk: nobody there, a strange certificate
     return Unavailable("ask the API server at " + options_.url + ": " + error.what());
+  }
+}
+
+Result<json> ApiServer::Create(const std::string& path, const json& object) const {
+  ASSIGN_OR_RETURN(Reply reply, Send("POST", path, "application/json", object, {}));
+  if (reply.code / 100 == 2) return std::move(reply.object);
+  return Unavailable("the API server refuses to answer: " + std::to_string(reply.code) + " " +
+                     reply.message +
+                     "; stasisd's own account needs the role system:auth-delegator");
+}
+
+Result<json> ApiServer::Change(const std::string& method, const std::string& path,
+                               const std::string& media_type, const json& object,
+                               const std::stop_token& stop) const {
+  Result<Reply> reply = Send(method, path, media_type, object, stop);
+  if (!reply.ok()) return Unavailable(Message(reply.status()));  // the token file may come, too
+  if (reply->code / 100 == 2) return std::move(reply->object);
+  const std::string text =
+      "the API server answers " + std::to_string(reply->code) + ": " + reply->message;
+  switch (reply->code) {
+    case 400:
+    case 422:
+      return InvalidArgument(text);
+    case 403:
+      return PermissionDenied(text + "; see the rights of stasisd's account in docs/security.md");
+    case 404:
+      return NotFound(text);
+    case 409:
+      return AlreadyExists(text);
+    default:
+      return Unavailable(text);
   }
 }
 

@@ -1,7 +1,8 @@
-// The two questions that the API server of the cluster answers: who is this, and may they.
+// The API server of the cluster: who is this, and may they; and what we write there.
 #pragma once
 
 #include <optional>
+#include <stop_token>
 #include <string>
 
 #include "engine/base/status.h"
@@ -25,7 +26,21 @@ class ApiServer {
   /// By SubjectAccessReview.
   Result<bool> Allows(const Identity& identity, const Wish& wish) const;
 
+  /// Sends `object` to make or change one. NotFound, AlreadyExists, PermissionDenied and InvalidArgument are its
+  /// answers; Unavailable: it does not answer, has no time, or does not know us now, and may later.
+  Result<nlohmann::json> Change(const std::string& method, const std::string& path,
+                                const std::string& media_type, const nlohmann::json& object,
+                                const std::stop_token& stop) const;
+
  private:
+  struct Reply {
+    int code = 0;  // of HTTP
+    nlohmann::json object;
+    std::string message;
+  };
+  Result<Reply> Send(const std::string& method, const std::string& path,
+                     const std::string& media_type, const nlohmann::json& object,
+                     const std::stop_token& stop) const;
   Result<nlohmann::json> Create(const std::string& path, const nlohmann::json& object) const;
 
   const ApiServerOptions options_;

@@ -3,6 +3,11 @@
 {{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
+{{- /* Whether the agent asks or tells the API server something, by the pod's token. */ -}}
+{{- define "stasis.hasToken" -}}
+{{- if or .Values.api.enabled .Values.events.enabled .Values.nodeStatus.enabled }}true{{ end }}
+{{- end }}
+
 {{- define "stasis.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
