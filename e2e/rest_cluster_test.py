@@ -12,6 +12,7 @@ import pytest
 from e2e.journey import stasis
 from e2e.paths import BIN, CACHE
 from e2e.rest_test import Api, run_counter
+from e2e.testbed.registry import Registry
 from e2e.testbed.rest import Rest, free_port, make_authority, make_certificate, openssl
 from e2e.testbed.testbed import Testbed
 from e2e.wait import until
@@ -25,12 +26,14 @@ agent-token,stasisd,2
 ann-token,ann,3
 ben-token,ben,4
 prometheus-token,prometheus,5
+dora-token,dora,6
 """
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 RULES = {
     "maker": {"apiGroups": ["stasis.dev"], "resources": ["checkpoints"],
               "verbs": ["create", "list", "get"]},
     "viewer": {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list"]},
+    "pods": {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
     "scraper": {"nonResourceURLs": ["/metrics"], "verbs": ["get"]},
 }
 
@@ -114,14 +117,15 @@ def api(tmp_path_factory):
         server.allow("ann", "viewer")
         server.allow("prometheus", "scraper")
         port = free_port()
-        options = ["--api-listen", f"0.0.0.0:{port}", "--api-tls-cert", folder / "server.crt",
+        registry = Registry.serve(folder, start)
+        options = ["--api-listen", f"0.0.0.0:{port}", "--push-to", f"http://{registry.address}/saved/{{namespace}}/", "--api-tls-cert", folder / "server.crt",
                    "--api-tls-key", folder / "server.key", "--api-client-ca", folder / "ca.crt",
                    "--api-server", server.url, "--api-server-ca", folder / "ca.crt",
                    "--api-server-token-file", folder / "agent-token",
                    "--checkpoint-dir", folder / "checkpoints"]
         with Testbed(shim_options=options) as bed:
             made = Api(folder, bed, port)
-            made.server = server
+            made.server, made.registry = server, registry.address
             run_counter(bed, "counters")
             run_counter(bed, "strangers", "other")
             yield made
@@ -224,8 +228,48 @@ def test_kubectl_checkpoint_by_the_agent(api, kubectl, tmp_path):
     assert "no node has" in kubectl("admin", "inspect", made["name"], code=1)
 
 
+def next_second():
+    """Names of archives have whole seconds."""
+    before = int(time.time())
+    until(lambda: int(time.time()) > before, every=0.02)
+
+
+def test_kubectl_checkpoint_pushes_an_image_where_the_node_may(api, kubectl):
+    next_second()
+    image = f"{api.registry}/saved/default/count:1"
+    (made,) = json.loads(kubectl("ann", "counters", "-o", "json", "--image", image))["items"]
+    assert made["image"] == image and made["digest"].startswith("sha256:")
+    manifest = Rest(f"http://{api.registry}").get("/v2/saved/default/count/manifests/1",
+                                                  Accept="application/vnd.oci.image.manifest.v1+json")
+    assert manifest.code == 200 and made["digest"] == manifest.headers["Docker-Content-Digest"]
+    for elsewhere in (f"{api.registry}/saved/other/count:1", "registry.example/saved/default/count:1"):
+        next_second()
+        said = kubectl("ann", "counters", "--image", elsewhere, code=3)
+        assert "checkpoint-counters_default-count-" in said and "may not be pushed to " + elsewhere in said
+
+
+def test_kubectl_checkpoint_shows_what_it_made_though_it_cannot_be_saved(kubectl, tmp_path):
+    (tmp_path / "there.tar").write_text("mine")
+    next_second()
+    said = kubectl("ann", "counters", "--output", tmp_path / "there.tar", code=3)
+    assert said.startswith("NAME") and "File exists" in said and (tmp_path / "there.tar").read_text() == "mine"
+
+
+def test_kubectl_checkpoint_waits_no_longer_than_it_is_told(api, kubectl):
+    api.server.create("/api/v1/namespaces/default/pods", metadata={"name": "late"},
+                      spec={"containers": [{"name": "count", "image": "busybox"}]})
+    assert "timed out" in kubectl("admin", "late", "--wait", "--timeout", "1s", code=4)
+
+
+def test_without_the_right_to_list_nodes_those_of_the_pods_are_asked(api, kubectl):
+    api.server.allow("dora", "maker", "default")
+    api.server.allow("dora", "pods", "default")
+    said = kubectl("dora", "list", "-o", "wide")
+    assert said.startswith("NAME")
+
+
 def test_kubectl_checkpoint_by_the_kubelet(kubectl):
-    time.sleep(1.1)  # names of archives have whole seconds
+    next_second()
     out = kubectl("admin", "counters", "-c", "count", "--via", "kubelet", "-o", "wide")
     assert out.startswith("NAME") and "checkpoint-counters_default-count-" in out
     assert "(Forbidden)" in kubectl("ann", "counters", "--via", "kubelet", code=1)

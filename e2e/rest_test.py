@@ -87,6 +87,14 @@ def check(answer, method, template):
     return answer
 
 
+def test_where_images_go_is_a_folder_of_a_registry(tmp_path):
+    done = subprocess.run(
+        [STASISD, "--listen", f"unix://{tmp_path}/sock", "--state-dir", tmp_path, "--placeholder", PLACEHOLDER,
+         "--api-listen", f"127.0.0.1:{free_port()}", "--push-to", "registry.example"],
+        capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "is not REGISTRY/ or REGISTRY/FOLDER/" in done.stderr
+
+
 def test_a_checkpoint_as_the_kubelet_makes_one(api, counter):
     path = make(api)
     assert path.parent == api.checkpoints and path.name.startswith("checkpoint-counters_default-count-")
@@ -118,6 +126,8 @@ def test_answers_are_those_of_the_document(api, counter):
     assert checked["canBeCheckpointed"]
     assert get("/v1/running", "/v1/running").json == {"items": []}
     assert get("/v1/namespaces/other/checkpoints/none", of + "/{name}").code == 404
+    post = lambda query: check(api.admin.ask("POST", base + "/image" + query), "POST", of + "/{name}/image")
+    assert (post("").code, post("?reference=a/b:c").code) == (400, 403)
     missing = api.admin.ask("DELETE", "/v1/namespaces/default/running/99")
     assert check(missing, "DELETE", "/v1/namespaces/{namespace}/running/{number}").code == 404
     assert check(api.admin.ask("DELETE", base), "DELETE", of + "/{name}").code == 200

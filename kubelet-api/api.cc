@@ -68,6 +68,7 @@ Status CheckOptions(const ApiOptions& options) {
   if (!tls.client_ca.empty() && tls.certificate.empty()) {
     return InvalidArgument("--api-client-ca needs TLS: --api-tls-cert and --api-tls-key");
   }
+  RETURN_IF_ERROR(ImagePusher::Check(options.push));
   return CheckApiServer(options.api_server);
 }
 
@@ -76,7 +77,8 @@ class RunningApi : public Api {
   RunningApi(const ApiOptions& options, cri::Agent& agent)
       : folder_(options.checkpoint_dir),
         access_(options.api_server, !options.tls.client_ca.empty()),
-        routes_(agent, access_, folder_),
+        pusher_(options.push),
+        routes_(agent, access_, folder_, pusher_),
         listener_(web::uri("http://localhost/")) {}
 
   ~RunningApi() override { End(std::chrono::milliseconds(0)); }
@@ -105,6 +107,7 @@ class RunningApi : public Api {
 
   const CheckpointFolder folder_;
   Access access_;
+  ImagePusher pusher_;
   Routes routes_;
   http_listener listener_;
   HttpServer* server_ = nullptr;  // cpprestsdk has it

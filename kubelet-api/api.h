@@ -8,6 +8,7 @@
 #include "cri/agent.h"
 #include "engine/base/status.h"
 #include "kubelet-api/access/api_server.h"
+#include "kubelet-api/image_pusher.h"
 #include "kubelet-api/transport/tls.h"
 
 namespace stasis::kubelet_api {
@@ -17,6 +18,7 @@ struct ApiOptions {
   TlsFiles tls;        ///< Without a certificate: plain HTTP, on a loopback address alone.
   ApiServerOptions api_server;
   std::string checkpoint_dir = "/var/lib/kubelet/checkpoints";
+  PushRules push;
 };
 
 /// InvalidArgument: it is not reached as these say, over TLS and with a token.

@@ -165,6 +165,7 @@ Answer Routes::Dispatch(const Call& call) {
 Answer Routes::OfNamespace(const Call& call) {
   const std::vector<std::string>& path = call.path;
   if (path[3] == "checkpoints") {
+    if (path.size() == 6 && path[5] == "image") return PushImage(call);
     return path.size() == 4 ? List(call, &path[2]) : OfCheckpoint(call);
   }
   if (path[3] == "running" && path.size() == 4) return Running(call, &path[2]);
@@ -336,6 +337,29 @@ Answer Routes::OfCheckpoint(const Call& call) {
                           {"bytes", verified.bytes},
                           {"problems", verified.problems},
                           {"notes", verified.notes}});
+}
+
+Answer Routes::PushImage(const Call& call) {
+  if (!call.Is("POST")) return WrongMethod(call);
+  const std::string& pod_namespace = call.path[2];
+  const std::string& name = call.path[4];
+  // It makes something, of what could be downloaded.
+  for (const char* const verb : {"create", "get"}) {
+    RETURN_IF_ERROR(
+        Allow(call, {.verb = verb, .pod_namespace = pod_namespace, .name = name, .path = {}}));
+  }
+  const auto reference = call.query.find("reference");
+  if (reference == call.query.end()) {
+    return InvalidArgument("name the image: ?reference=REGISTRY/NAME:TAG");
+  }
+  ASSIGN_OR_RETURN(const StoredCheckpoint found, folder_.Find(pod_namespace, name));
+  ASSIGN_OR_RETURN(const auto archive, folder_.Open(found));
+  ASSIGN_OR_RETURN(const PushedImage image,
+                   pusher_.Push(*archive, pod_namespace, reference->second));
+  return JsonAnswer(200, {{"image", image.name},
+                          {"digest", image.digest},
+                          {"layerBytes", image.layer_bytes},
+                          {"uploadedBytes", image.uploaded_bytes}});
 }
 
 Answer Routes::CheckContainer(const Call& call) {

@@ -10,6 +10,7 @@
 #include "cri/agent.h"
 #include "kubelet-api/access/access.h"
 #include "kubelet-api/checkpoint_folder.h"
+#include "kubelet-api/image_pusher.h"
 
 namespace stasis::kubelet_api {
 
@@ -26,8 +27,8 @@ struct Call {
 class Routes {
  public:
   /// All outlive this.
-  Routes(cri::Agent& agent, Access& access, const CheckpointFolder& folder)
-      : agent_(agent), access_(access), folder_(folder) {}
+  Routes(cri::Agent& agent, Access& access, const CheckpointFolder& folder, ImagePusher& pusher)
+      : agent_(agent), access_(access), folder_(folder), pusher_(pusher) {}
 
   /// Answers `request`; never throws.
   void Handle(const web::http::http_request& request);
@@ -43,12 +44,14 @@ class Routes {
   Answer Running(const Call& call, const std::string* pod_namespace);
   Answer Cancel(const Call& call, const std::string& pod_namespace, const std::string& number);
   Answer OfCheckpoint(const Call& call);
+  Answer PushImage(const Call& call);
   Answer CheckContainer(const Call& call);
   Status Allow(const Call& call, const Wish& wish);
 
   cri::Agent& agent_;
   Access& access_;
   const CheckpointFolder& folder_;
+  ImagePusher& pusher_;
 };
 
 /// The answer with the bytes of `checkpoint` that the request's Range asks for (RFC 9110, one range).

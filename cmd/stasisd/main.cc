@@ -98,6 +98,13 @@ void DeclareApi(CLI::App& app, stasis::kubelet_api::ApiOptions& api) {
   app.add_option("--checkpoint-dir", api.checkpoint_dir,
                  "Where the REST API keeps archives: the kubelet's folder")
       ->capture_default_str();
+  app.add_option(
+      "--push-to", api.push.to,
+      "Where the REST API may push images to: REGISTRY/FOLDER/{namespace}/; repeated for more; "
+      "nowhere unless given");
+  app.add_option(
+      "--push-auth-file", api.push.auth_file,
+      "Credentials for that, as `docker login` keeps them; else those of root on this node");
 }
 
 void DeclareReports(CLI::App& app, stasis::kubelet_api::ReportOptions& reports) {

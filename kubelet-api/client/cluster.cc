@@ -1,5 +1,9 @@
 #include "kubelet-api/client/cluster.h"
 
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
 namespace stasis::kubelet_api {
 namespace {
 
@@ -19,6 +23,12 @@ std::string TextAt(const json& object, const char* pointer) {
 json ArrayAt(const json& object, const char* pointer) {
   const json::json_pointer at(pointer);
   return object.contains(at) && object[at].is_array() ? object[at] : json::array();
+}
+
+constexpr std::size_t kMostAtOnce = 8;  // of kubectl, which takes some 50 MB each
+
+std::string RequestTimeout(int seconds) {
+  return "--request-timeout=" + std::to_string(seconds) + "s";
 }
 
 // Where another way may still be open.
@@ -80,6 +90,29 @@ Result<std::vector<Node>> Cluster::Nodes() {
   return nodes;
 }
 
+Result<std::vector<Node>> Cluster::NodesOfPods() {
+  ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
+  ASSIGN_OR_RETURN(const std::string text,
+                   kubectl_.Run({"get", "pods", "-n", pod_namespace, "-o", "json"}));
+  ASSIGN_OR_RETURN(const json object, Parse(text, "kubectl get pods"));
+  std::map<std::string, std::string> addresses;
+  for (const json& item : ArrayAt(object, "/items")) {
+    const std::string address = TextAt(item, "/status/hostIP");
+    if (!address.empty()) addresses[TextAt(item, "/spec/nodeName")] = address;
+  }
+  std::vector<Node> nodes;
+  for (const auto& [name, address] : addresses) nodes.push_back({name, address});
+  return nodes;
+}
+
+Status Cluster::WaitReady(const std::string& name, int timeout_seconds) {
+  ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
+  return kubectl_
+      .Run({"wait", "--for=condition=Ready", "pod/" + name, "-n", pod_namespace,
+            "--timeout=" + std::to_string(timeout_seconds) + "s"})
+      .status();
+}
+
 Kubectl Cluster::ToAgent(const Node& node) const {
   std::vector<std::string> flags = options_.flags;
   const bool six = node.address.find(':') != std::string::npos;
@@ -103,18 +136,26 @@ Result<std::string> Cluster::Checkpoint(const Pod& pod, const std::string& conta
                                         int timeout_seconds) {
   ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
   std::string path = "/checkpoint/" + pod_namespace + "/" + pod.name + "/" + container;
-  if (timeout_seconds > 0) path += "?timeout=" + std::to_string(timeout_seconds);
+  // The kubelet and the agent take less than 120 s for 120 s: who hangs up earlier ends the checkpoint, too.
+  std::vector<std::string> limits;
+  if (timeout_seconds > 0) {
+    path += "?timeout=" + std::to_string(timeout_seconds);
+    limits.push_back(RequestTimeout(timeout_seconds));
+  }
+  const auto ask = [&limits](const Kubectl& kubectl, const std::string& whole) {
+    std::vector<std::string> words = {"create", "--raw", whole, "-f", "-"};
+    words.insert(words.end(), limits.begin(), limits.end());
+    return ArchiveOf(kubectl.Run(words));
+  };
   Status by_agent = Unavailable("no agent answers on node " + pod.node.name);
   if (options_.via == Via::kAgent || (options_.via == Via::kAuto && AgentAnswers(pod.node))) {
-    Result<std::string> made =
-        ArchiveOf(ToAgent(pod.node).Run({"create", "--raw", path, "-f", "-"}));
+    Result<std::string> made = ask(ToAgent(pod.node), path);
     if (made.ok() || options_.via == Via::kAgent || !MayBeTriedElsewhere(made.status())) {
       return made;
     }
     by_agent = made.status();
   }
-  Result<std::string> made = ArchiveOf(kubectl_.Run(
-      {"create", "--raw", "/api/v1/nodes/" + pod.node.name + "/proxy" + path, "-f", "-"}));
+  Result<std::string> made = ask(kubectl_, "/api/v1/nodes/" + pod.node.name + "/proxy" + path);
   if (made.ok() || options_.via == Via::kKubelet || !MayBeTriedElsewhere(made.status())) {
     return made;
   }
@@ -122,8 +163,34 @@ Result<std::string> Cluster::Checkpoint(const Pod& pod, const std::string& conta
                                               "; by the kubelet: " + Message(made.status()));
 }
 
-Result<json> Cluster::Get(const Node& node, const std::string& path) {
+Result<json> Cluster::Get(const Node& node, const std::string& path) const {
   ASSIGN_OR_RETURN(const std::string text, ToAgent(node).Run({"get", "--raw", path}));
+  return Parse(text, "the agent of node " + node.name);
+}
+
+std::vector<Result<json>> Cluster::GetAll(const std::vector<Node>& nodes, const std::string& path,
+                                          int timeout_seconds) const {
+  std::vector<Result<json>> answers(nodes.size(), Result<json>(Unavailable("not asked")));
+  std::atomic<std::size_t> next = 0;
+  const auto ask = [&] {
+    for (std::size_t at = next++; at < nodes.size(); at = next++) {
+      const Result<std::string> text =
+          nodes[at].address.empty()
+              ? Result<std::string>(Unavailable("it has no address"))
+              : ToAgent(nodes[at]).Run({"get", "--raw", path, RequestTimeout(timeout_seconds)});
+      answers[at] = text.ok() ? Parse(*text, "the agent of node " + nodes[at].name)
+                              : Result<json>(text.status());
+    }
+  };
+  std::vector<std::jthread> threads;
+  const std::size_t count = std::min(nodes.size(), kMostAtOnce);
+  for (std::size_t i = 0; i < count; ++i) threads.emplace_back(ask);
+  threads.clear();  // joins them
+  return answers;
+}
+
+Result<json> Cluster::Post(const Node& node, const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ToAgent(node).Run({"create", "--raw", path, "-f", "-"}));
   return Parse(text, "the agent of node " + node.name);
 }
 

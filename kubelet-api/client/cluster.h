@@ -39,13 +39,23 @@ class Cluster {
 
   Result<std::string> Namespace();
   Result<Pod> FindPod(const std::string& name);
+  /// PermissionDenied: the user may not list nodes.
   Result<std::vector<Node>> Nodes();
+  /// Those on which pods of the namespace are.
+  Result<std::vector<Node>> NodesOfPods();
+
+  /// Until the pod is ready. DeadlineExceeded: it is not, within `timeout_seconds`.
+  Status WaitReady(const std::string& name, int timeout_seconds);
 
   /// Path of the archive on the node. By the agent where it answers and allows it, else by the kubelet.
   Result<std::string> Checkpoint(const Pod& pod, const std::string& container, int timeout_seconds);
 
-  /// What the agent of `node` answers.
-  Result<nlohmann::json> Get(const Node& node, const std::string& path);
+  /// What the agent of `node` answers. From any thread.
+  Result<nlohmann::json> Get(const Node& node, const std::string& path) const;
+  /// The same of several nodes, asked at the same time, each for at most `timeout_seconds`.
+  std::vector<Result<nlohmann::json>> GetAll(const std::vector<Node>& nodes,
+                                             const std::string& path, int timeout_seconds) const;
+  Result<nlohmann::json> Post(const Node& node, const std::string& path);
   Result<nlohmann::json> Delete(const Node& node, const std::string& path);
   Status Download(const Node& node, const std::string& path, int fd);
 

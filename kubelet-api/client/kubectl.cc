@@ -75,6 +75,10 @@ Status ErrorOf(std::string text) {
   if (says("(Unauthorized)") || says("must be logged in")) {
     return MakeStatus(StatusCode::kUnauthenticated, text);
   }
+  if (says("(Timeout)") || says("deadline exceeded") || says("Client.Timeout") ||
+      says("timed out waiting")) {
+    return MakeStatus(StatusCode::kDeadlineExceeded, text);
+  }
   if (says("Unable to connect") || says("connection refused") || says("was refused")) {
     return Unavailable(text);
   }
