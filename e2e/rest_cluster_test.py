@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from e2e.journey import stasis
-from e2e.paths import BIN, CACHE
+from e2e.paths import BIN, CACHE, ROOT
 from e2e.rest_test import Api, run_counter
 from e2e.testbed.registry import Registry
 from e2e.testbed.rest import Rest, free_port, make_authority, make_certificate, openssl
@@ -273,6 +273,32 @@ def test_kubectl_checkpoint_by_the_kubelet(kubectl):
     out = kubectl("admin", "counters", "-c", "count", "--via", "kubelet", "-o", "wide")
     assert out.startswith("NAME") and "checkpoint-counters_default-count-" in out
     assert "(Forbidden)" in kubectl("ann", "counters", "--via", "kubelet", code=1)
+
+
+COMPLETE = """
+. /usr/share/bash-completion/bash_completion
+. <(kubectl completion bash)
+COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9 COMP_KEY=9
+read -ra COMP_WORDS <<<"$1"
+[[ $1 != *' ' ]] || COMP_WORDS+=('')
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+__start_kubectl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/share/bash-completion/bash_completion"), reason="no bash-completion")
+@pytest.mark.parametrize("line, candidates", [
+    ("kubectl checkpoint ", {"list", "inspect", "delete", "check", "counters"}), ("kubectl checkpoint in", {"inspect"}),
+    ("kubectl checkpoint check cou", {"counters"}), ("kubectl checkpoint counters -c ", {"count"}),
+    ("kubectl checkpoint counters --im", {"--image"}), ("kubectl checkpoint list -o y", {"yaml"})])
+def test_bash_completes_the_words_of_kubectl_checkpoint(api, kubectl, line, candidates):
+    kubectl("ann", "--help")
+    done = subprocess.run(
+        ["bash", "-c", COMPLETE, "bash", line], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "KUBECONFIG": str(api.folder / "ann.kubeconfig"),
+             "PATH": f"{PROGRAMS[-1].parent}:{BIN}:{ROOT}/cmd/kubectl-checkpoint:{os.environ['PATH']}"})
+    assert {word.strip() for word in done.stdout.split()} == candidates, done.stderr
 
 
 def test_kubectl_checkpoint_says_what_is_wrong(kubectl):

@@ -19,7 +19,7 @@ packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
 [[ ${1:-} == --bench ]] && packages+=(tomcat10-user tomcat10-examples)
 [[ ${1:-} == --peers ]] && packages+=(debootstrap)
-[[ ${1:-} == --cluster ]] && packages+=(etcd-server openssl)
+[[ ${1:-} == --cluster ]] && packages+=(etcd-server openssl bash-completion)
 # e2e/tools/go.mod asks for 1.24, backports have 1.23: Go fetches a newer toolchain by itself from 1.21 on.
 go_at_least=1.21
 
