@@ -192,6 +192,7 @@ Status Routes::Allow(const Call& call, const Wish& wish) {
   const Credentials credentials = {.certificate = ExchangeOf(call.request).certificate,
                                    .authorization = Header(call.request, "Authorization")};
   ASSIGN_OR_RETURN(const std::string user, access_.Check(credentials, wish));
+  ExchangeOf(call.request).authenticated = true;
   if (wish.verb == "create" || wish.verb == "delete") {
     log::Info("request", {{"user", user},
                           {"client", call.request.remote_address()},

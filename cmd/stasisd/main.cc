@@ -9,6 +9,7 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "cri/client.h"
 #include "cri/log.h"
@@ -182,7 +183,9 @@ int main(int argc, char** argv) {
   sigwait(&signals, &signal);
   stasis::log::Info("stasisd ends", {{"signal", std::to_string(signal)}});
   reports->EndNode();
-  if (api) api->Shutdown(std::chrono::seconds(options.grace_seconds));
-  (*shim)->Shutdown(std::chrono::seconds(options.grace_seconds));
+  const std::chrono::seconds grace(options.grace_seconds);
+  std::jthread api_ends;  // at the same time: the grace is for all of it
+  if (api) api_ends = std::jthread([&] { api->Shutdown(grace); });
+  (*shim)->Shutdown(grace);
   return EXIT_SUCCESS;
 }

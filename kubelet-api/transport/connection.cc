@@ -15,13 +15,14 @@ namespace {
 
 using std::chrono::steady_clock;
 
-std::vector<std::string> Entries(X509_NAME* name, int nid) {
+// Nothing when one of them is no text.
+std::optional<std::vector<std::string>> Entries(const X509_NAME* name, int nid) {
   std::vector<std::string> values;
   for (int at = -1; (at = ::X509_NAME_get_index_by_NID(name, nid, at)) >= 0;) {
     unsigned char* text = nullptr;
     const int size =
         ::ASN1_STRING_to_UTF8(&text, ::X509_NAME_ENTRY_get_data(::X509_NAME_get_entry(name, at)));
-    if (size < 0) continue;
+    if (size < 0) return std::nullopt;
     values.emplace_back(reinterpret_cast<const char*>(text), static_cast<std::size_t>(size));
     ::OPENSSL_free(text);
   }
@@ -30,9 +31,17 @@ std::vector<std::string> Entries(X509_NAME* name, int nid) {
 
 }  // namespace
 
-Result<std::unique_ptr<Connection>> Connection::Open(UniqueFd socket, SSL_CTX* tls,
-                                                     TimePoint deadline) {
-  std::unique_ptr<Connection> made(new Connection(std::move(socket)));
+// Source  Go crypto/x509/pkix, Name.FillFromRDNSequence: each common name takes the place of the one before
+std::optional<CertificateSubject> SubjectOf(const X509* certificate) {
+  const X509_NAME* const name = ::X509_get_subject_name(certificate);
+  const auto names = Entries(name, NID_commonName);
+  auto organizations = Entries(name, NID_organizationName);
+  if (!names || names->empty() || names->back().empty() || !organizations) return std::nullopt;
+  return CertificateSubject{.user = names->back(), .groups = *std::move(organizations)};
+}
+
+Result<std::unique_ptr<Connection>> Connection::Open(int socket, SSL_CTX* tls, TimePoint deadline) {
+  std::unique_ptr<Connection> made(new Connection(socket));
   if (tls == nullptr) return made;
   made->ssl_.reset(::SSL_new(tls));
   if (made->ssl_ == nullptr || ::SSL_set_fd(made->ssl_.get(), made->fd()) != 1) {
@@ -54,11 +63,12 @@ std::optional<CertificateSubject> Connection::Subject() const {
   if (ssl_ == nullptr || ::SSL_get_verify_result(ssl_.get()) != X509_V_OK) return std::nullopt;
   const std::unique_ptr<X509, decltype(&::X509_free)> certificate(
       ::SSL_get1_peer_certificate(ssl_.get()), &::X509_free);
-  if (certificate == nullptr) return std::nullopt;
-  X509_NAME* const name = ::X509_get_subject_name(certificate.get());
-  const std::vector<std::string> names = Entries(name, NID_commonName);
-  if (names.empty() || names.front().empty()) return std::nullopt;
-  return CertificateSubject{.user = names.front(), .groups = Entries(name, NID_organizationName)};
+  // A connection may outlive the certificate that it began with.
+  if (certificate == nullptr ||
+      ::X509_cmp_current_time(::X509_get0_notAfter(certificate.get())) <= 0) {
+    return std::nullopt;
+  }
+  return SubjectOf(certificate.get());
 }
 
 std::size_t Connection::ReadSome(char* data, std::size_t size, boost::system::error_code& error) {

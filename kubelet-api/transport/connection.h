@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "engine/base/status.h"
-#include "engine/base/unique_fd.h"
 
 namespace stasis::kubelet_api {
 
@@ -23,19 +22,23 @@ struct CertificateSubject {
   std::vector<std::string> groups;
 };
 
+/// As Go's crypto/x509 reads it, by which the API server lives: of several common names the last. Nothing without
+/// one, and where a name is no text.
+std::optional<CertificateSubject> SubjectOf(const X509* certificate);
+
 /// A stream for Boost.Beast (its SyncReadStream), and a writer.
 class Connection {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
 
-  /// `tls` null: plain. The handshake is made here, until `deadline`.
-  static Result<std::unique_ptr<Connection>> Open(UniqueFd socket, SSL_CTX* tls,
-                                                  TimePoint deadline);
+  /// `socket` stays the caller's, and outlives this. `tls` null: plain. The handshake is made here, until
+  /// `deadline`.
+  static Result<std::unique_ptr<Connection>> Open(int socket, SSL_CTX* tls, TimePoint deadline);
 
-  int fd() const { return socket_.get(); }
+  int fd() const { return socket_; }
   /// Until when all reading has to be done.
   void set_read_deadline(TimePoint deadline) { read_deadline_ = deadline; }
-  /// Nothing when the client showed no certificate.
+  /// Nothing when the client showed no certificate, or it has run out since.
   std::optional<CertificateSubject> Subject() const;
 
   Status Write(const char* data, std::size_t size, TimePoint deadline);
@@ -60,13 +63,13 @@ class Connection {
     void operator()(SSL* ssl) const { ::SSL_free(ssl); }
   };
 
-  explicit Connection(UniqueFd socket) : socket_(std::move(socket)) {}
+  explicit Connection(int socket) : socket_(socket) {}
   std::size_t ReadSome(char* data, std::size_t size, boost::system::error_code& error);
   // Waits for what the last call lacked; false: `deadline` came first, or the call is beyond help.
   bool WaitFor(int result, short plain_events, TimePoint deadline);
   bool Poll(short events, TimePoint deadline) const;
 
-  UniqueFd socket_;
+  const int socket_;
   std::unique_ptr<SSL, FreeSsl> ssl_;
   TimePoint read_deadline_;
 };

@@ -16,8 +16,12 @@ namespace stasis::kubelet_api {
 /// Lives as long as its request is handled, on the connection's own thread.
 struct Exchange {
   std::optional<CertificateSubject> certificate;
+  std::string network;   ///< Where it came from, as bounds count it.
   int socket = -1;       ///< To see whether the client is still there.
   std::stop_token stop;  ///< Requested when the server ends.
+
+  /// Set by a handler when it knows whose the request is: such a connection is not given up for a stranger's.
+  bool authenticated = false;
 
   /// Set by a handler in place of the response's body: this much of the file, from here on.
   UniqueFd file;

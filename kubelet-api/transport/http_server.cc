@@ -1,6 +1,5 @@
 #include "kubelet-api/transport/http_server.h"
 
-#include <arpa/inet.h>
 #include <cpprest/http_listener.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -16,7 +15,6 @@
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "cri/log.h"
@@ -30,6 +28,7 @@ using std::chrono::steady_clock;
 using Parser = beast::http::request_parser<beast::http::string_body>;
 
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+constexpr auto kLastAnswerTime = std::chrono::milliseconds(1000);
 constexpr std::size_t kPiece = std::size_t{64} << 10;
 
 struct Context : http::details::_http_server_context {
@@ -46,20 +45,8 @@ void BlockSigpipe() {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
-std::string AddressText(const sockaddr_storage& peer) {
-  char text[INET6_ADDRSTRLEN] = {};
-  if (peer.ss_family == AF_INET6) {
-    ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6&>(peer).sin6_addr, text,
-                sizeof(text));
-  } else {
-    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(peer).sin_addr, text, sizeof(text));
-  }
-  return text;
-}
-
 // Throws what cpprestsdk throws of a target that is no URI.
-http::http_request ToRequest(const Parser::value_type& from, Exchange& exchange,
-                             const std::string& address) {
+http::http_request ToRequest(const Request& from, Exchange& exchange, const std::string& address) {
   http::http_request request =
       http::http_request::_create_request(std::make_unique<Context>(exchange));
   request.set_method(std::string(from.method_string()));
@@ -104,11 +91,22 @@ Exchange& ExchangeOf(const http::http_request& request) {
   return static_cast<Context*>(request._get_server_context())->of;
 }
 
+/// A connection while it is served.
+struct HttpServer::Session {
+  const Connections::Id id;
+  const Peer& peer;
+  Connection& connection;
+  beast::flat_buffer buffer;  // what was read and belongs to the next request
+  const steady_clock::time_point begin = steady_clock::now();
+  bool known = false;
+};
+
 HttpServer::HttpServer(UniqueFd socket, std::unique_ptr<Tls> tls, const ServerLimits& limits)
     : socket_(std::move(socket)),
       wake_(::eventfd(0, EFD_CLOEXEC)),
       tls_(std::move(tls)),
-      limits_(limits) {}
+      limits_(limits),
+      connections_(limits.connections, limits.connections_an_address) {}
 
 HttpServer::~HttpServer() { Shutdown(std::chrono::milliseconds(0)); }
 
@@ -120,10 +118,7 @@ pplx::task<void> HttpServer::stop() {
 }
 
 pplx::task<void> HttpServer::register_listener(Listener* listener) {
-  {
-    const std::lock_guard lock(mutex_);
-    listener_ = listener;
-  }
+  listener_ = listener;
   acceptor_ = std::thread([this] { Accept(); });
   return pplx::task_from_result();
 }
@@ -145,119 +140,130 @@ void HttpServer::Accept() {
     socklen_t size = sizeof(peer);
     UniqueFd socket(::accept4(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &size,
                               SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!socket) {
-      std::this_thread::sleep_for(kAcceptPause);  // EMFILE and the like do not end by themselves
-      continue;
+    try {
+      if (socket) {
+        Welcome(std::move(socket), PeerOf(peer));
+        continue;
+      }
+    } catch (const std::exception& error) {  // no memory, no thread
+      log::Warn("a connection to the REST API is not served, ignoring", {{"reason", error.what()}});
     }
-    std::string address = AddressText(peer);
-    if (!Admit(address, socket.get())) continue;  // closed: a client tries again
-    std::thread([this, address, held = std::move(socket)]() mutable {
-      Serve(std::move(held), address);
-    }).detach();
+    std::this_thread::sleep_for(
+        kAcceptPause);  // these, EMFILE and the like do not end by themselves
   }
 }
 
-bool HttpServer::Admit(const std::string& address, int fd) {
-  const std::lock_guard lock(mutex_);
-  int& count = by_address_[address];
-  if (ending_ || static_cast<int>(busy_.size()) >= limits_.connections ||
-      count >= limits_.connections_an_address) {
-    if (count == 0) by_address_.erase(address);
-    log::Debug("connection refused, there are too many", {{"client", address}});
-    return false;
+void HttpServer::Welcome(UniqueFd socket, const Peer& peer) {
+  const std::optional<Connections::Id> id = connections_.Admit(std::move(socket), peer.network);
+  if (!id) {
+    log::Debug("connection refused, there are too many", {{"client", peer.address}});
+    return;  // closed: a client tries again
   }
-  ++count;
-  busy_[fd] = false;
-  return true;
-}
-
-void HttpServer::Serve(UniqueFd socket, const std::string& address) {
-  BlockSigpipe();
-  const int fd = socket.get();
   try {
+    std::thread([this, id = *id, peer] { Serve(id, peer); }).detach();
+  } catch (...) {
+    connections_.Remove(*id);
+    throw;
+  }
+}
+
+void HttpServer::Serve(Connections::Id id, const Peer& peer) {
+  BlockSigpipe();
+  try {
+    const int fd = connections_.SocketOf(id);
     const Tls::Context tls = tls_ ? tls_->Current() : nullptr;
     const auto connection =
-        Connection::Open(std::move(socket), tls.get(), steady_clock::now() + limits_.request_time);
+        Connection::Open(fd, tls.get(), steady_clock::now() + limits_.request_time);
     if (connection.ok()) {
-      while (ServeOne(**connection, address)) {
+      Session session = {.id = id,
+                         .peer = peer,
+                         .connection = **connection,
+                         .buffer = beast::flat_buffer(limits_.header_bytes + limits_.body_bytes),
+                         .known = (*connection)->Subject().has_value()};
+      if (session.known) connections_.Know(id);
+      while (ServeOne(session)) {
       }
       ::shutdown(fd, SHUT_WR);
     } else {
       log::Debug("connection not made",
-                 {{"client", address}, {"reason", ToText(connection.status())}});
+                 {{"client", peer.address}, {"reason", ToText(connection.status())}});
     }
-    const std::lock_guard lock(mutex_);
-    busy_.erase(fd);  // before the number is free for another
   } catch (const std::exception& error) {
     log::Warn("a connection of the REST API ended",
-              {{"client", address}, {"reason", error.what()}});
-    const std::lock_guard lock(mutex_);
-    busy_.erase(fd);
+              {{"client", peer.address}, {"reason", error.what()}});
   }
-  const std::lock_guard lock(mutex_);
-  if (--by_address_[address] == 0) by_address_.erase(address);
-  changed_.notify_all();  // the last that is touched of this
+  connections_.Remove(id);  // the last that is touched of this
 }
 
-bool HttpServer::ServeOne(Connection& connection, const std::string& address) {
-  if (!connection.WaitForInput(steady_clock::now() + limits_.idle_time)) return false;
-  connection.set_read_deadline(steady_clock::now() + limits_.request_time);
+bool HttpServer::ServeOne(Session& session) {
+  Connection& connection = session.connection;
+  const auto begin = steady_clock::now();
+  if (session.buffer.size() == 0 &&
+      !connection.WaitForInput(begin +
+                               (session.known ? limits_.idle_time : limits_.request_time))) {
+    return false;
+  }
+  // Who is not known has one time for both: a stranger's silence holds a place that another needs.
+  connection.set_read_deadline((session.known ? steady_clock::now() : begin) +
+                               limits_.request_time);
   Parser parser;
   parser.header_limit(limits_.header_bytes);
   parser.body_limit(limits_.body_bytes);
-  beast::flat_buffer buffer(limits_.header_bytes + limits_.body_bytes);
   beast::error_code error;
-  beast::http::read_header(connection, buffer, parser, error);
+  beast::http::read_header(connection, session.buffer, parser, error);
   if (error == beast::http::error::header_limit) {
-    return AnswerPlainly(connection, 431, "the request's header is too large");
+    return AnswerPlainly(session, 431, "the request's header is too large");
   }
   if (!error && parser.get().count(beast::http::field::expect) != 0) {
-    return AnswerPlainly(connection, 417, "send the request without Expect");
+    return AnswerPlainly(session, 417, "send the request without Expect");
   }
-  if (!error) beast::http::read(connection, buffer, parser, error);
+  if (!error) beast::http::read(connection, session.buffer, parser, error);
   if (error == beast::http::error::body_limit) {
-    return AnswerPlainly(connection, 413, "the request's body is too large");
+    return AnswerPlainly(session, 413, "the request's body is too large");
   }
   if (error == boost::asio::error::timed_out) {
-    return AnswerPlainly(connection, 408, "the request did not come in time");
+    return AnswerPlainly(session, 408, "the request did not come in time");
   }
   if (error == beast::http::error::end_of_stream || error == boost::asio::error::eof) return false;
-  if (error) return AnswerPlainly(connection, 400, "this is no HTTP request");
-
-  Exchange exchange;
-  exchange.certificate = connection.Subject();
-  exchange.socket = connection.fd();
-  exchange.stop = stop_.get_token();
-  std::future<http::http_response> answer = exchange.response.get_future();
-  Listener* listener = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    if (ending_) return false;
-    listener = listener_;
-    busy_[connection.fd()] = true;
-  }
-  const bool keep = parser.get().keep_alive();
-  const bool head = parser.get().method() == beast::http::verb::head;
-  try {
-    listener->handle_request(ToRequest(parser.get(), exchange, address));
-  } catch (const web::uri_exception&) {
-    return AnswerPlainly(connection, 400, "this is no path");
-  }
-  const bool goes_on = Answer(connection, exchange, answer.get(), keep, head);
-  const std::lock_guard lock(mutex_);
-  busy_[connection.fd()] = false;
-  changed_.notify_all();
-  return goes_on && !ending_;
+  if (error) return AnswerPlainly(session, 400, "this is no HTTP request");
+  return Handle(session, parser.get());
 }
 
-bool HttpServer::Answer(Connection& connection, Exchange& exchange, http::http_response response,
+bool HttpServer::Handle(Session& session, const Request& from) {
+  if (!connections_.BeginRequest(session.id)) return false;
+  Exchange exchange;
+  exchange.certificate = session.connection.Subject();
+  exchange.network = session.peer.network;
+  exchange.socket = session.connection.fd();
+  exchange.stop = stop_.get_token();
+  std::future<http::http_response> answer = exchange.response.get_future();
+  const bool keep =
+      from.keep_alive() && steady_clock::now() < session.begin + limits_.connection_time;
+  try {
+    listener_.load()->handle_request(ToRequest(from, exchange, session.peer.address));
+  } catch (const web::uri_exception&) {
+    return AnswerPlainly(session, 400, "this is no path");
+  }
+  http::http_response response = answer.get();
+  if (exchange.authenticated && !std::exchange(session.known, true)) connections_.Know(session.id);
+  connections_.BeginAnswer(session.id);
+  const bool goes_on = Answer(session, exchange, std::move(response), keep,
+                              from.method() == beast::http::verb::head);
+  return connections_.EndRequest(session.id) && goes_on;
+}
+
+steady_clock::time_point HttpServer::WriteDeadline() const {
+  return steady_clock::now() + (stop_.stop_requested() ? kLastAnswerTime : limits_.write_time);
+}
+
+bool HttpServer::Answer(Session& session, Exchange& exchange, http::http_response response,
                         bool keep, bool head) {
-  const auto deadline = [this] { return steady_clock::now() + limits_.write_time; };
+  Connection& connection = session.connection;
   const std::string body = exchange.file ? std::string() : BodyOf(response);
   const std::uint64_t size = exchange.file ? exchange.file_size : body.size();
   std::string text = HeaderText(response, size, keep);
   if (!head) text += body;
-  if (!connection.Write(text.data(), text.size(), deadline()).ok()) return false;
+  if (!connection.Write(text.data(), text.size(), WriteDeadline()).ok()) return false;
   if (!exchange.file || head) return keep;
   std::string piece(kPiece, '\0');
   for (std::uint64_t at = 0; at < size;) {
@@ -266,7 +272,7 @@ bool HttpServer::Answer(Connection& connection, Exchange& exchange, http::http_r
                 static_cast<off_t>(exchange.file_offset + at));
     if (got <= 0) return false;  // cut short: the client sees it by the length
     const auto count = static_cast<std::size_t>(got);
-    if (stop_.stop_requested() || !connection.Write(piece.data(), count, deadline()).ok()) {
+    if (stop_.stop_requested() || !connection.Write(piece.data(), count, WriteDeadline()).ok()) {
       return false;
     }
     at += count;
@@ -274,34 +280,24 @@ bool HttpServer::Answer(Connection& connection, Exchange& exchange, http::http_r
   return keep;
 }
 
-bool HttpServer::AnswerPlainly(Connection& connection, int code, const char* text) {
+bool HttpServer::AnswerPlainly(Session& session, int code, const char* text) {
   http::http_response response(static_cast<http::status_code>(code));
   response.set_body(std::string(text) + "\n", "text/plain; charset=utf-8");
   Exchange none;
-  Answer(connection, none, response, false, false);
+  Answer(session, none, response, false, false);
   return false;
 }
 
 void HttpServer::Shutdown(std::chrono::milliseconds grace) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (std::exchange(ending_, true)) return;
-  }
+  if (ended_.exchange(true)) return;
   if (acceptor_.joinable()) {
     const std::uint64_t one = 1;
     (void)!::write(wake_.get(), &one, sizeof(one));
     acceptor_.join();
   }
-  std::unique_lock lock(mutex_);
-  const auto nobody_is_served = [this] {
-    return std::ranges::none_of(busy_, [](const auto& one) { return one.second; });
-  };
-  changed_.wait_for(lock, grace, nobody_is_served);
-  lock.unlock();
+  connections_.End(grace);
   stop_.request_stop();
-  lock.lock();
-  for (const auto& [fd, busy] : busy_) ::shutdown(fd, busy ? SHUT_RD : SHUT_RDWR);
-  changed_.wait(lock, [this] { return by_address_.empty(); });
+  connections_.Cut();
 }
 
 }  // namespace stasis::kubelet_api
