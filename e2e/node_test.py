@@ -1,6 +1,7 @@
 """stasis-node on root folders laid out as each distribution lays out its own: what the kubelet is told, and
 that everything is back byte for byte afterwards, also when it is killed at any of its steps."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -204,6 +205,65 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_way_back(kubeadm):
     assert kubeadm.picture() == before
 
 
+def waiters(path):
+    """Processes that wait for a lock on the file (proc_locks(5))."""
+    status = path.stat()
+    name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return sum(" -> " in line and name in line for line in Path("/proc/locks").read_text().splitlines())
+
+
+def test_who_waited_for_a_lock_that_was_taken_away_waits_for_the_new_one(kubeadm):
+    kubeadm.run("install")
+    path = kubeadm.root / "var/lib/stasis/node/lock"
+    with open(path) as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(["timeout", "60", *kubeadm.command("bypass")])
+        until(lambda: waiters(path), what="somebody who waits")
+        path.unlink()  # as an uninstallation does at its end
+        with open(path, "w") as second:
+            fcntl.flock(second, fcntl.LOCK_EX)
+            first.close()
+            until(lambda: waiters(path) or waiting.poll() is not None, what="the next wait")
+            assert waiting.poll() is None and kubeadm.sends_kubelet_to_us()
+    assert waiting.wait(10) == 0 and not kubeadm.sends_kubelet_to_us()
+
+
+def test_a_bypass_where_nothing_is_installed_leaves_nothing(kubeadm):
+    before = kubeadm.picture()
+    code, said = kubeadm.run("bypass")
+    assert code == 1 and "nothing is installed" in said
+    assert kubeadm.picture() == before
+
+
+def test_a_mended_configuration_ends_a_bypass_and_the_same_one_does_not(kubeadm, tmp_path):
+    config, said = tmp_path / "stasisd.toml", tmp_path / "said"
+    config.write_text('api-tls-cert = "/nowhere"\n')
+    kubeadm.run("install", "--config", config)
+    kubeadm.run("bypass")
+    words = [NODE, "--root", kubeadm.root, "--offline", "run", "--interval=1", "--release", kubeadm.release,
+             "--config", config]
+    with open(said, "wb") as log:
+        running = subprocess.Popen(words, stderr=log)
+    try:
+        until(lambda: "the kubelet goes around stasisd" in said.read_text(), what="a look at the bypass")
+        assert not kubeadm.sends_kubelet_to_us()
+        config.write_text('log-level = "debug"\n')
+        until(kubeadm.sends_kubelet_to_us, what="the end of the bypass")
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.parametrize("call, says", [("ioctl:error=ENOTTY", "PAGEMAP_SCAN"), ("kcmp:error=ENOSYS", "kcmp")])
+def test_a_kernel_without_what_a_checkpoint_needs_is_refused(kubeadm, call, says):
+    before = kubeadm.picture()
+    command = [word for word in kubeadm.command("install") if word != "--offline"]
+    done = subprocess.run(["strace", "-f", "-o", "/dev/null", "-e", f"inject={call}", *command], capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 1 and says in done.stderr and "Take a newer one" in done.stderr
+    assert kubeadm.picture() == before
+
+
 @pytest.mark.parametrize("layout, change, says", [
     ("kubeadm", {"etc/default/kubelet": "KUBELET_EXTRA_ARGS=--container-runtime-endpoint=unix:///a"}, "leave one"),
     ("kubeadm", {"var/lib/kubelet/kubeadm-flags.env": flags(OURS)}, "put the runtime's socket"),
@@ -233,10 +293,35 @@ def test_the_capabilities_of_the_charts_pod_are_enough(node):
     assert node.picture() == before
 
 
+def credentials(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names or ["token", "ca.crt", "tls.crt", "tls.key"]:
+        (folder / name).write_text(f"the {name}")
+    return folder
+
+
+@pytest.mark.parametrize("names, says", [
+    ([], "nothing tells where the API server is"), (["client-ca.crt", "tls.crt", "tls.key", "ca.crt"], "no token"),
+    (["tls.crt"], "no tls.key"), (["none"], "has no token")], ids=["address", "token", "key", "all"])
+def test_credentials_that_are_not_whole_are_refused(kubeadm, tmp_path, names, says):
+    before = kubeadm.picture()
+    code, said = kubeadm.run("install", "--credentials", credentials(tmp_path / "credentials", *names))
+    assert code == 1 and says in said
+    assert kubeadm.picture() == before
+
+
+def test_no_credentials_are_left_by_an_installation_that_is_refused(kubeadm, tmp_path):
+    (kubeadm.root / kubeadm.told).write_text(flags(OURS))
+    before = kubeadm.picture()
+    code, said = kubeadm.run("install", "--credentials", credentials(tmp_path / "credentials"),
+                             "--api-server=https://10.0.0.1")
+    assert code == 1 and "put the runtime's socket" in said
+    assert kubeadm.picture() == before
+
+
 def test_what_the_agent_serves_its_api_with_is_handed_over_and_taken_back(kubeadm, tmp_path):
     before = kubeadm.picture()
-    for name in ["token", "ca.crt", "tls.crt", "tls.key"]:
-        (tmp_path / name).write_text(f"the {name}")
+    credentials(tmp_path)
     running = subprocess.Popen([NODE, "--root", kubeadm.root, "--offline", "run", "--interval=1", "--release",
                                 kubeadm.release, "--credentials", tmp_path],
                                env={"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"})

@@ -1,12 +1,18 @@
-// What a pod of the cluster gives the agent on its node, so that it may serve its API.
+// What the chart's pod hands over to the agent on the node, so that it can serve its API.
 #pragma once
 
 #include <string>
+#include <vector>
 
-#include "deploy/node/node_files.h"
+#include "deploy/node/installer.h"
 
-/// Puts the token and the certificates in `folder` where the agent finds them, as far as they are there and
-/// new, and returns the agent's options that name them. The token is renewed in the pod's volume, and its copy
-/// is gone after a reboot; the agent reads both each time, and starts without the token.
-stasis::Result<std::string> HandOver(const stasis::node::NodeFiles& files,
-                                     const std::string& folder);
+struct HandedOver {
+  std::string options;  ///< Lines for stasisd.toml that name the files.
+  std::vector<stasis::node::Credential> files;
+};
+
+/// The credentials in `folder`. `api_server` is the API server's https:// address; "" is the one that every
+/// pod is told by its environment. FailedPrecondition: a part is missing without which the agent would serve
+/// others than it is meant to, or nobody.
+stasis::Result<HandedOver> ReadCredentials(const std::string& folder,
+                                           const std::string& api_server);

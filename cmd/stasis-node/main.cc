@@ -31,7 +31,7 @@ struct Options {
   std::string config_file;
   std::string reason = "asked for by an administrator";
   int interval_seconds = 60;
-  std::string credentials;
+  std::string credentials, api_server;
   std::string expected = "installed";
 };
 
@@ -59,9 +59,9 @@ Status Install(Options& options) {
     if (error) return stasis::SyscallError(error.value(), "--release");
   }
   if (!options.credentials.empty()) {
-    ASSIGN_OR_RETURN(const auto files, stasis::node::NodeFiles::Open(options.root));
-    ASSIGN_OR_RETURN(const std::string api, HandOver(files, options.credentials));
-    options.request.config += api;
+    ASSIGN_OR_RETURN(HandedOver handed, ReadCredentials(options.credentials, options.api_server));
+    options.request.config += handed.options;
+    options.request.credentials = std::move(handed.files);
   }
   ASSIGN_OR_RETURN(Installer installer, Open(options));
   return installer.Install(options.request);
@@ -139,12 +139,13 @@ int Remove(const Options& options) {
 
 void DeclareInstall(CLI::App& command, Options& options) {
   InstallRequest& request = options.request;
-  command.add_option(
+  auto* release = command.add_option(
       "--release", request.release,
       "A folder with the agent's bin, lib and systemd, copied to /opt/stasis/releases; "
       "without it, the programs of the package in /usr/bin are used");
-  command.add_option("--config", options.config_file,
-                     "A file that becomes /etc/stasis/stasisd.toml; with --release");
+  command
+      .add_option("--config", options.config_file, "A file that becomes /etc/stasis/stasisd.toml")
+      ->needs(release);
   command
       .add_option("--distribution", request.hints.distribution,
                   "How this node runs its kubelet; found out unless given")
@@ -155,10 +156,18 @@ void DeclareInstall(CLI::App& command, Options& options) {
       .add_option("--kubelet-config", request.hints.kubelet_config,
                   "The kubelet's configuration file")
       ->capture_default_str();
-  command.add_option(
-      "--credentials", options.credentials,
-      "A folder with token, ca.crt, tls.crt, tls.key and client-ca.crt, which the agent on "
-      "the node is to serve its API with");
+  auto* credentials =
+      command
+          .add_option(
+              "--credentials", options.credentials,
+              "A folder with token, ca.crt, tls.crt, tls.key and client-ca.crt, which the agent on "
+              "the node is to serve its API with")
+          ->needs(release);
+  command
+      .add_option("--api-server", options.api_server,
+                  "The API server that --credentials are for (https://...); where pods find it, "
+                  "unless given")
+      ->needs(credentials);
 }
 
 void Declare(CLI::App& app, Options& options, int& exit_code) {

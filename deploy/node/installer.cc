@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "deploy/node/kernel.h"
 #include "deploy/node/plan.h"
 #include "deploy/node/release.h"
 #include "engine/base/io.h"
@@ -25,15 +27,32 @@ const std::string kSocket = "/run/stasis/stasis.sock";
 constexpr std::array kOwnFolders = {"/var/lib/stasis", "/var/lib/stasis/node", "/etc/stasis",
                                     "/opt/stasis", kReleases};
 
-// One stasis-node at a time. systemd may start a bypass while an installation waits for the kubelet.
-Result<UniqueFd> Lock(const NodeFiles& files) {
-  const std::string path = std::string(kJournalFolder) + "/lock";
-  RETURN_IF_ERROR(files.MakeFolders(path));
-  ASSIGN_OR_RETURN(const std::string place, files.Place(path, false));
+const std::string kLockFile = std::string(kJournalFolder) + "/lock";
+
+// NotFound: the file, or its folder, was taken away while it was waited for.
+Result<UniqueFd> LockOnce(const NodeFiles& files) {
+  RETURN_IF_ERROR(files.MakeFolders(kLockFile));
+  ASSIGN_OR_RETURN(const std::string place, files.Place(kLockFile, false));
   ASSIGN_OR_RETURN(UniqueFd lock, OpenAt(AT_FDCWD, place, O_RDWR | O_CREAT | O_NOFOLLOW, 0600));
   while (::flock(lock.get(), LOCK_EX) != 0) {
     const int error = errno;
-    if (error != EINTR) return SyscallError(error, "lock " + path);
+    if (error != EINTR) return SyscallError(error, "lock " + kLockFile);
+  }
+  struct stat held{}, there{};
+  if (::fstat(lock.get(), &held) != 0 || ::lstat(place.c_str(), &there) != 0 ||
+      held.st_dev != there.st_dev || held.st_ino != there.st_ino) {
+    return SyscallError(ENOENT, "lock " + kLockFile);
+  }
+  return lock;
+}
+
+// One stasis-node at a time. systemd may start a bypass while an installation waits for the kubelet, and an
+// uninstallation takes the file away that others wait for: a lock on that one keeps nobody out any more.
+Result<UniqueFd> Lock(const NodeFiles& files) {
+  constexpr int kTries = 100;
+  Result<UniqueFd> lock = LockOnce(files);
+  for (int tries = 1; tries < kTries && ErrnoOf(lock.status()) == ENOENT; ++tries) {
+    lock = LockOnce(files);
   }
   return lock;
 }
@@ -61,6 +80,15 @@ std::vector<Change> Obsolete(const Journal& old, const Journal& plan) {
   return obsolete;
 }
 
+// Whether `plan` gives the agent nothing that it did not have already.
+bool SameAgent(const Journal& old, const Journal& plan) {
+  return old.release == plan.release &&
+         std::all_of(plan.changes.begin(), plan.changes.end(), [&old](const Change& change) {
+           const Change* before = old.Find(change.path);
+           return change.sends_kubelet || (before != nullptr && Same(before->after, change.after));
+         });
+}
+
 Result<bool> AsPlanned(const NodeFiles& files, const Journal& plan) {
   for (const Change& change : plan.changes) {
     ASSIGN_OR_RETURN(const MaybeContent now, files.Read(change.path, change.FollowsLinks()));
@@ -73,13 +101,15 @@ Result<bool> AsPlanned(const NodeFiles& files, const Journal& plan) {
 
 Status Installer::Install(const InstallRequest& request) {
   // Refused before anything of ours is there.
+  if (!services_.offline()) RETURN_IF_ERROR(CheckKernel());
   ASSIGN_OR_RETURN(const Journal before, LoadJournal(files_));
   RETURN_IF_ERROR(MakePlan(files_, request, before).status());
 
   ASSIGN_OR_RETURN(const UniqueFd lock, Lock(files_));
   ASSIGN_OR_RETURN(const Journal old, LoadJournal(files_));
   ASSIGN_OR_RETURN(Journal plan, MakePlan(files_, request, old));
-  if (old.phase == Phase::kBypassed && old.release == plan.release && !request.again) {
+  if (old.phase != Phase::kAbsent) RETURN_IF_ERROR(PutCredentials(request));  // renewed ones
+  if (old.phase == Phase::kBypassed && SameAgent(old, plan) && !request.again) {
     return FailedPrecondition("the kubelet goes around stasisd (" + old.reason +
                               "); mend that, then run: stasis-node install");
   }
@@ -99,6 +129,7 @@ Status Installer::Carry(const InstallRequest& request, const Journal& old, Journ
   noted.changes.insert(noted.changes.end(), obsolete.begin(), obsolete.end());
   RETURN_IF_ERROR(SaveJournal(files_, noted));
   RETURN_IF_ERROR(CopyRelease(files_, request.release));
+  RETURN_IF_ERROR(PutCredentials(request));
 
   bool agent_changed = false, kubelet_changed = false;
   RETURN_IF_ERROR(Apply(plan, false, agent_changed));
@@ -132,6 +163,16 @@ Status Installer::Carry(const InstallRequest& request, const Journal& old, Journ
   return OkStatus();
 }
 
+Status Installer::PutCredentials(const InstallRequest& request) const {
+  for (const Credential& credential : request.credentials) {
+    ASSIGN_OR_RETURN(const MaybeContent now, files_.Read(credential.path));
+    if (Same(now, credential.content)) continue;
+    if (credential.content) RETURN_IF_ERROR(files_.MakeFolders(credential.path));
+    RETURN_IF_ERROR(files_.Put(credential.path, credential.content));
+  }
+  return OkStatus();
+}
+
 Status Installer::StartAgent() const {
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
   (void)services_.Systemctl(
@@ -145,7 +186,8 @@ Status Installer::ProbeAgent(const InstallRequest& request) const {
   if (services_.offline()) return OkStatus();
   const std::string programs = request.release.empty() ? "/usr/bin" : request.release + "/bin";
   return RunProgram(
-      {programs + "/stasisd", "--probe", "--listen", "unix://" + files_.Here(kSocket)});
+             {programs + "/stasisd", "--probe", "--listen", "unix://" + files_.Here(kSocket)})
+      .status();
 }
 
 Status Installer::Apply(const Journal& journal, bool sends_kubelet, bool& changed) const {
@@ -201,30 +243,41 @@ Status Installer::Bypass(const std::string& reason) {
   ASSIGN_OR_RETURN(const UniqueFd lock, Lock(files_));
   ASSIGN_OR_RETURN(Journal journal, LoadJournal(files_));
   if (journal.phase == Phase::kAbsent) {
+    RemoveOwnFolders();
     return NotFound("nothing is installed here; the kubelet's configuration is its own");
   }
   return SendBack(journal, reason);
 }
 
+Status Installer::RestartWithItsRuntime(const Journal& journal) const {
+  RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
+  // Whether or not a file has changed: a bypass or uninstallation that was killed may have changed it, and the
+  // socket that the kubelet still has goes away afterwards.
+  report_("restarting " + journal.service + ".service with " + journal.runtime_endpoint);
+  const Status steady = services_.RestartSteadily(journal.service, kPatience);
+  if (steady.code() == StatusCode::kDeadlineExceeded) {
+    report_(Message(steady) + "; its configuration is as it was, so going on");
+    return OkStatus();
+  }
+  if (steady.ok()) return steady;
+  return Annotate(steady,
+                  "the kubelet that runs may still use stasisd, which is left to it; restart " +
+                      journal.service + ".service, then run again: stasis-node uninstall");
+}
+
 Status Installer::Uninstall() {
-  ASSIGN_OR_RETURN(const Journal before, LoadJournal(files_));
-  if (before.phase == Phase::kAbsent) {
+  ASSIGN_OR_RETURN(const UniqueFd lock, Lock(files_));
+  ASSIGN_OR_RETURN(Journal journal, LoadJournal(files_));
+  if (journal.phase == Phase::kAbsent) {
     RemoveOwnFolders();
     return OkStatus();
   }
-  ASSIGN_OR_RETURN(UniqueFd lock, Lock(files_));
-  ASSIGN_OR_RETURN(Journal journal, LoadJournal(files_));
   journal.phase = Phase::kUninstalling;
   RETURN_IF_ERROR(SaveJournal(files_, journal));
 
   bool changed = false;
   RETURN_IF_ERROR(UndoAll(journal, true, changed));
-  RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
-  // Whether or not a file has changed: a bypass or uninstallation that was killed may have changed it, and the
-  // socket that the kubelet still has goes away below.
-  report_("restarting " + journal.service + ".service with " + journal.runtime_endpoint);
-  const Status steady = services_.RestartSteadily(journal.service, kPatience);
-  if (!steady.ok()) report_(Message(steady) + "; its configuration is as it was, so going on");
+  RETURN_IF_ERROR(RestartWithItsRuntime(journal));
   RETURN_IF_ERROR(services_.Systemctl({"stop", "stasisd.socket", "stasisd.service"}));
   RETURN_IF_ERROR(UndoAll(journal, false, changed));
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
@@ -242,7 +295,7 @@ void Installer::RemoveFolders(const std::vector<std::string>& uppermost_first) c
 }
 
 void Installer::RemoveOwnFolders() const {
-  (void)files_.Put(std::string(kJournalFolder) + "/lock", std::nullopt);  // held open by us
+  (void)files_.Put(kLockFile, std::nullopt);  // by its holder alone; see Lock
   RemoveFolders({kOwnFolders.begin(), kOwnFolders.end()});
 }
 
@@ -255,9 +308,11 @@ Result<Journal> Installer::Look() const {
     return FailedPrecondition(change.path +
                               " is not as it was installed; run: stasis-node install");
   }
-  if (!services_.offline()) {
-    RETURN_IF_ERROR(Connects(files_.Here(kSocket)));
-  }
+  if (services_.offline()) return journal;
+  RETURN_IF_ERROR(Connects(files_.Here(kSocket)));
+  // What the agent lacks although it serves the kubelet, like its API.
+  ASSIGN_OR_RETURN(const std::string lacks, services_.Show("stasisd", "StatusText"));
+  if (!lacks.empty()) return FailedPrecondition("stasisd serves the kubelet, but " + lacks);
   return journal;
 }
 

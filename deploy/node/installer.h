@@ -16,13 +16,21 @@
 
 namespace stasis::node {
 
+/// A file that the agent reads and no journal keeps, as it is secret and changes often.
+struct Credential {
+  std::string path;
+  MaybeContent content;  ///< Without it, none is to be there.
+};
+
 struct InstallRequest {
   Hints hints;
   /// A folder NAME with bin/, lib/ and systemd/, which is copied to /opt/stasis/releases/NAME. Without
   /// it the programs of the distribution's package are used, in /usr/bin.
   std::string release = {};
-  std::string config = {};  ///< Content of stasisd's configuration file.
-  bool again = true;        ///< Also after a bypass, with the release that was bypassed.
+  std::string config = {};                   ///< Content of stasisd's configuration file.
+  std::vector<Credential> credentials = {};  ///< With a release only; gone with it.
+  bool again =
+      true;  ///< Also after a bypass, with the release and configuration that were bypassed.
 };
 
 class Installer {
@@ -47,8 +55,10 @@ class Installer {
 
  private:
   Status Carry(const InstallRequest& request, const Journal& old, Journal plan);
+  Status PutCredentials(const InstallRequest& request) const;
   Status StartAgent() const;
   Status ProbeAgent(const InstallRequest& request) const;
+  Status RestartWithItsRuntime(const Journal& journal) const;
   Status SendBack(Journal& journal, const std::string& reason);
   Status Apply(const Journal& journal, bool sends_kubelet, bool& changed) const;
   Status UndoAll(const Journal& journal, bool sends_kubelet, bool& changed) const;

@@ -9,8 +9,8 @@
 
 namespace stasis::node {
 
-/// Runs a program to its end. Internal, with what it said: it ended otherwise than by 0.
-Status RunProgram(const std::vector<std::string>& command);
+/// What a program said that ran to its end. Internal, with that: it ended otherwise than by 0.
+Result<std::string> RunProgram(const std::vector<std::string>& command);
 
 class Services {
  public:
@@ -20,8 +20,11 @@ class Services {
   bool offline() const { return offline_; }
   Status Systemctl(std::vector<std::string> arguments) const;
 
-  /// Restarts `service` and waits until it has run for `kSteady` without a break. DeadlineExceeded:
-  /// not within `patience`.
+  /// A property of `service`, as systemctl(1) shows it; "" where there is none of the name.
+  Result<std::string> Show(const std::string& service, const std::string& property) const;
+
+  /// Restarts `service` and waits until it has run for `kSteady` without a break. DeadlineExceeded: it was
+  /// restarted, but not so within `patience`. Any other error: what ran before may still run.
   Status RestartSteadily(const std::string& service, std::chrono::seconds patience) const;
 
  private:
