@@ -1,5 +1,7 @@
 """The longest wait of a client of redis while redis is checkpointed."""
 
+import contextlib
+import random
 import threading
 import time
 
@@ -14,12 +16,12 @@ PORT = 16379
 
 
 class Client(threading.Thread):
-    """Asks RATE times a second. A request waits from when it was due, not from when it could be sent:
-    who is late because of an earlier answer has waited, too."""
+    """Asks RATE times a second, for any of `keys` keys. A request waits from when it was due, not from when it
+    could be sent: who is late because of an earlier answer has waited, too."""
 
-    def __init__(self, redis):
+    def __init__(self, redis, keys):
         super().__init__()
-        self.redis, self.longest, self.answered, self.end, self.error = redis, 0.0, 0, False, None
+        self.redis, self.keys, self.longest, self.end, self.error = redis, keys, 0.0, False, None
 
     def run(self):
         due = time.monotonic()
@@ -29,33 +31,47 @@ class Client(threading.Thread):
                 early = due - time.monotonic()
                 if early > 0:
                     time.sleep(early)
-                self.redis.call("GET", "key:1")
+                self.redis.call("GET", f"key:{random.randrange(self.keys)}")
                 self.longest = max(self.longest, time.monotonic() - due)
-                self.answered += 1
         except (OSError, EOFError, ValueError) as error:
             self.error = error
+
+    def take_longest(self):
+        """Seconds, since the last time that this was called."""
+        longest, self.longest = self.longest, 0.0
+        return longest
+
+    def finish(self):
+        self.end = True
+        self.join()
+        self.redis.close()
+        if self.error:
+            raise OSError(f"the client: {self.error}")
+
+
+@contextlib.contextmanager
+def populated(run, keys):
+    """Redis with that many keys of 900 bytes."""
+    with Subject(run.folder, ["redis-server", "--port", PORT, "--save", "", "--enable-debug-command", "yes"]) as subject:
+        redis = until(lambda: Redis.connect("127.0.0.1", PORT), what="redis")
+        redis.call("DEBUG", "POPULATE", keys, "key", 900)
+        redis.close()
+        yield subject
 
 
 def one_stall(run, who, keys):
     """Milliseconds: the longest wait in a checkpoint, and in as much time without one."""
-    command = ["redis-server", "--port", PORT, "--save", "", "--enable-debug-command", "yes"]
-    with Subject(run.folder, command) as subject:
-        redis = until(lambda: Redis.connect("127.0.0.1", PORT), what="redis")
-        redis.call("DEBUG", "POPULATE", keys, "key", 900)
-        client = Client(redis)
+    with populated(run, keys) as subject:
+        client = Client(Redis.connect("127.0.0.1", PORT), keys)
         client.start()
         try:
             time.sleep(1)
-            quiet, client.longest = client.longest, 0.0
+            quiet = client.take_longest()
             subject.dump(who)
             time.sleep(0.1)
+            return client.take_longest() * 1000, quiet * 1000
         finally:
-            client.end = True
-            client.join()
-            redis.close()
-        if client.error:
-            raise OSError(f"the client: {client.error}")
-        return client.longest * 1000, quiet * 1000
+            client.finish()
 
 
 def stall(run):

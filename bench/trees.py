@@ -1,24 +1,17 @@
 """Trees of processes on the host: how long they are frozen, and how fast they come back."""
 
 import os
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.harness import Row
 from bench.subject import Failed, Subject
-from e2e.paths import STASIS
 
 PROBLEMS = (Failed, OSError, TimeoutError)
 
 
 def engines(run):
     return ["Stasis", "CRIU"] if run.peer else ["Stasis"]
-
-
-def lazy_pages():
-    shown = subprocess.run([STASIS, "restore", "--help"], capture_output=True, text=True, check=False)
-    return "--lazy-pages" in shown.stdout
 
 
 def dumps(run, item, name, fate="--leave-running", restore=False, repetitions=None, **shape):
@@ -62,19 +55,12 @@ def frozen(run):
 
 
 def restore(run):
-    """restore from the page cache until the program runs, all of its memory loaded, or lazily"""
+    """restore from the page cache until the program runs, all of its memory loaded"""
     mib, item = run.size(1024, 64), "restore"
     found = dumps(run, item, f"{mib} MiB", restore=True, mib=mib)
     run.add(Row(item, f"restore, {mib} MiB", found["restore"], ratio=0.6))
     speed = {who: [mib / 1024 / (took / 1000) for took in values] for who, values in found["restore"].items()}
     run.add(Row(item, f"speed of it, {mib} MiB", speed, unit="GiB/s", digits=2))
-    if lazy_pages():
-        samples = []
-        for _ in range(run.repetitions):
-            with Subject(run.folder, mib=mib) as subject:
-                subject.dump("Stasis", "--kill")
-                samples.append(subject.restore("Stasis", "--lazy-pages"))
-        run.add(Row(item, f"restore --lazy-pages, {mib} MiB", {"Stasis": samples}))
     threads = run.size(10_000, 100)
     found = dumps(run, item, f"{threads} threads", restore=True, threads=threads)
     run.add(Row(item, f"restore, {threads} threads", found["restore"], target=3000))

@@ -1,0 +1,58 @@
+"""A restore whose memory comes while the program runs: how soon it runs, and how long its users wait meanwhile."""
+
+import os
+import time
+from pathlib import Path
+
+from bench.harness import Row
+from bench.stall import PORT, Client, populated
+from bench.subject import Subject
+from bench.trees import PROBLEMS
+from e2e.redis import Redis
+from e2e.wait import until
+
+KEYS_A_GIB = 1_000_000  # of 900 bytes
+
+
+def page_servers():
+    """Whether any runs; `bench` has a pid namespace of its own."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if Path(f"/proc/{entry}/comm").read_text(encoding="utf-8") == "stasis-pages\n":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return False
+
+
+def one(run, keys, samples):
+    with populated(run, keys) as subject:
+        subject.dump("Stasis", "--kill")
+        start = time.monotonic()
+        samples["runs"].append(subject.restore("Stasis", "--lazy-pages"))
+        client = Client(until(lambda: Redis.connect("127.0.0.1", PORT), what="redis"), keys)
+        client.start()
+        try:
+            until(lambda: not page_servers(), seconds=120, what="all memory", every=0.01)
+            samples["loaded"].append((time.monotonic() - start) * 1000)
+            samples["wait"].append(client.take_longest() * 1000)
+            time.sleep(1)
+            samples["quiet"].append(client.take_longest() * 1000)
+        finally:
+            client.finish()
+
+
+def lazy(run):
+    """a lazy restore until it runs, its redis client's longest wait meanwhile, and until all is there"""
+    for gib in run.size([1, 4], [0.01]):
+        keys, name = int(gib * KEYS_A_GIB), f"{gib} GiB of redis"
+        samples = {"runs": [], "loaded": [], "wait": [], "quiet": []}
+        try:
+            for _ in range(run.repetitions):
+                one(run, keys, samples)
+        except PROBLEMS as error:
+            run.failed("lazy", name, error)
+        run.add(Row("lazy", f"runs, {name}", {"Stasis": samples["runs"]}, target=50))
+        run.add(Row("lazy", f"longest wait for any of its keys, {name}",
+                    {"Stasis": samples["wait"], "once loaded": samples["quiet"]}, target=20, base="once loaded"))
+        run.add(Row("lazy", f"all loaded, {name}", {"Stasis": samples["loaded"]}))
