@@ -1,11 +1,13 @@
 """The Debian package: the same bytes each time, and a node that is as it was when the package is gone."""
 
+import hashlib
 import os
 import subprocess
 
 import pytest
+import yaml
 
-from e2e.paths import BIN, BUILD
+from e2e.paths import BIN, BUILD, ROOT
 
 CONFIG = BUILD / "CPackConfig.cmake"
 FLAGS = 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock"\n'
@@ -60,3 +62,23 @@ def test_a_node_is_as_it_was_when_the_package_is_gone(package, machine):
         echo as it was
     """)
     assert done.stdout.endswith("as it was\n"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not (BIN / "kubectl-checkpoint-portable").exists(), reason="the portable plugin is not built")
+def test_the_plugin_for_krew_is_the_archive_of_its_manifest_and_needs_no_library(tmp_path):
+    def pack(name):
+        (tmp_path / name).mkdir()
+        done = subprocess.run([ROOT / "deploy" / "krew.sh", BIN, tmp_path / name], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    archive = pack("one")
+    manifest = yaml.safe_load((tmp_path / "one" / "checkpoint.yaml").read_text())
+    (platform,) = manifest["spec"]["platforms"]
+    with open(archive, "rb") as file, open(pack("two"), "rb") as again:
+        content = file.read()
+        assert content == again.read()
+    assert platform["sha256"] == hashlib.sha256(content).hexdigest() and platform["uri"].endswith(os.path.basename(archive))
+    (tmp_path / "root").mkdir()
+    subprocess.run(["tar", "-C", tmp_path / "root", "-xf", archive], check=True)
+    said = subprocess.run(["chroot", tmp_path / "root", "/" + platform["bin"], "--version"], capture_output=True, text=True)
+    assert manifest["spec"]["version"] == "v" + said.stdout.strip()
