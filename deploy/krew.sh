@@ -6,12 +6,12 @@ set -euo pipefail
 export LC_ALL=C
 programs=$(readlink -f "$1") folder=$2
 here=$(dirname "$(readlink -f "$0")")
-version=$("$programs/kubectl-checkpoint-portable" --version)
+version=$("$programs/portable-kubectl-checkpoint" --version)
 archive=kubectl-checkpoint-$version-linux-amd64.tar.gz
 
 work=$(mktemp -d "$folder/.krew.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-strip --strip-unneeded -o "$work/kubectl-checkpoint" "$programs/kubectl-checkpoint-portable"
+strip --strip-unneeded -o "$work/kubectl-checkpoint" "$programs/portable-kubectl-checkpoint"
 cp "$here/../cmd/kubectl-checkpoint/kubectl_complete-checkpoint" "$work"
 cp "$here/debian/copyright" "$work/LICENSE" # Krew wants one in the archive
 chmod 755 "$work"/kubectl*

@@ -64,7 +64,7 @@ def test_a_node_is_as_it_was_when_the_package_is_gone(package, machine):
     assert done.stdout.endswith("as it was\n"), done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not (BIN / "kubectl-checkpoint-portable").exists(), reason="the portable plugin is not built")
+@pytest.mark.skipif(not (BIN / "portable-kubectl-checkpoint").exists(), reason="the portable plugin is not built")
 def test_the_plugin_for_krew_is_the_archive_of_its_manifest_and_needs_no_library(tmp_path):
     def pack(name):
         (tmp_path / name).mkdir()

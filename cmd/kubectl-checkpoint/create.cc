@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "cmd/kubectl-checkpoint/commands.h"
 #include "cmd/kubectl-checkpoint/output.h"
@@ -50,6 +52,16 @@ std::string Escaped(const std::string& text) {
   return escaped;
 }
 
+Result<std::string> MakeOne(Cluster& cluster, const Options& options, const Pod& pod,
+                            const std::string& container, const std::string& pod_namespace) {
+  const Progress progress(cluster, pod, pod_namespace, container);
+  Result<std::string> made = cluster.Checkpoint(pod, container, options.timeout_seconds);
+  if (made.status().code() != StatusCode::kAlreadyExists) return made;
+  // The kubelet names archives by the second, and the last one of this container was made in this one.
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+  return cluster.Checkpoint(pod, container, options.timeout_seconds);
+}
+
 // What is wanted of an archive that is made: the row of it is shown whatever becomes of that.
 Status Use(Cluster& cluster, const Options& options, const Pod& pod, const std::string& path,
            json& row) {
@@ -80,10 +92,7 @@ Result<int> Create(Cluster& cluster, const Options& options) {
   json rows = json::array();
   Status last = OkStatus();
   for (const std::string& container : containers) {
-    const Result<std::string> path = [&] {
-      const Progress progress(cluster, pod, pod_namespace, container);
-      return cluster.Checkpoint(pod, container, options.timeout_seconds);
-    }();
+    const Result<std::string> path = MakeOne(cluster, options, pod, container, pod_namespace);
     if (!path.ok()) {
       last = path.status();
       Report(last);

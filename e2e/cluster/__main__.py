@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from e2e.cluster import control_plane, node
+from e2e.cluster import agents, control_plane, node
 from e2e.cluster.cluster import DEFAULT_VERSION, Cluster
-from e2e.paths import BUILD
+from e2e.paths import BIN, BUILD
 
 CURRENT = BUILD / "cluster"  # a link to the folder of the cluster that `up` made
 
@@ -16,10 +16,12 @@ def up(arguments):
         return 1
     cluster = Cluster.up(arguments.kubernetes)
     CURRENT.symlink_to(cluster.folder)
+    agents.serve_api(cluster)
     for name in ("redis", "busybox", "python"):
         print(f"image      {cluster.image(name)}")
-    print(f"folder     {cluster.folder}\nkubectl    {cluster.kubectl.program}\n"
-          f"\nexport KUBECONFIG={cluster.kubectl.kubeconfig}")
+    print(f"folder     {cluster.folder}\n\nexport KUBECONFIG={cluster.kubectl.kubeconfig}\n"
+          f"export REGISTRY={cluster.control_plane.registry.address}\n"
+          f"export PATH={cluster.kubectl.program.parent}:{BIN}:$PATH")
     return 0
 
 

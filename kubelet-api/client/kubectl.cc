@@ -75,6 +75,7 @@ Status ErrorOf(std::string text) {
   if (says("(Unauthorized)") || says("must be logged in")) {
     return MakeStatus(StatusCode::kUnauthenticated, text);
   }
+  if (says("exists and is not overwritten")) return AlreadyExists(text);
   if (says("(Timeout)") || says("deadline exceeded") || says("Client.Timeout") ||
       says("timed out waiting")) {
     return MakeStatus(StatusCode::kDeadlineExceeded, text);

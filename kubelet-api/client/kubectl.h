@@ -15,7 +15,7 @@ class Kubectl {
   explicit Kubectl(std::vector<std::string> flags) : flags_(std::move(flags)) {}
 
   /// What it prints. The error is its own text: NotFound, PermissionDenied, Unauthenticated, Unavailable (nobody
-  /// answers), DeadlineExceeded as far as that tells; Unknown otherwise.
+  /// answers), DeadlineExceeded, AlreadyExists as far as that tells; Unknown otherwise.
   Result<std::string> Run(const std::vector<std::string>& words) const;
   /// The same with its output in the open file `fd`.
   Status RunTo(int fd, const std::vector<std::string>& words) const;
