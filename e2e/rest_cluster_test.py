@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import urllib.request
 
@@ -249,6 +250,14 @@ def test_kubectl_checkpoint_waits_no_longer_than_it_is_told(api, kubectl):
     api.server.create("/api/v1/namespaces/default/pods", metadata={"name": "late"},
                       spec={"containers": [{"name": "count", "image": "busybox"}]})
     assert "timed out" in kubectl("admin", "late", "--wait", "--timeout", "1s", code=4)
+    assert "checkpoint-counters_default-count-" in kubectl("ann", "counters", "--timeout", "5m")
+    stasisd = api.bed.services["stasisd"]
+    stasisd.send_signal(signal.SIGSTOP)
+    try:
+        assert "no answer within 1 s" in kubectl("ann", "counters", "--via", "agent", "--timeout", "1s", code=4)
+        assert "node n1: no answer within 1 s" in kubectl("ann", "list", "--timeout", "1s", code=4)
+    finally:
+        stasisd.send_signal(signal.SIGCONT)
 
 
 def test_without_the_right_to_list_nodes_those_of_the_pods_are_asked(api, kubectl):

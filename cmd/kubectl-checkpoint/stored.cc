@@ -96,9 +96,11 @@ Result<int> List(Cluster& cluster, const Options& options) {
   const std::vector<Result<json>> answers = Ask(cluster, options, nodes, pod_namespace);
   json rows = json::array();
   std::size_t failed = 0;
+  std::size_t late = 0;
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     if (!answers[i].ok()) {
       ++failed;
+      if (answers[i].status().code() == StatusCode::kDeadlineExceeded) ++late;
       std::fprintf(stderr, "error: node %s: %s\n", nodes[i].name.c_str(),
                    Message(answers[i].status()).c_str());
       continue;
@@ -110,7 +112,8 @@ Result<int> List(Cluster& cluster, const Options& options) {
   }
   PrintCheckpoints(rows, options.format);
   if (failed == 0) return EXIT_SUCCESS;
-  return failed == nodes.size() ? kExitFailure : kExitPartial;
+  if (failed < nodes.size()) return kExitPartial;
+  return late == failed ? kExitTimeout : kExitFailure;
 }
 
 Result<int> Inspect(Cluster& cluster, const Options& options) {

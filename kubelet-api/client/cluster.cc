@@ -27,10 +27,6 @@ json ArrayAt(const json& object, const char* pointer) {
 
 constexpr std::size_t kMostAtOnce = 8;  // of kubectl, which takes some 50 MB each
 
-std::string RequestTimeout(int seconds) {
-  return "--request-timeout=" + std::to_string(seconds) + "s";
-}
-
 // Where another way may still be open.
 bool MayBeTriedElsewhere(const Status& status) {
   return status.code() == StatusCode::kPermissionDenied ||
@@ -137,15 +133,10 @@ Result<std::string> Cluster::Checkpoint(const Pod& pod, const std::string& conta
   ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
   std::string path = "/checkpoint/" + pod_namespace + "/" + pod.name + "/" + container;
   // The kubelet and the agent take less than 120 s for 120 s: who hangs up earlier ends the checkpoint, too.
-  std::vector<std::string> limits;
-  if (timeout_seconds > 0) {
-    path += "?timeout=" + std::to_string(timeout_seconds);
-    limits.push_back(RequestTimeout(timeout_seconds));
-  }
-  const auto ask = [&limits](const Kubectl& kubectl, const std::string& whole) {
-    std::vector<std::string> words = {"create", "--raw", whole, "-f", "-"};
-    words.insert(words.end(), limits.begin(), limits.end());
-    return ArchiveOf(kubectl.Run(words));
+  if (timeout_seconds > 0) path += "?timeout=" + std::to_string(timeout_seconds);
+  const auto ask = [&](const Kubectl& kubectl, const std::string& whole) {
+    return ArchiveOf(
+        kubectl.Run({"create", "--raw", whole, "-f", "-"}, std::chrono::seconds(timeout_seconds)));
   };
   Status by_agent = Unavailable("no agent answers on node " + pod.node.name);
   if (options_.via == Via::kAgent || (options_.via == Via::kAuto && AgentAnswers(pod.node))) {
@@ -175,9 +166,9 @@ std::vector<Result<json>> Cluster::GetAll(const std::vector<Node>& nodes, const 
   const auto ask = [&] {
     for (std::size_t at = next++; at < nodes.size(); at = next++) {
       const Result<std::string> text =
-          nodes[at].address.empty()
-              ? Result<std::string>(Unavailable("it has no address"))
-              : ToAgent(nodes[at]).Run({"get", "--raw", path, RequestTimeout(timeout_seconds)});
+          nodes[at].address.empty() ? Result<std::string>(Unavailable("it has no address"))
+                                    : ToAgent(nodes[at]).Run({"get", "--raw", path},
+                                                             std::chrono::seconds(timeout_seconds));
       answers[at] = text.ok() ? Parse(*text, "the agent of node " + nodes[at].name)
                               : Result<json>(text.status());
     }

@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
@@ -58,13 +60,27 @@ bool Append(int fd, std::string& text) {
   return got > 0 || (got < 0 && errno == EINTR);
 }
 
-void ReadBoth(int out, std::string& out_text, int err, std::string& err_text) {
+using Deadline = std::optional<std::chrono::steady_clock::time_point>;
+
+// In milliseconds, as poll(2) wants it; -1: for ever.
+int TimeUntil(const Deadline& deadline) {
+  if (!deadline) return -1;
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(*deadline - std::chrono::steady_clock::now());
+  return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 60'000));
+}
+
+// False: the deadline came first.
+bool ReadBoth(int out, std::string& out_text, int err, std::string& err_text,
+              const Deadline& deadline) {
   std::array<pollfd, 2> waiting = {{{out, POLLIN, 0}, {err, POLLIN, 0}}};
   while (waiting[0].fd >= 0 || waiting[1].fd >= 0) {
-    if (::poll(waiting.data(), waiting.size(), -1) < 0) continue;
+    if (deadline && std::chrono::steady_clock::now() >= *deadline) return false;
+    if (::poll(waiting.data(), waiting.size(), TimeUntil(deadline)) <= 0) continue;
     if (waiting[0].revents != 0 && !Append(out, out_text)) waiting[0].fd = -1;
     if (waiting[1].revents != 0 && !Append(err, err_text)) waiting[1].fd = -1;
   }
+  return true;
 }
 
 Status ErrorOf(std::string text) {
@@ -87,7 +103,10 @@ Status ErrorOf(std::string text) {
 }
 
 // `out` -1: the output is read into `text`.
-Status Execute(const std::vector<std::string>& words, int out, std::string& text) {
+Status Execute(const std::vector<std::string>& words, int out, std::string& text,
+               std::chrono::seconds most) {
+  Deadline deadline;
+  if (most.count() > 0) deadline = std::chrono::steady_clock::now() + most;
   ASSIGN_OR_RETURN(Pipe errors, MakePipe());
   std::optional<Pipe> output;
   if (out < 0) {
@@ -98,9 +117,15 @@ Status Execute(const std::vector<std::string>& words, int out, std::string& text
   errors.write.Reset();
   if (output) output->write.Reset();
   std::string said;
-  ReadBoth(output ? output->read.get() : -1, text, errors.read.get(), said);
+  const bool in_time =
+      ReadBoth(output ? output->read.get() : -1, text, errors.read.get(), said, deadline);
+  if (!in_time) ::kill(pid, SIGKILL);
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (!in_time) {
+    return MakeStatus(StatusCode::kDeadlineExceeded,
+                      "no answer within " + std::to_string(most.count()) + " s");
   }
   return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? OkStatus() : ErrorOf(said);
 }
@@ -116,15 +141,16 @@ std::vector<std::string> Whole(const std::vector<std::string>& flags,
 
 }  // namespace
 
-Result<std::string> Kubectl::Run(const std::vector<std::string>& words) const {
+Result<std::string> Kubectl::Run(const std::vector<std::string>& words,
+                                 std::chrono::seconds most) const {
   std::string text;
-  RETURN_IF_ERROR(Execute(Whole(flags_, words), -1, text));
+  RETURN_IF_ERROR(Execute(Whole(flags_, words), -1, text, most));
   return text;
 }
 
 Status Kubectl::RunTo(int fd, const std::vector<std::string>& words) const {
   std::string none;
-  return Execute(Whole(flags_, words), fd, none);
+  return Execute(Whole(flags_, words), fd, none, std::chrono::seconds(0));
 }
 
 }  // namespace stasis::kubelet_api

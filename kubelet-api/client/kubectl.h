@@ -16,7 +16,10 @@ class Kubectl {
 
   /// What it prints. The error is its own text: NotFound, PermissionDenied, Unauthenticated, Unavailable (nobody
   /// answers), DeadlineExceeded, AlreadyExists as far as that tells; Unknown otherwise.
-  Result<std::string> Run(const std::vector<std::string>& words) const;
+  /// With `most`, it is ended after that time (DeadlineExceeded), and what it asked for with it. Not by its own
+  /// --request-timeout, which also becomes the parameter "timeout" of every request: the kubelet has one, too.
+  Result<std::string> Run(const std::vector<std::string>& words,
+                          std::chrono::seconds most = std::chrono::seconds(0)) const;
   /// The same with its output in the open file `fd`.
   Status RunTo(int fd, const std::vector<std::string>& words) const;
 
