@@ -1,10 +1,11 @@
-"""What docs/troubleshooting.md quotes is what the programs say."""
+"""What docs/troubleshooting.md quotes is what the programs say, and manuals have what they take."""
 
 import re
+import subprocess
 
 import pytest
 
-from e2e.paths import ROOT
+from e2e.paths import BIN, ROOT
 
 FOLDERS = ["archive", "cmd", "cri", "deploy", "engine", "kubelet-api"]
 
@@ -25,3 +26,22 @@ def source():
 @pytest.mark.parametrize("text", quoted())
 def test_an_error_that_is_explained_is_one_that_is_said(source, text):
     assert text.split("unix://")[0] in source
+
+
+MANUALS = {"stasis": "stasis.1", "kubectl-checkpoint": "kubectl-checkpoint.1", "stasisd": "stasisd.8",
+           "stasis-node": "stasis-node.8"}
+
+
+def flags_of(program, *commands):
+    text = subprocess.run([BIN / program, *commands, "--help"], capture_output=True, text=True, check=True).stdout
+    found = set(re.findall(r"^  +(?:-\w,)?(--[a-z-]+)", text, re.MULTILINE))
+    for name in re.findall(r"^  ([a-z-]+) +[A-Z]", text.partition("Subcommands:")[2], re.MULTILINE) if not commands else []:
+        found |= flags_of(program, name)
+    return found
+
+
+@pytest.mark.parametrize("program", MANUALS)
+def test_every_flag_is_in_the_manual(program):
+    manual = (ROOT / "docs" / "man" / MANUALS[program]).read_text().replace("\\-", "-")
+    described = set(re.findall(r"--[a-z-]+", manual))
+    assert flags_of(program) - described - {"--help", "--version"} == set()

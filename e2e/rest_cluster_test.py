@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,14 @@ def test_tokens_without_a_role_and_strange_ones(api):
     assert api.client().get("/v1/checkpoints").code == 401
     assert with_token(api, "prometheus-token").get("/metrics").code == 200
     assert with_token(api, "prometheus-token").get("/v1/checkpoints").code == 403
+
+
+def test_events_that_the_api_server_refuses_are_counted_and_disturb_nobody(api):
+    """The account of this stasisd may not create any."""
+    until(lambda: with_token(api, "ann-token").ask("POST", "/checkpoint/default/counters/count").code == 200)
+    scraper = with_token(api, "prometheus-token")
+    until(lambda: re.search(r"^stasis_events_dropped_total [1-9]", scraper.get("/metrics").text, re.MULTILINE))
+    assert "stasis_events_written_total 0\n" in scraper.get("/metrics").text
 
 
 def test_an_api_server_that_is_not_ours_lets_nobody_in(api, tmp_path):

@@ -103,6 +103,16 @@ def test_failures_say_why_and_are_counted_in_one_event(agent, namespace):
     assert "(x3 over" in namespace.kubectl("describe", "pod", "one")
 
 
+def test_a_restore_that_is_refused_over_and_over_is_one_event(agent, namespace):
+    namespace.run("one")
+    image = namespace.checkpoint_image("one")
+    namespace.run("two", image=image, annotations={"stasis.dev/on-restart": "maybe"}, wait=False)
+    [event] = until(lambda: [each for each in told(namespace, "two", "RestoreFailed") if each["count"] > 1], 120,
+                    what="a second try of the kubelet's")
+    assert event["type"] == "Warning" and 'it can be "restore" or "fresh"' in event["message"]
+    assert len(told(namespace, "two", "RestoreFailed")) == 1
+
+
 def test_without_the_api_server_checkpoints_go_on_and_are_told_later(agent, cluster, namespace):
     namespace.run("one")
     agent.node.path(TOKEN).unlink()

@@ -28,7 +28,7 @@ constexpr auto kBetweenLooks = std::chrono::seconds(10);
 // Every write is seen by all who watch nodes: as rarely as the node problem detector's.
 constexpr auto kBetweenSignsOfLife = std::chrono::minutes(5);
 constexpr auto kRuntimeTime = std::chrono::seconds(2);
-constexpr auto kTimeAtTheEnd = std::chrono::seconds(2);
+constexpr auto kTimeAtTheEnd = std::chrono::seconds(5);
 constexpr std::size_t kMostMessageBytes = 512;
 
 std::string Text(const NodeReport& report) {

@@ -32,7 +32,7 @@ class NodeReporter {
   /// `node` is the name of its object. `agent` outlives this.
   NodeReporter(const ApiServerOptions& options, std::string node, std::string agent_version,
                cri::Agent& agent);
-  /// Takes labels and condition back, if the API server answers within two seconds.
+  /// Takes labels and condition back, if the API server answers within five seconds.
   ~NodeReporter();
 
  private:
