@@ -84,3 +84,10 @@ def test_targets(bed, pods, place, times):
     for _ in range(times):
         made.move()
     assert made.finish() == {}
+
+
+def test_what_stands_for_a_dead_process_takes_no_number_of_a_thread(bed, pods, place):
+    """Alone in its container the numbers of its tasks follow each other."""
+    made = targets(bed, pods, place, ["dead_pidfd"])
+    made.move()
+    assert made.finish() == {}

@@ -59,6 +59,13 @@ class Restoration {
     RETURN_IF_ERROR(MakeTree());
     request_.log.Info("processes made, " + std::to_string(report.pages_restored) +
                       " pages of memory filled");
+    // First all that has a number of its own: descriptors may need processes with any free one.
+    for (RestoredProcess& process : processes_) {
+      if (process.image->zombie) continue;
+      RETURN_IF_ERROR(Goon());
+      RETURN_IF_ERROR(Named(MakeThreads(process, *reserver_), process));
+    }
+    files_->SetTree(processes_);
     for (RestoredProcess& process : processes_) RETURN_IF_ERROR(FurnishOne(process));
     RETURN_IF_ERROR(cgroups_->MoveThreads(processes_));
     // Descriptors that refer to others, and to processes, when all are there.
@@ -177,7 +184,6 @@ class Restoration {
               return memory->Restore(process, from);
             },
             [this](RestoredProcess& leader) { return files_->TakeTerminal(leader); }));
-    files_->SetTree(processes_);
     RETURN_IF_ERROR(memory->Finish());
     RETURN_IF_ERROR(cgroups_->SetLater());
     report.pages_restored = progress.pages;
@@ -208,7 +214,6 @@ class Restoration {
     if (process.image->zombie) return OkStatus();
     RETURN_IF_ERROR(Goon());
     RETURN_IF_ERROR(Named(files_->Install(process), process));
-    RETURN_IF_ERROR(Named(MakeThreads(process, *reserver_), process));
     return Named(RestoreAttributes(process, images_, files_->pathless(), report.notes), process);
   }
 

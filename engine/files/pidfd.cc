@@ -2,11 +2,11 @@
 //
 // State    fdinfo "Pid", -1 once the process is dead and waited for; O_NONBLOCK, PIDFD_THREAD (O_EXCL)
 // Image    FD_PIDFD; those of one dead process are joined by the inode's number
-// Restore  when all processes of the tree are there, by us: it makes no difference who opens it. For a dead
+// Restore  when all tasks of the tree are there, by us: it makes no difference who opens it. For a dead
 //          process one of ours that has ended, in the tree's pid namespace: elsewhere pidfd_send_signal(2) would
 //          say EINVAL to who holds it
 // Lost     how a dead process ended (PIDFD_GET_INFO, Linux 6.15)
-// Refused  processes outside the tree; threads, which are made after the descriptors
+// Refused  processes and threads outside the tree
 // Source   pidfd_open(2), proc_pid_fdinfo(5), clone(2) on exit_signal, wait(2) __WALL; tested on 6.18
 // Rule     A child without an exit signal is waited for by __WALL alone: no other wait of ours sees it.
 #include "engine/files/pidfd.h"
@@ -47,11 +47,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   if (*pid == -1) return entry;
   pidfd.set_nspid(context.ToNamespacePid(*pid));
   if (pidfd.nspid() <= 0) {
-    return Unimplemented(NameOf(file) + ": its process is not in the tree");
-  }
-  if (!context.IsProcess(*pid)) {
-    return Unimplemented(NameOf(file) + ": a pidfd of thread " + std::to_string(pidfd.nspid()) +
-                         " cannot be checkpointed yet");
+    return Unimplemented(NameOf(file) + ": its process or thread is not in the tree");
   }
   return entry;
 }
@@ -93,7 +89,7 @@ Result<UniqueFd> OpenPidfd(const image::PidfdEntry& pidfd, int member,
   if (pidfd.nspid() > 0) {
     pid = host_pid(pidfd.nspid());
     if (pid == 0) {
-      return InvalidArgument("a pidfd of process " + std::to_string(pidfd.nspid()) +
+      return InvalidArgument("a pidfd of task " + std::to_string(pidfd.nspid()) +
                              ", which the checkpoint does not have");
     }
   } else {

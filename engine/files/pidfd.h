@@ -13,7 +13,8 @@
 
 namespace stasis::engine {
 
-/// Processes that have ended and stand in for dead ones, until their pidfds are open.
+/// Processes that have ended and stand in for dead ones, until their pidfds are open. Each has a pid that was
+/// free: all tasks of the tree must be there before, or it takes that of one.
 class DeadProcesses {
  public:
   DeadProcesses() = default;

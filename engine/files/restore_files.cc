@@ -241,6 +241,9 @@ class Restorer : public FileRestorer {
   void SetTree(std::span<const RestoredProcess> processes) override {
     for (const RestoredProcess& process : processes) {
       host_pids_[process.image->pid()] = process.pid;
+      for (const RestoredProcess::Thread& thread : process.others) {
+        host_pids_[thread.image->tid] = thread.tracee.tid();
+      }
     }
   }
 
@@ -598,7 +601,7 @@ class Restorer : public FileRestorer {
   std::set<std::uint32_t> installed_;  // tables, by id: what processes share is made once
   UniqueFd network_;                   // the network namespace
   std::vector<PendingConnection> connections_;
-  std::map<pid_t, pid_t> host_pids_;  // as we see them, by those of the images
+  std::map<pid_t, pid_t> host_pids_;  // and tids, as we see them, by those of the images
   DeadProcesses dead_;
   std::map<std::uint32_t, std::uint32_t>
       passed_;  // files in messages, by id: the id of the receiver

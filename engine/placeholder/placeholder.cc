@@ -46,13 +46,17 @@ int WriteLastPid(long last) {
   return error;
 }
 
+bool Receives(pid_t pid) { return kill(pid, 0) == 0 || errno == EPERM; }
+
+// The number of a process group is not given out either when its leader is gone.
+bool IsUsed(pid_t pid) { return Receives(pid) || (pid > 1 && Receives(-pid)); }
+
 int Serve() {
   char line[32];
   while (fgets(line, sizeof(line), stdin) != nullptr) {
     int error = 0;
     if (line[0] == '?') {
-      const bool used = kill(static_cast<pid_t>(atol(line + 1)), 0) == 0 || errno == EPERM;
-      error = used ? EEXIST : 0;
+      error = IsUsed(static_cast<pid_t>(atol(line + 1))) ? EEXIST : 0;
     } else {
       error = WriteLastPid(atol(line) - 1);
     }
