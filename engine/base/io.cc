@@ -47,8 +47,7 @@ Result<std::string> ReadLinkAt(int dir_fd, const std::string& path) {
       return SyscallError(errno, "readlink " + path);
     }
     if (static_cast<std::size_t>(length) < target.size()) {
-      target.resize(static_cast<std::size_t>(length));
-      return target;
+      return target.substr(0, static_cast<std::size_t>(length));  // without the room: many are kept
     }
     target.resize(target.size() * 2);
   }

@@ -148,6 +148,7 @@ std::string Area::LinkName() const {
 
 Result<std::vector<Area>> ClassifyAreas(std::vector<Vma> vmas, pid_t ns_pid, dev_t shmem_device) {
   std::vector<Area> areas;
+  areas.reserve(vmas.size());  // of each of a thousand processes
   for (Vma& vma : vmas) {
     ASSIGN_OR_RETURN(const std::uint32_t status, StatusOf(vma, ns_pid, shmem_device));
     const bool continues_vvar = IsVvar(vma) && !areas.empty() && areas.back().Is(kAreaVvar) &&
