@@ -20,7 +20,8 @@ HeldSink::HeldSink(ImageSink& sink) : sink_(sink) {
 void HeldSink::Prepare(std::uint64_t bytes) {
   if (arena_ == nullptr) return;
   constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
-  const std::uint64_t wanted = (std::min(bytes, kMostBytes) + kHugePage - 1) & ~(kHugePage - 1);
+  limit_ = bytes > 4 * kMostBytes ? kBytesOfMany : kMostBytes;
+  const std::uint64_t wanted = (std::min(bytes, limit_) + kHugePage - 1) & ~(kHugePage - 1);
   ::madvise(arena_, wanted, MADV_POPULATE_WRITE);  // Linux 5.14; else they come as they are written
 }
 
@@ -52,7 +53,7 @@ class HeldSink::Stream : public ImageStream {
 
 Result<std::unique_ptr<ImageStream>> HeldSink::Open(std::string_view name,
                                                     std::uint64_t size_bytes) {
-  if (arena_ == nullptr || size_bytes > kMostBytes - held_bytes_) {
+  if (arena_ == nullptr || size_bytes > limit_ - held_bytes_) {
     return sink_.Open(name, size_bytes);
   }
   files_.push_back(

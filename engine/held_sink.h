@@ -13,10 +13,12 @@
 
 namespace stasis::engine {
 
-/// Files that together fit into kMostBytes are held until PassOn(); others go through at once.
+/// Files that together fit into kMostBytes are held until PassOn(); others go through at once. Of what is
+/// far more than that, only the first kBytesOfMany are held: the tree waits for nearly all of it anyway.
 class HeldSink : public ImageSink {
  public:
   static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
+  static constexpr std::uint64_t kBytesOfMany = std::uint64_t{8} << 20;
 
   explicit HeldSink(ImageSink& sink);
   HeldSink(const HeldSink&) = delete;
@@ -45,6 +47,7 @@ class HeldSink : public ImageSink {
   ImageSink& sink_;
   std::list<File> files_;
   std::byte* arena_ = nullptr;  // of kMostBytes; null when there is none
+  std::uint64_t limit_ = kMostBytes;
   std::uint64_t held_bytes_ = 0;
 };
 
