@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -86,8 +87,9 @@ struct Verification {
   std::vector<std::string> notes;
 };
 
-/// Compares every member with the manifest. The structure was checked by Open.
-Result<Verification> Verify(const Archive& archive, const ProgressCall& progress = {});
+/// Compares every member with the manifest. The structure was checked by Open. Cancelled: `stop` came first.
+Result<Verification> Verify(const Archive& archive, const ProgressCall& progress = {},
+                            const std::stop_token& stop = {});
 
 /// OK when every member is what the manifest says, or where there is none to say it (archives of
 /// other runtimes). DataLoss: the archive was altered; names a member. Reads all of it.

@@ -12,7 +12,7 @@ constexpr std::size_t kPiece = std::size_t{256} << 10;
 
 Result<std::string> DigestOf(const engine::ImageSource& members, const std::string& name,
                              std::uint64_t size,
-                             const std::function<void(std::uint64_t)>& read_bytes) {
+                             const std::function<Status(std::uint64_t)>& read_bytes) {
   Sha256 hash;
   std::vector<std::byte> piece(std::min<std::uint64_t>(size, kPiece));
   for (std::uint64_t offset = 0; offset < size;) {
@@ -21,14 +21,14 @@ Result<std::string> DigestOf(const engine::ImageSource& members, const std::stri
     RETURN_IF_ERROR(members.ReadAt(name, offset, part));
     hash.Update(part);
     offset += part.size();
-    read_bytes(part.size());
+    RETURN_IF_ERROR(read_bytes(part.size()));
   }
   return hash.Finish();
 }
 
 /// What is wrong with `wanted`; empty when nothing is.
 Result<std::string> Compare(const engine::ImageSource& members, const Manifest::Member& wanted,
-                            const std::function<void(std::uint64_t)>& read_bytes) {
+                            const std::function<Status(std::uint64_t)>& read_bytes) {
   const std::string shown = Printable(wanted.name);
   const Result<std::uint64_t> size = members.Size(wanted.name);
   if (!size.ok()) return shown + ": missing";
@@ -47,7 +47,8 @@ Result<Manifest> ReadManifest(const Archive& archive) {
   return ManifestFromJson(json);
 }
 
-Result<Verification> Verify(const Archive& archive, const ProgressCall& progress) {
+Result<Verification> Verify(const Archive& archive, const ProgressCall& progress,
+                            const std::stop_token& stop) {
   Verification found;
   found.notes = archive.notes();
   std::set<std::string> unlisted;
@@ -76,6 +77,7 @@ Result<Verification> Verify(const Archive& archive, const ProgressCall& progress
   const auto read_bytes = [&](std::uint64_t bytes) {
     done_bytes += bytes;
     if (progress) progress(done_bytes, found.bytes);
+    return stop.stop_requested() ? Cancelled("the verification was cancelled") : OkStatus();
   };
   for (const Manifest::Member& wanted : manifest->members) {
     ASSIGN_OR_RETURN(std::string problem, Compare(archive.members(), wanted, read_bytes));

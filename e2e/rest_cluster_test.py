@@ -14,7 +14,7 @@ from e2e.journey import stasis
 from e2e.paths import BIN, CACHE, ROOT
 from e2e.rest_test import Api, run_counter
 from e2e.testbed.registry import Registry
-from e2e.testbed.rest import Rest, free_port, make_authority, make_certificate, openssl
+from e2e.testbed.rest import Agent, Rest, free_port, make_authority, make_certificate, openssl
 from e2e.testbed.testbed import Testbed
 from e2e.wait import until
 
@@ -137,7 +137,7 @@ def api(tmp_path_factory):
 
 
 def with_token(api, token):
-    return Rest(api.url, api.folder / "ca.crt", token=token)
+    return Agent(api.url, api.folder / "ca.crt", token=token)
 
 
 def test_a_role_in_a_namespace_is_for_that_namespace(api):
@@ -184,9 +184,20 @@ def test_an_api_server_that_is_not_ours_lets_nobody_in(api, tmp_path):
     options = ["--api-listen", f"127.0.0.1:{port}", "--api-server", server, "--api-server-ca",
                tmp_path / "ca.crt", "--api-server-token-file", api.folder / "agent-token"]
     with Testbed(shim_options=options):
-        client = Rest(f"http://127.0.0.1:{port}", token="admin-token")
+        client = Agent(f"http://127.0.0.1:{port}", token="admin-token")
         assert client.get("/v1/checkpoints").code == 503
         assert client.get("/healthz").code == 200
+
+
+@pytest.mark.parametrize("audience, code", [("https://test", 200), ("stasis", 401)])
+def test_tokens_have_to_be_for_a_configured_audience(api, audience, code):
+    """The API server's own is its service account issuer; tokens of its file are for that alone."""
+    port = free_port()
+    options = ["--api-listen", f"127.0.0.1:{port}", "--api-server", api.server.url, "--api-server-ca",
+               api.folder / "ca.crt", "--api-server-token-file", api.folder / "agent-token",
+               "--api-token-audience", audience]
+    with Testbed(shim_options=options):
+        assert Agent(f"http://127.0.0.1:{port}", token="admin-token").get("/v1/running").code == code
 
 
 @pytest.fixture(scope="module")

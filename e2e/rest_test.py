@@ -2,6 +2,7 @@
 cluster; e2e/rest_cluster_test.py has an API server."""
 
 import http.client
+import signal
 import socket
 import ssl
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from e2e.paths import PLACEHOLDER, STASISD
 from e2e.testbed.cri import Pod
-from e2e.testbed.rest import (DOCUMENT, Rest, free_port, make_authority, make_certificate, schema_of)
+from e2e.testbed.rest import (DOCUMENT, Agent, free_port, make_authority, make_certificate, schema_of)
 from e2e.testbed.testbed import Testbed
 from e2e.wait import until
 
@@ -30,7 +31,7 @@ class Api:
 
     def client(self, name=None):
         certificate = (self.folder / f"{name}.crt", self.folder / f"{name}.key") if name else None
-        return Rest(self.url, self.folder / "ca.crt", certificate)
+        return Agent(self.url, self.folder / "ca.crt", certificate)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def api(tmp_path_factory):
     port = free_port()
     options = ["--api-listen", f"127.0.0.1:{port}", "--api-tls-cert", folder / "server.crt",
                "--api-tls-key", folder / "server.key", "--api-client-ca", folder / "ca.crt",
-               "--checkpoint-dir", folder / "checkpoints"]
+               "--checkpoint-dir", folder / "checkpoints", "--api-user-checkpoints", 1]
     with Testbed(shim_options=options) as bed:
         yield Api(folder, bed, port)
 
@@ -80,8 +81,8 @@ def make(api):
 
 
 def check(answer, method, template):
-    media_type, schema = schema_of(method, template, answer.code)
-    assert answer.headers["Content-Type"].split(";")[0] == media_type
+    media_type = answer.headers["Content-Type"].split(";")[0]
+    schema = schema_of(method, template, answer.code, media_type)
     if media_type == "application/json":
         jsonschema.validate(answer.json, schema)
     return answer
@@ -172,14 +173,42 @@ def test_hostile_names_lead_nowhere(api, counter, name):
 
 
 def test_who_is_let_in(api):
-    for path in ("/metrics", "/v1/checkpoints", "/openapi/v3", "/v1/namespaces/a/checkpoints/x"):
+    for path in ("/metrics", "/v1/checkpoints", "/openapi/v3", "/v1/namespaces/a/checkpoints/checkpoint-a_b-c.tar"):
         assert api.client().get(path).code == 401
         assert api.client("node").get(path).code == 403
     assert api.client().get("/healthz").body == api.client().get("/readyz").body == b"ok"
     assert api.client().ask("POST", "/checkpoint/default/a/b").code == 401
-    assert Rest(api.url, api.folder / "ca.crt", token="abc").get("/metrics").code == 401
+    assert Agent(api.url, api.folder / "ca.crt", token="abc").get("/metrics").code == 401
     with pytest.raises(OSError):
         api.client("forged").get("/healthz")
+
+
+@pytest.mark.parametrize("method, path, code", [
+    ("TRACE", "/", 404), ("OPTIONS", "/v1/checkpoints", 405), ("BREW", "/metrics", 405),
+    ("GET", "/nothing", 404), ("POST", "/healthz", 405), ("GET", "/checkpoint/a/b/c", 405),
+    ("POST", "/checkpoint/UPPER/a/b", 404), ("GET", "/v1/namespaces/a/checkpoints/not-a-name", 404),
+    ("PUT", "/v1/namespaces/a/checkpoints/x", 405), ("GET", "/healthz/more", 404)])
+def test_strangers_learn_of_nothing(api, method, path, code):
+    assert api.client().ask(method, path).code == 401
+    answer = api.admin.ask(method, path)
+    assert answer.code == code and ("Allow" in answer.headers) == (code == 405)
+    assert b"certificate" not in answer.body  # of the request: nothing is sent back
+
+
+def test_one_user_has_so_many_checkpoints_under_way(api):
+    """Two by the same user, of whom one is allowed, while the runtime does not answer."""
+    containerd = api.bed.services["containerd"]
+    containerd.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            both = [pool.submit(api.admin.ask, "POST", "/checkpoint/default/none/none") for _ in range(2)]
+            until(lambda: any(one.done() for one in both))
+            containerd.send_signal(signal.SIGCONT)
+            answers_to = {one.result(60).code: one.result() for one in both}
+    finally:
+        containerd.send_signal(signal.SIGCONT)
+    assert set(answers_to) == {429, 404}
+    assert answers_to[429].headers["Retry-After"] and "--api-user-checkpoints" in answers_to[429].text
 
 
 def test_tls_is_1_3(api):
@@ -276,11 +305,24 @@ def test_what_would_serve_too_much_does_not_start(api):
 def test_nobody_is_known_without_api_server_and_authority(tmp_path):
     port = free_port()
     with Testbed(shim_options=["--api-listen", f"127.0.0.1:{port}"]):
-        client = Rest(f"http://127.0.0.1:{port}", token="abc")
+        client = Agent(f"http://127.0.0.1:{port}", token="abc")
         assert client.get("/healthz").code == client.get("/readyz").code == 200
         refused = client.get("/metrics")
         assert refused.code == 403 and "--api-server" in refused.json["message"]
         assert client.ask("POST", "/checkpoint/a/b/c").code == 403
+
+
+@pytest.mark.parametrize("missing", ["--api-server-ca", "--api-server-token-file"])
+def test_own_files_that_are_missing_are_no_strangers_business(api, tmp_path, missing):
+    (tmp_path / "there").write_text("token")
+    port = free_port()
+    files = {"--api-server-ca": api.folder / "ca.crt", "--api-server-token-file": tmp_path / "there",
+             missing: tmp_path / "secret-place"}
+    with Testbed(shim_options=["--api-listen", f"127.0.0.1:{port}", "--api-server", "https://127.0.0.1:1",
+                               *(word for pair in files.items() for word in pair)]):
+        refused = Agent(f"http://127.0.0.1:{port}", token="abc").get("/metrics")
+    assert refused.code == 503 and "its log" in refused.json["message"]
+    assert not any(word in refused.text for word in ("secret-place", "127.0.0.1", "token-file"))
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class RunningApi : public Api {
       : folder_(options.checkpoint_dir),
         access_(options.api_server, !options.tls.client_ca.empty()),
         pusher_(options.push),
-        routes_(agent, access_, folder_, pusher_),
+        routes_(agent, access_, folder_, pusher_, options.of_a_user),
         listener_(web::uri("http://localhost/")) {}
 
   ~RunningApi() override { End(std::chrono::milliseconds(0)); }
@@ -87,7 +87,12 @@ class RunningApi : public Api {
     auto server = std::make_unique<HttpServer>(std::move(socket), std::move(tls), ServerLimits{});
     server_ = server.get();
     http_server_api::register_server_api(std::move(server));
-    listener_.support([this](const web::http::http_request& request) { routes_.Handle(request); });
+    const auto handle = [this](const web::http::http_request& request) { routes_.Handle(request); };
+    listener_.support(handle);
+    // Else cpprestsdk answers these itself, to anybody.
+    for (const auto& method : {web::http::methods::OPTIONS, web::http::methods::TRCE}) {
+      listener_.support(method, handle);
+    }
     listener_.open().wait();
   }
 

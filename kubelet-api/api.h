@@ -10,6 +10,7 @@
 #include "kubelet-api/access/api_server.h"
 #include "kubelet-api/image_pusher.h"
 #include "kubelet-api/transport/tls.h"
+#include "kubelet-api/user_limits.h"
 
 namespace stasis::kubelet_api {
 
@@ -19,6 +20,7 @@ struct ApiOptions {
   ApiServerOptions api_server;
   std::string checkpoint_dir = "/var/lib/kubelet/checkpoints";
   PushRules push;
+  UserLimits of_a_user;
 };
 
 /// InvalidArgument: it is not reached as these say, over TLS and with a token.

@@ -102,8 +102,8 @@ Result<UniqueFd> CheckpointFolder::OpenFolder() const {
   return OpenAt(AT_FDCWD, path_, O_RDONLY | O_DIRECTORY);
 }
 
-Result<std::vector<StoredCheckpoint>> CheckpointFolder::List(
-    const std::string* pod_namespace) const {
+Result<std::vector<StoredCheckpoint>> CheckpointFolder::List(const std::string* pod_namespace,
+                                                             const std::stop_token& stop) const {
   std::vector<StoredCheckpoint> all;
   const Result<UniqueFd> folder = OpenFolder();
   if (folder.status().code() == StatusCode::kNotFound) return all;  // nobody made a checkpoint yet
@@ -112,6 +112,7 @@ Result<std::vector<StoredCheckpoint>> CheckpointFolder::List(
   for (const auto& entry : std::filesystem::directory_iterator(path_, error)) {
     const std::string name = entry.path().filename();
     if (!IsName(name)) continue;
+    if (stop.stop_requested()) return Cancelled("nobody waits for the list any more");
     Result<StoredCheckpoint> found = Describe(folder->get(), name);
     if (!found.ok() || (pod_namespace != nullptr && found->of.pod_namespace != *pod_namespace)) {
       continue;

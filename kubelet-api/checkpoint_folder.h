@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,8 +34,9 @@ class CheckpointFolder {
   /// The path for a checkpoint that is made now; the folder is made when missing.
   Result<std::string> NewPath(const cri::PodContainer& of) const;
 
-  /// All of them, or those of a namespace, by name. What is no archive is left out.
-  Result<std::vector<StoredCheckpoint>> List(const std::string* pod_namespace) const;
+  /// All of them, or those of a namespace, by name. What is no archive is left out. Cancelled: `stop` came first.
+  Result<std::vector<StoredCheckpoint>> List(const std::string* pod_namespace,
+                                             const std::stop_token& stop = {}) const;
   /// NotFound: none of this name, or none of this namespace.
   Result<StoredCheckpoint> Find(const std::string& pod_namespace, const std::string& name) const;
   Result<std::unique_ptr<archive::Archive>> Open(const StoredCheckpoint& checkpoint) const;

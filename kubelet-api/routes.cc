@@ -1,15 +1,17 @@
 #include "kubelet-api/routes.h"
 
-#include <poll.h>
+#include <absl/strings/match.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
-#include <thread>
+#include <limits>
 
 #include "archive/inspect.h"
 #include "archive/members.h"
 #include "cri/log.h"
 #include "kubelet-api/answers.h"
+#include "kubelet-api/attention.h"
 #include "kubelet-api/metrics.h"
 #include "kubelet-api/names.h"
 #include "kubelet-api/openapi.h"
@@ -23,6 +25,7 @@ using nlohmann::json;
 using std::chrono::system_clock;
 
 constexpr auto kRuntimeTime = std::chrono::seconds(2);
+constexpr auto kReadyKept = std::chrono::seconds(1);
 // The kubelet's runtimeRequestTimeout: a client can lengthen it, not shorten it.
 constexpr std::int64_t kLeastTimeoutSeconds = 120;
 constexpr std::int64_t kMostTimeoutSeconds = 24 * 3600;
@@ -43,31 +46,22 @@ Result<std::int64_t> Number(const std::string& text) {
 
 Status NoSuchPath() { return NotFound("there is nothing at this path; see /openapi/v3"); }
 
-Status WrongMethod(const Call& call) {
-  return Unimplemented(call.request.method() + " is not possible here");
+http::http_response WrongMethod(const Call& call, const char* allowed) {
+  return WrongMethodAnswer(call.request.method(), allowed);
 }
 
-/// Requests a stop when the client hangs up, or the server ends.
-class Attention {
- public:
-  explicit Attention(const Exchange& exchange)
-      : end_(exchange.stop, [this] { source_.request_stop(); }),
-        watcher_([this, fd = exchange.socket](const std::stop_token& done) {
-          pollfd client = {fd, POLLRDHUP, 0};
-          while (!done.stop_requested()) {
-            if (::poll(&client, 1, 50) > 0 && client.revents != 0) {
-              source_.request_stop();
-              return;
-            }
-          }
-        }) {}
-  std::stop_token token() const { return source_.get_token(); }
+Status TooMany(const std::string& message) { return SyscallError(EAGAIN, message); }
 
- private:
-  std::stop_source source_;
-  std::stop_callback<std::function<void()>> end_;
-  std::jthread watcher_;
-};
+// Only the API server knows who may act as whom; the rights of the caller are not those that it asked for.
+Status RefuseImpersonation(const http::http_request& request) {
+  for (const auto& [name, value] : request.headers()) {
+    if (!absl::StartsWithIgnoreCase(name, "impersonate-")) continue;
+    return PermissionDenied(
+        "the agent does not impersonate (" + name +
+        "); ask without --as, or through the kubelet's endpoint (--via kubelet)");
+  }
+  return OkStatus();
+}
 
 json ToJson(const StoredCheckpoint& one) {
   return {{"name", one.name},      {"namespace", one.of.pod_namespace},
@@ -92,8 +86,8 @@ json ToJson(const cri::RunningCheckpoint& one) {
   return object;
 }
 
-Result<Call> Parse(const http::http_request& request) {
-  Call call{.request = request, .path = {}, .query = {}};
+Call Parse(const http::http_request& request) {
+  Call call{.request = request, .path = {}, .query = {}, .identity = {}};
   const web::uri& uri = request.request_uri();
   for (const std::string& segment : web::uri::split_path(uri.path())) {
     call.path.push_back(web::uri::decode(segment));
@@ -105,6 +99,16 @@ Result<Call> Parse(const http::http_request& request) {
 }
 
 }  // namespace
+
+Routes::Routes(cri::Agent& agent, Access& access, const CheckpointFolder& folder,
+               ImagePusher& pusher, const UserLimits& limits)
+    : agent_(agent),
+      access_(access),
+      folder_(folder),
+      pusher_(pusher),
+      limits_(limits),
+      requests_(limits.requests, std::numeric_limits<int>::max()),
+      checkpoints_(limits.checkpoints, std::numeric_limits<int>::max()) {}
 
 void Routes::Handle(const http::http_request& request) {
   http::http_response response;
@@ -124,16 +128,13 @@ void Routes::Handle(const http::http_request& request) {
 }
 
 http::http_response Routes::Respond(const http::http_request& request) {
-  const Result<Call> call = Parse(request);
-  if (!call.ok()) return ErrorAnswer(call.status());
-  Answer answer = Dispatch(*call);
+  Call call = Parse(request);
+  const bool health =
+      call.path.size() == 1 && (call.path[0] == "healthz" || call.path[0] == "readyz");
+  if (health && call.Reads()) return Health(call);
+  Answer answer = RespondToUser(call);
   if (answer.ok()) return *answer;
-  if (answer.status().code() == StatusCode::kUnimplemented) {
-    http::http_response refused = ErrorAnswer(answer.status());
-    refused.set_status_code(http::status_codes::MethodNotAllowed);
-    return refused;
-  }
-  if (HttpCode(answer.status().code()) == 403) {
+  if (HttpCode(answer.status()) == 403) {
     log::Info("request refused", {{"client", request.remote_address()},
                                   {"path", request.request_uri().path()},
                                   {"reason", ToText(answer.status())}});
@@ -141,19 +142,33 @@ http::http_response Routes::Respond(const http::http_request& request) {
   return ErrorAnswer(answer.status());
 }
 
+// Who it is comes before anything else: what is there and what is not is no stranger's business.
+Answer Routes::RespondToUser(Call& call) {
+  Exchange& exchange = ExchangeOf(call.request);
+  ASSIGN_OR_RETURN(call.identity,
+                   access_.Authenticate({.certificate = exchange.certificate,
+                                         .authorization = Header(call.request, "Authorization"),
+                                         .network = exchange.network},
+                                        exchange.stop));
+  exchange.authenticated = true;
+  RETURN_IF_ERROR(RefuseImpersonation(call.request));
+  const auto turn = requests_.Take(call.identity.user);
+  if (!turn) {
+    return TooMany("user " + call.identity.user + " has " + std::to_string(limits_.requests) +
+                   " requests under way, as many as one may have");
+  }
+  return Dispatch(call);
+}
+
 Answer Routes::Dispatch(const Call& call) {
   const std::vector<std::string>& path = call.path;
   if (path.empty()) return NoSuchPath();
-  if (path[0] == "healthz" || path[0] == "readyz") return Health(call);
-  if (path[0] == "checkpoint") return KubeletCheckpoint(call);
-  if (path[0] == "metrics" && path.size() == 1) return Metrics(call);
-  if (path.size() == 2 && path[0] == "openapi" && path[1] == "v3") {
-    RETURN_IF_ERROR(
-        Allow(call, {.verb = "get", .pod_namespace = {}, .name = {}, .path = "/openapi/v3"}));
-    http::http_response answer(http::status_codes::OK);
-    answer.set_body(std::string(kOpenApi), "application/json");
-    return answer;
+  if (path.size() == 1 && (path[0] == "healthz" || path[0] == "readyz")) {
+    return WrongMethod(call, "GET, HEAD");
   }
+  if (path[0] == "checkpoint" && path.size() == 4) return KubeletCheckpoint(call);
+  if (path[0] == "metrics" && path.size() == 1) return Metrics(call);
+  if (path.size() == 2 && path[0] == "openapi" && path[1] == "v3") return Document(call);
   if (path[0] != "v1" || path.size() < 2) return NoSuchPath();
   if (path.size() == 2 && path[1] == "checkpoints") return List(call, nullptr);
   if (path.size() == 2 && path[1] == "running") return Running(call, nullptr);
@@ -177,24 +192,9 @@ Answer Routes::OfNamespace(const Call& call) {
 }
 
 Status Routes::Allow(const Call& call, const Wish& wish) {
-  // Only the API server knows who may act as whom; the rights of the caller are not those that it asked for.
-  const auto lower = [](char letter) {
-    return letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter - 'A' + 'a') : letter;
-  };
-  for (const auto& [name, value] : call.request.headers()) {
-    std::string key = name;
-    std::ranges::transform(key, key.begin(), lower);
-    if (!key.starts_with("impersonate-")) continue;
-    return PermissionDenied(
-        "the agent does not impersonate (" + name +
-        "); ask without --as, or through the kubelet's endpoint (--via kubelet)");
-  }
-  const Credentials credentials = {.certificate = ExchangeOf(call.request).certificate,
-                                   .authorization = Header(call.request, "Authorization")};
-  ASSIGN_OR_RETURN(const std::string user, access_.Check(credentials, wish));
-  ExchangeOf(call.request).authenticated = true;
+  RETURN_IF_ERROR(access_.Authorize(call.identity, wish, ExchangeOf(call.request).stop));
   if (wish.verb == "create" || wish.verb == "delete") {
-    log::Info("request", {{"user", user},
+    log::Info("request", {{"user", call.identity.user},
                           {"client", call.request.remote_address()},
                           {"method", call.request.method()},
                           {"path", call.request.request_uri().path()}});
@@ -202,19 +202,24 @@ Status Routes::Allow(const Call& call, const Wish& wish) {
   return OkStatus();
 }
 
-Answer Routes::Health(const Call& call) {
-  if (call.path.size() != 1) return NoSuchPath();
-  if (!call.Is("GET") && !call.Is("HEAD")) return WrongMethod(call);
+http::http_response Routes::Health(const Call& call) {
   if (call.path[0] == "healthz") return TextAnswer(200, "ok");
-  const Status ready = agent_.Ready({.deadline = system_clock::now() + kRuntimeTime});
-  // Why not is for those who may read the log: anybody may ask here.
-  if (!ready.ok()) log::Warn("not ready, ignoring", {{"reason", ToText(ready)}});
-  return ready.ok() ? TextAnswer(200, "ok")
-                    : TextAnswer(503, "the container runtime does not answer");
+  return Ready().ok() ? TextAnswer(200, "ok")
+                      : TextAnswer(503, "the container runtime does not answer");
+}
+
+// Anybody may ask here, so the runtime is asked, and the log told why not, once in a while.
+Status Routes::Ready() {
+  const std::lock_guard lock(ready_mutex_);
+  if (std::chrono::steady_clock::now() < ready_until_) return ready_;
+  ready_ = agent_.Ready({.deadline = system_clock::now() + kRuntimeTime});
+  ready_until_ = std::chrono::steady_clock::now() + kReadyKept;
+  if (!ready_.ok()) log::Warn("not ready, ignoring", {{"reason", ToText(ready_)}});
+  return ready_;
 }
 
 Answer Routes::Metrics(const Call& call) {
-  if (!call.Is("GET")) return WrongMethod(call);
+  if (!call.Reads()) return WrongMethod(call, "GET, HEAD");
   RETURN_IF_ERROR(
       Allow(call, {.verb = "get", .pod_namespace = {}, .name = {}, .path = "/metrics"}));
   http::http_response answer(http::status_codes::OK);
@@ -222,10 +227,18 @@ Answer Routes::Metrics(const Call& call) {
   return answer;
 }
 
+Answer Routes::Document(const Call& call) {
+  if (!call.Reads()) return WrongMethod(call, "GET, HEAD");
+  RETURN_IF_ERROR(
+      Allow(call, {.verb = "get", .pod_namespace = {}, .name = {}, .path = "/openapi/v3"}));
+  http::http_response answer(http::status_codes::OK);
+  answer.set_body(std::string(kOpenApi), "application/json");
+  return answer;
+}
+
 // As the kubelet's handler: the same path, query, codes and texts, so that one client serves both.
 Answer Routes::KubeletCheckpoint(const Call& call) {
-  if (call.path.size() != 4) return NoSuchPath();
-  if (!call.Is("POST")) return WrongMethod(call);
+  if (!call.Is("POST")) return WrongMethod(call, "POST");
   const cri::PodContainer names = {
       .pod_namespace = call.path[1], .pod = call.path[2], .container = call.path[3]};
   if (!IsObjectName(names.pod_namespace) || !IsObjectName(names.pod) ||
@@ -235,6 +248,15 @@ Answer Routes::KubeletCheckpoint(const Call& call) {
   RETURN_IF_ERROR(Allow(
       call,
       {.verb = "create", .pod_namespace = names.pod_namespace, .name = names.pod, .path = {}}));
+  const auto turn = checkpoints_.Take(call.identity.user);
+  if (!turn) {
+    return TooMany("user " + call.identity.user + " has " + std::to_string(limits_.checkpoints) +
+                   " checkpoints under way, as many as --api-user-checkpoints allows");
+  }
+  return Checkpoint(call, names);
+}
+
+Answer Routes::Checkpoint(const Call& call, const cri::PodContainer& names) {
   std::int64_t seconds = 0;
   if (const auto asked = call.query.find("timeout"); asked != call.query.end()) {
     const Result<std::int64_t> number = Number(asked->second);
@@ -249,7 +271,10 @@ Answer Routes::KubeletCheckpoint(const Call& call) {
       .stop = attention.token()};
   const Result<std::string> id = agent_.Find(names, limits);
   if (id.status().code() == StatusCode::kNotFound) return TextAnswer(404, Message(id.status()));
-  const auto failed = [&](const Status& status) {
+  const auto failed = [&](const Status& status) -> Answer {
+    // The kubelet knows no other code; these two tell a client what to do.
+    const int code = HttpCode(status);
+    if (code == 429 || code == 507) return status;
     return TextAnswer(500, "checkpointing of " + names.pod_namespace + "/" + names.pod + "/" +
                                names.container + " failed (" + Message(status) + ")");
   };
@@ -262,19 +287,21 @@ Answer Routes::KubeletCheckpoint(const Call& call) {
 }
 
 Answer Routes::List(const Call& call, const std::string* pod_namespace) {
-  if (!call.Is("GET")) return WrongMethod(call);
+  if (!call.Reads()) return WrongMethod(call, "GET, HEAD");
   RETURN_IF_ERROR(Allow(call, {.verb = "list",
                                .pod_namespace = pod_namespace ? *pod_namespace : "",
                                .name = {},
                                .path = {}}));
-  ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> all, folder_.List(pod_namespace));
+  const Attention attention(ExchangeOf(call.request));
+  ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> all,
+                   folder_.List(pod_namespace, attention.token()));
   json items = json::array();
   for (const StoredCheckpoint& one : all) items.push_back(ToJson(one));
   return JsonAnswer(200, {{"items", items}});
 }
 
 Answer Routes::Running(const Call& call, const std::string* pod_namespace) {
-  if (!call.Is("GET")) return WrongMethod(call);
+  if (!call.Reads()) return WrongMethod(call, "GET, HEAD");
   RETURN_IF_ERROR(Allow(call, {.verb = "list",
                                .pod_namespace = pod_namespace ? *pod_namespace : "",
                                .name = {},
@@ -290,7 +317,7 @@ Answer Routes::Running(const Call& call, const std::string* pod_namespace) {
 
 Answer Routes::Cancel(const Call& call, const std::string& pod_namespace,
                       const std::string& number) {
-  if (!call.Is("DELETE")) return WrongMethod(call);
+  if (!call.Is("DELETE")) return WrongMethod(call, "DELETE");
   RETURN_IF_ERROR(
       Allow(call, {.verb = "delete", .pod_namespace = pod_namespace, .name = {}, .path = {}}));
   const Result<std::int64_t> wanted = Number(number);
@@ -313,7 +340,12 @@ Answer Routes::OfCheckpoint(const Call& call) {
     return NoSuchPath();
   }
   const bool deletes = what.empty() && call.Is("DELETE");
-  if (!deletes && !call.Is("GET") && !call.Is("HEAD")) return WrongMethod(call);
+  if (!deletes && !call.Reads()) {
+    return WrongMethod(call, what.empty() ? "GET, HEAD, DELETE" : "GET, HEAD");
+  }
+  if (!CheckpointFolder::IsName(name)) {
+    return NotFound("checkpoint " + name + " does not exist in namespace " + pod_namespace);
+  }
   // Before anything is looked at, so that nobody learns what is in another's namespace.
   RETURN_IF_ERROR(Allow(call, {.verb = deletes ? "delete" : "get",
                                .pod_namespace = pod_namespace,
@@ -325,13 +357,18 @@ Answer Routes::OfCheckpoint(const Call& call) {
     RETURN_IF_ERROR(folder_.Delete(found));
     return JsonAnswer(200, ToJson(found));
   }
+  if (what == "verify") return Verify(call, found);
   ASSIGN_OR_RETURN(const auto archive, folder_.Open(found));
-  if (what.empty()) {
-    ASSIGN_OR_RETURN(const archive::Inspection inspection, archive::Inspect(*archive));
-    return JsonAnswer(200, archive::ToJson(inspection));
-  }
-  ASSIGN_OR_RETURN(const archive::Verification verified, archive::Verify(*archive));
-  return JsonAnswer(200, {{"name", name},
+  ASSIGN_OR_RETURN(const archive::Inspection inspection, archive::Inspect(*archive));
+  return JsonAnswer(200, archive::ToJson(inspection));
+}
+
+Answer Routes::Verify(const Call& call, const StoredCheckpoint& checkpoint) {
+  ASSIGN_OR_RETURN(const auto archive, folder_.Open(checkpoint));
+  const Attention attention(ExchangeOf(call.request));
+  ASSIGN_OR_RETURN(const archive::Verification verified,
+                   archive::Verify(*archive, {}, attention.token()));
+  return JsonAnswer(200, {{"name", checkpoint.name},
                           {"ok", verified.problems.empty()},
                           {"hashes", verified.has_manifest},
                           {"members", verified.members},
@@ -364,7 +401,7 @@ Answer Routes::PushImage(const Call& call) {
 }
 
 Answer Routes::CheckContainer(const Call& call) {
-  if (!call.Is("GET")) return WrongMethod(call);
+  if (!call.Reads()) return WrongMethod(call, "GET, HEAD");
   const cri::PodContainer names = {
       .pod_namespace = call.path[2], .pod = call.path[4], .container = call.path[6]};
   if (!IsObjectName(names.pod) || !IsObjectName(names.container)) return NoSuchPath();
@@ -372,7 +409,9 @@ Answer Routes::CheckContainer(const Call& call) {
   RETURN_IF_ERROR(Allow(
       call,
       {.verb = "create", .pod_namespace = names.pod_namespace, .name = names.pod, .path = {}}));
-  const cri::CallLimits limits = {.deadline = system_clock::now() + kRuntimeTime * 5};
+  const Attention attention(ExchangeOf(call.request));
+  const cri::CallLimits limits = {.deadline = system_clock::now() + kRuntimeTime * 5,
+                                  .stop = attention.token()};
   ASSIGN_OR_RETURN(const std::string id, agent_.Find(names, limits));
   ASSIGN_OR_RETURN(const engine::DumpCheck found, agent_.Check(id, limits));
   return JsonAnswer(200, {{"containerID", id},

@@ -96,6 +96,12 @@ void DeclareApi(CLI::App& app, stasis::kubelet_api::ApiOptions& api) {
   app.add_option("--api-server-ca", api.api_server.ca_file, "The authority of its certificate");
   app.add_option("--api-server-token-file", api.api_server.token_file,
                  "The token that it knows us by; read again for each question");
+  app.add_option("--api-token-audience", api.api_server.audiences,
+                 "Whom bearer tokens have to be made for; the API server itself unless given");
+  app.add_option("--api-user-checkpoints", api.of_a_user.checkpoints,
+                 "Checkpoints that one user may have under way through the REST API")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--checkpoint-dir", api.checkpoint_dir,
                  "Where the REST API keeps archives: the kubelet's folder")
       ->capture_default_str();

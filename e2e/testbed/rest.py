@@ -79,8 +79,34 @@ class Rest:
         return self.ask("GET", path, **headers)
 
 
-def schema_of(method, template, code):
-    """What the document says of an answer: its media type and schema."""
-    content = DOCUMENT["paths"][template][method.lower()]["responses"][str(code)]["content"]
-    (media_type, body), = content.items()
-    return media_type, {**body["schema"], "components": DOCUMENT["components"]}
+def response_of(method, template, code):
+    """What the document says of an answer."""
+    response = DOCUMENT["paths"][template][method.lower()]["responses"][str(code)]
+    name = response.get("$ref", "").rpartition("/")[2]
+    return DOCUMENT["components"]["responses"][name] if name else response
+
+
+def schema_of(method, template, code, media_type):
+    """The document's schema of an answer of this type."""
+    content = response_of(method, template, code)["content"]
+    return {**content[media_type]["schema"], "components": DOCUMENT["components"]}
+
+
+class Agent(Rest):
+    """A client of an agent, all of whose answers have to be in its document."""
+
+    def ask(self, method, path, **headers):
+        answer = super().ask(method, path, **headers)
+        segments = path.partition("?")[0].split("/")
+        fits = lambda template: len(template) == len(segments) and all(
+            one == other or one.startswith("{") for one, other in zip(template, segments))
+        templates = [of for of in DOCUMENT["paths"] if fits(of.split("/"))]
+        operations = DOCUMENT["paths"][templates[0]] if templates else {}
+        of = "get" if method == "HEAD" else method.lower()
+        if of not in operations:
+            assert answer.code in (401, 403, 405 if operations else 404), (method, path, answer)
+            return answer
+        described = response_of(of, templates[0], answer.code)
+        if "content" in described and method != "HEAD":
+            assert answer.headers["Content-Type"].partition(";")[0] in described["content"], answer
+        return answer

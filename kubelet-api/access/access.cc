@@ -4,6 +4,8 @@
 #include <absl/strings/match.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <span>
 
 #include "archive/json_fields.h"
 #include "archive/sha256.h"
@@ -32,19 +34,12 @@ std::string Text(const Wish& wish) {
 
 }  // namespace
 
-Result<std::string> Access::Check(const Credentials& credentials, const Wish& wish) {
+Result<Identity> Access::Authenticate(const Credentials& credentials, const std::stop_token& stop) {
   if (!has_api_server_ && !takes_certificates_) {
     return PermissionDenied(
         "stasisd has neither an API server (--api-server) nor an authority for client certificates "
         "(--api-client-ca) to know anybody by");
   }
-  ASSIGN_OR_RETURN(const Identity identity, Authenticate(credentials));
-  ASSIGN_OR_RETURN(const bool allowed, Allows(identity, wish));
-  if (!allowed) return PermissionDenied("user " + identity.user + " may not " + Text(wish));
-  return identity.user;
-}
-
-Result<Identity> Access::Authenticate(const Credentials& credentials) {
   if (credentials.certificate) {
     Identity identity = {.user = credentials.certificate->user,
                          .uid = {},
@@ -61,29 +56,46 @@ Result<Identity> Access::Authenticate(const Credentials& credentials) {
   std::string token = header.substr(kSchemeSize);
   absl::StripAsciiWhitespace(&token);
   if (token.empty()) return Unauthenticated("the bearer token is empty");
-  ASSIGN_OR_RETURN(const std::optional<Identity> identity, WhoHas(token));
+  ASSIGN_OR_RETURN(const std::optional<Identity> identity,
+                   WhoHas(token, credentials.network, stop));
   if (!identity) return Unauthenticated("the API server does not know this bearer token");
   return *identity;
 }
 
-Result<std::optional<Identity>> Access::WhoHas(const std::string& token) {
+Status Access::Authorize(const Identity& identity, const Wish& wish, const std::stop_token& stop) {
+  ASSIGN_OR_RETURN(const bool allowed, Allows(identity, wish, stop));
+  return allowed ? OkStatus()
+                 : PermissionDenied("user " + identity.user + " may not " + Text(wish));
+}
+
+Result<std::optional<Identity>> Access::WhoHas(const std::string& token, const std::string& network,
+                                               const std::stop_token& stop) {
   archive::Sha256 hash;
   hash.Update(std::as_bytes(std::span(token)));
   const std::string digest = hash.Finish();
-  if (const auto known = tokens_.Find(digest)) return *known;
-  ASSIGN_OR_RETURN(std::optional<Identity> identity, api_server_.WhoHas(token));
-  tokens_.Put(digest, identity);
+  if (auto known = tokens_.Find(digest)) return known;
+  if (nobodys_tokens_.Find(digest)) return std::optional<Identity>();
+  const auto turn = strangers_.Take(network);
+  if (!turn) return SyscallError(EAGAIN, "too many tokens are being asked about");
+  ASSIGN_OR_RETURN(std::optional<Identity> identity, api_server_.WhoHas(token, stop));
+  if (identity) {
+    tokens_.Put(digest, *identity);
+  } else {
+    nobodys_tokens_.Put(digest, true);
+  }
   return identity;
 }
 
-Result<bool> Access::Allows(const Identity& identity, const Wish& wish) {
+Result<bool> Access::Allows(const Identity& identity, const Wish& wish,
+                            const std::stop_token& stop) {
   if (!has_api_server_) return IsAdministrator(identity);
   const std::string key =
       archive::Dump({identity.user, identity.uid, identity.groups, identity.extra, wish.verb,
                      wish.pod_namespace, wish.name, wish.path});
-  if (const auto known = rights_.Find(key)) return *known;
-  ASSIGN_OR_RETURN(const bool allowed, api_server_.Allows(identity, wish));
-  rights_.Put(key, allowed);
+  if (rights_.Find(key)) return true;
+  if (refusals_.Find(key)) return false;
+  ASSIGN_OR_RETURN(const bool allowed, api_server_.Allows(identity, wish, stop));
+  (allowed ? rights_ : refusals_).Put(key, true);
   return allowed;
 }
 

@@ -5,10 +5,12 @@
 #include <fcntl.h>
 #include <openssl/x509.h>
 
+#include <algorithm>
 #include <boost/asio/ssl.hpp>
 #include <chrono>
 
 #include "archive/json_fields.h"
+#include "cri/log.h"
 #include "engine/base/io.h"
 
 namespace stasis::kubelet_api {
@@ -32,6 +34,16 @@ http::client::http_client_config Config(const std::string& ca_file) {
     ::SSL_CTX_set_min_proto_version(context.native_handle(), TLS1_2_VERSION);
   });
   return config;
+}
+
+// Source  authentication.k8s.io/v1: a server that knows of audiences names those of ours that the token is for;
+// another's answer is about tokens for itself.
+bool IsFor(const std::vector<std::string>& audiences, const json& status) {
+  if (audiences.empty()) return true;
+  for (const json& one : archive::ArrayField(status, "audiences")) {
+    if (one.is_string() && std::ranges::count(audiences, one.get<std::string>()) > 0) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -65,12 +77,20 @@ Result<ApiServer::Reply> ApiServer::Send(const std::string& method, const std::s
   }
 }
 
-Result<json> ApiServer::Create(const std::string& path, const json& object) const {
-  ASSIGN_OR_RETURN(Reply reply, Send("POST", path, "application/json", object, {}));
-  if (reply.code / 100 == 2) return std::move(reply.object);
-  return Unavailable("the API server refuses to answer: " + std::to_string(reply.code) + " " +
-                     reply.message +
-                     "; stasisd's own account needs the role system:auth-delegator");
+Result<json> ApiServer::Create(const std::string& path, const json& object,
+                               const std::stop_token& stop) const {
+  Result<Reply> reply = Send("POST", path, "application/json", object, stop);
+  if (reply.ok() && reply->code / 100 == 2) return std::move(reply->object);
+  log::Warn(
+      "the API server is not to be asked, ignoring",
+      {{"server", options_.url},
+       {"reason", reply.ok() ? "it refuses to answer: " + std::to_string(reply->code) + " " +
+                                   reply->message +
+                                   "; stasisd's own account needs the role system:auth-delegator"
+                             : ToText(reply.status())}});
+  return Unavailable(
+      "stasisd cannot ask the cluster's API server, so it lets nobody in; its log on the node says "
+      "why");
 }
 
 Result<json> ApiServer::Change(const std::string& method, const std::string& path,
@@ -96,13 +116,19 @@ Result<json> ApiServer::Change(const std::string& method, const std::string& pat
   }
 }
 
-Result<std::optional<Identity>> ApiServer::WhoHas(const std::string& token) const {
-  ASSIGN_OR_RETURN(const json answer, Create("/apis/authentication.k8s.io/v1/tokenreviews",
-                                             {{"apiVersion", "authentication.k8s.io/v1"},
-                                              {"kind", "TokenReview"},
-                                              {"spec", {{"token", token}}}}));
+Result<std::optional<Identity>> ApiServer::WhoHas(const std::string& token,
+                                                  const std::stop_token& stop) const {
+  json spec = {{"token", token}};
+  if (!options_.audiences.empty()) spec["audiences"] = options_.audiences;
+  ASSIGN_OR_RETURN(
+      const json answer,
+      Create("/apis/authentication.k8s.io/v1/tokenreviews",
+             {{"apiVersion", "authentication.k8s.io/v1"}, {"kind", "TokenReview"}, {"spec", spec}},
+             stop));
   const json& status = Field(answer, "status");
-  if (Field(status, "authenticated") != true) return std::optional<Identity>();
+  if (Field(status, "authenticated") != true || !IsFor(options_.audiences, status)) {
+    return std::optional<Identity>();
+  }
   const json& user = Field(status, "user");
   Identity identity = {
       .user = TextField(user, "username"), .uid = TextField(user, "uid"), .groups = {}};
@@ -114,7 +140,8 @@ Result<std::optional<Identity>> ApiServer::WhoHas(const std::string& token) cons
   return std::optional(identity);
 }
 
-Result<bool> ApiServer::Allows(const Identity& identity, const Wish& wish) const {
+Result<bool> ApiServer::Allows(const Identity& identity, const Wish& wish,
+                               const std::stop_token& stop) const {
   json spec = {{"user", identity.user},
                {"uid", identity.uid},
                {"groups", identity.groups},
@@ -131,7 +158,8 @@ Result<bool> ApiServer::Allows(const Identity& identity, const Wish& wish) const
   ASSIGN_OR_RETURN(const json answer, Create("/apis/authorization.k8s.io/v1/subjectaccessreviews",
                                              {{"apiVersion", "authorization.k8s.io/v1"},
                                               {"kind", "SubjectAccessReview"},
-                                              {"spec", spec}}));
+                                              {"spec", spec}},
+                                             stop));
   const json& status = Field(answer, "status");
   return Field(status, "allowed") == true && Field(status, "denied") != true;
 }

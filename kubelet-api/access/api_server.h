@@ -4,6 +4,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "kubelet-api/access/identity.h"
@@ -13,18 +14,23 @@ namespace stasis::kubelet_api {
 struct ApiServerOptions {
   std::string url;      ///< https://host:port; empty: there is none.
   std::string ca_file;  ///< PEM; the only authority that its certificate is taken from.
-  std::string
-      token_file;  ///< Our own credential; read for each call, since it is replaced now and then.
+  /// Our own credential; read for each call, since it is replaced now and then.
+  std::string token_file;
+  /// Whom tokens have to be made for; empty: the API server itself.
+  std::vector<std::string> audiences;
 };
 
 class ApiServer {
  public:
   explicit ApiServer(ApiServerOptions options) : options_(std::move(options)) {}
 
-  /// By TokenReview; nothing when the token is nobody's. Unavailable: the API server does not say.
-  Result<std::optional<Identity>> WhoHas(const std::string& token) const;
+  /// By TokenReview; nothing when the token is nobody's, or not for us. Unavailable: the API server does not say.
+  /// Why not is in the log alone: anybody may bring this about.
+  Result<std::optional<Identity>> WhoHas(const std::string& token,
+                                         const std::stop_token& stop) const;
   /// By SubjectAccessReview.
-  Result<bool> Allows(const Identity& identity, const Wish& wish) const;
+  Result<bool> Allows(const Identity& identity, const Wish& wish,
+                      const std::stop_token& stop) const;
 
   /// Sends `object` to make or change one. NotFound, AlreadyExists, PermissionDenied and InvalidArgument are its
   /// answers; Unavailable: it does not answer, has no time, or does not know us now, and may later.
@@ -41,7 +47,8 @@ class ApiServer {
   Result<Reply> Send(const std::string& method, const std::string& path,
                      const std::string& media_type, const nlohmann::json& object,
                      const std::stop_token& stop) const;
-  Result<nlohmann::json> Create(const std::string& path, const nlohmann::json& object) const;
+  Result<nlohmann::json> Create(const std::string& path, const nlohmann::json& object,
+                                const std::stop_token& stop) const;
 
   const ApiServerOptions options_;
 };

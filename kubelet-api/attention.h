@@ -1,0 +1,34 @@
+// Whether an answer is still wanted.
+#pragma once
+
+#include <stop_token>
+#include <thread>
+
+#include "engine/base/unique_fd.h"
+#include "kubelet-api/transport/exchange.h"
+
+namespace stasis::kubelet_api {
+
+/// Requests a stop when the client hangs up, or the server ends.
+class Attention {
+ public:
+  explicit Attention(const Exchange& exchange);
+  Attention(const Attention&) = delete;
+  Attention& operator=(const Attention&) = delete;
+  ~Attention();
+
+  std::stop_token token() const { return source_.get_token(); }
+
+ private:
+  struct Pass {
+    std::stop_source source;
+    void operator()() { source.request_stop(); }
+  };
+
+  std::stop_source source_;
+  UniqueFd done_;  // an eventfd that ends the watcher
+  std::stop_callback<Pass> server_ends_;
+  std::thread watcher_;
+};
+
+}  // namespace stasis::kubelet_api
