@@ -62,9 +62,11 @@ Result<std::string> UsualEndpoint() {
                      "; name its socket with --runtime-endpoint");
 }
 
-Result<std::string> RuntimeVersionAt(const std::string& endpoint) {
+Result<std::string> RuntimeVersionAt(const std::string& endpoint,
+                                     std::chrono::microseconds patience,
+                                     const std::stop_token& stop) {
   ASSIGN_OR_RETURN(const auto runtime, Upstream::Open(endpoint));
-  const CallLimits limits{.deadline = std::chrono::system_clock::now() + kAnswerTime};
+  const CallLimits limits{.deadline = std::chrono::system_clock::now() + patience, .stop = stop};
   const auto answer = Call(&runtime::v1::RuntimeService::Stub::Version, runtime->containers(),
                            runtime::v1::VersionRequest(), limits);
   if (!answer.ok()) return NamingTheSocket(answer.status(), endpoint);

@@ -26,9 +26,11 @@ Status CheckpointContainer(const CheckpointCall& call);
 /// somebody is. Unavailable: nobody is anywhere.
 Result<std::string> UsualEndpoint();
 
-/// The name and version of the runtime that answers through the socket `endpoint`, which has half a
-/// minute to do so. Unavailable names the socket.
-Result<std::string> RuntimeVersionAt(const std::string& endpoint);
+/// The name and version of the runtime that answers through the socket `endpoint` within `patience`.
+/// Unavailable names the socket.
+Result<std::string> RuntimeVersionAt(const std::string& endpoint,
+                                     std::chrono::microseconds patience = std::chrono::seconds(30),
+                                     const std::stop_token& stop = {});
 
 /// DescribeRunning (container_checkpoint.h) through the socket `endpoint`, which has half a minute
 /// to answer. Unavailable names the socket.

@@ -2,12 +2,14 @@
 cluster; e2e/rest_cluster_test.py has an API server."""
 
 import http.client
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
@@ -283,23 +285,59 @@ def answers(api):
         return False
 
 
-def stasisd(api, *options):
-    """The log of a stasisd that does not start."""
-    folder = api.folder / "other"
-    done = subprocess.run(
-        [STASISD, "--listen", f"unix://{folder}.sock", "--runtime-endpoint", api.bed.runtime.endpoint,
-         "--state-dir", folder, "--placeholder", PLACEHOLDER, *options],
-        capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 1
-    return done.stderr
+@contextmanager
+def stasisd(api, folder, *options):
+    """Another stasisd, by a function that tells its log."""
+    log, endpoint = folder / "log", f"unix://{folder}/sock"
+    with open(log, "wb") as output:
+        running = subprocess.Popen(
+            [STASISD, "--listen", endpoint, "--runtime-endpoint", api.bed.runtime.endpoint, "--state-dir", folder,
+             "--placeholder", PLACEHOLDER, *map(str, options)], stderr=output)
+    try:
+        yield lambda: log.read_text(errors="replace")
+        # Whatever becomes of the API: the kubelet has its runtime.
+        assert subprocess.run([STASISD, "--probe", "--listen", endpoint], timeout=60, check=False).returncode == 0
+        assert running.poll() is None
+    finally:
+        running.terminate()
+        assert running.wait(60) == 0
 
 
-def test_what_would_serve_too_much_does_not_start(api):
-    assert "only with TLS" in stasisd(api, "--api-listen", "0.0.0.0:0")
-    assert "needs TLS" in stasisd(api, "--api-listen", "127.0.0.1:0", "--api-client-ca",
-                                  api.folder / "ca.crt")
-    assert "not an https" in stasisd(api, "--api-listen", "127.0.0.1:0", "--api-server",
-                                     "http://127.0.0.1:1")
+@pytest.mark.parametrize("options, says", [
+    (["--api-listen=0.0.0.0:0"], "only with TLS"), (["--api-listen=:0"], "only with TLS"),
+    (["--api-listen=127.0.0.1:0", "--api-client-ca=/ca.crt"], "needs TLS"),
+    (["--api-listen=127.0.0.1:0", "--api-server=http://127.0.0.1:1"], "not an https")])
+def test_what_would_serve_too_much_is_not_served(api, tmp_path, options, says):
+    with stasisd(api, tmp_path, *options) as log:
+        until(lambda: "the REST API is not served" in log(), what="the refusal")
+        assert says in log() and "info the REST API is served" not in log()
+
+
+def test_an_api_that_cannot_start_is_tried_again_and_the_kubelet_served_meanwhile(api, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        certificate = tmp_path / "tls.crt"
+        certificate.write_text("not yet one")
+        with stasisd(api, tmp_path, f"--api-listen=127.0.0.1:{port}", f"--api-tls-cert={certificate}",
+                     f"--api-tls-key={api.folder}/server.key") as log:
+            until(lambda: "not served" in log(), what="the bad certificate")
+            shutil.copy(api.folder / "server.crt", certificate)
+            until(lambda: "Address already in use" in log(), 30, what="the port that is taken")
+            other.close()
+            until(lambda: "info the REST API is served" in log(), 30, what="the API")
+            assert Rest(f"https://127.0.0.1:{port}", api.folder / "ca.crt").get("/healthz").code == 200
+
+
+def test_without_an_address_both_families_are_served(api, tmp_path):
+    if not Path("/proc/net/if_inet6").exists() or "00000001" not in Path("/proc/net/if_inet6").read_text():
+        pytest.skip("there is no ::1")
+    make_certificate(api.folder, "both", "/CN=stasisd", addresses=("127.0.0.1", "::1"))
+    port = free_port()
+    with stasisd(api, tmp_path, f"--api-listen=:{port}", f"--api-tls-cert={api.folder}/both.crt",
+                 f"--api-tls-key={api.folder}/both.key") as log:
+        until(lambda: "info the REST API is served" in log(), what="the API")
+        for host in ("127.0.0.1", "[::1]"):
+            assert Rest(f"https://{host}:{port}", api.folder / "ca.crt").get("/healthz").code == 200
 
 
 def test_nobody_is_known_without_api_server_and_authority(tmp_path):

@@ -171,6 +171,81 @@ def test_an_agent_that_cannot_run_is_gone_around(installed):
     assert status.returncode == 3 and "stasisd ended again and again" in status.stdout
 
 
+def drop_in(host, *lines):
+    """More of stasisd's unit, and the agent started anew with it."""
+    folder = host.root / "etc/systemd/system/stasisd.service.d"
+    folder.mkdir(exist_ok=True)
+    (folder / "test.conf").write_text("\n".join(["[Service]", *lines, ""]))
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "stasisd.service")
+
+
+def shown(host, unit, name):
+    return host.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
+
+
+def test_an_agent_that_hangs_is_started_again(installed):
+    drop_in(installed, "WatchdogSec=4")
+    before = shown(installed, "stasisd.service", "MainPID")
+    installed.run("kill", "-STOP", before)
+    until(lambda: shown(installed, "stasisd.service", "MainPID") not in (before, "0"), seconds=60, what="another agent")
+    until(installed.answers, seconds=30, what="its answer")
+    assert OURS in installed.told() and installed.node("status").returncode == 0
+
+
+def test_an_agent_that_always_hangs_is_gone_around(installed):
+    drop_in(installed, "WatchdogSec=2", "ExecStart=", "ExecStart=/bin/sleep infinity")
+    until(lambda: CONTAINERD in installed.told(), seconds=90, what="the kubelet to go around stasisd")
+    assert "bypassed" in installed.node("status").stdout
+
+
+def test_five_hangs_are_within_the_time_that_failures_are_counted_in():
+    unit = (ROOT / "deploy/systemd/stasisd.service").read_text()
+    number = lambda name: int(unit.partition(f"\n{name}=")[2].split()[0])
+    assert (number("WatchdogSec") + number("RestartSec")) * number("StartLimitBurst") < number("StartLimitIntervalSec")
+
+
+def test_a_runtime_that_hangs_is_not_held_against_the_agent(installed):
+    drop_in(installed, "WatchdogSec=4")
+    lives = lambda: shown(installed, "stasisd.service", "WatchdogTimestampMonotonic")
+    until(lambda: lives() != "0", seconds=30, what="a sign of life")
+    agent, runtime = (shown(installed, unit, "MainPID") for unit in ("stasisd.service", "containerd.service"))
+    installed.run("kill", "-STOP", runtime)
+    try:
+        for _ in range(3):
+            last = lives()
+            until(lambda: lives() != last, seconds=30, what="the next sign of life")
+        assert shown(installed, "stasisd.service", "MainPID") == agent
+    finally:
+        installed.run("kill", "-CONT", runtime)
+    until(installed.answers, seconds=30, what="an answer")
+
+
+def test_an_api_that_is_not_served_is_told_by_status(installed):
+    (installed.root / "etc/stasis/stasisd.toml").write_text('api-listen = "0.0.0.0:0"\n')
+    installed.run("systemctl", "restart", "stasisd.service")
+    until(lambda: shown(installed, "stasisd.service", "StatusText"), what="what it lacks")
+    assert installed.answers()
+    done = installed.node("install")  # puts the configuration back
+    assert done.returncode == 0, done.stderr
+    until(lambda: installed.node("status").returncode == 0, what="all to be well")
+
+
+def test_the_kubelets_socket_stays_when_the_kubelet_cannot_be_restarted(installed):
+    unit = (installed.root / "units/kubelet.service")
+    unit.write_text(KUBELET.replace("[Unit]\n", "[Unit]\nRefuseManualStop=yes\n"))
+    installed.run("systemctl", "daemon-reload")
+    done = installed.node("uninstall")
+    assert done.returncode == 1 and "may still use stasisd" in done.stderr, done.stderr
+    assert OURS in installed.told() and installed.answers()
+    unit.write_text(KUBELET)
+    installed.run("systemctl", "daemon-reload")
+    done = installed.node("uninstall")
+    assert done.returncode == 0, done.stderr
+    assert CONTAINERD in installed.told()
+    assert (installed.root / "var/lib/kubelet/kubeadm-flags.env").read_text() == FLAGS % CONTAINERD
+
+
 def test_a_release_that_does_not_answer_never_gets_the_kubelet(host):
     (host.root / "opt/from" / host.release.name / "bin" / "stasisd").unlink()
     shutil.copy("/bin/false", host.root / "opt/from" / host.release.name / "bin" / "stasisd")

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 #include "cri/log.h"
 #include "kubelet-api/client_threads.h"
@@ -29,6 +30,21 @@ bool IsLoopback(const sockaddr* address) {
   return IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
 }
 
+Result<UniqueFd> ListeningSocket(const addrinfo& at, const std::string& where) {
+  UniqueFd socket(::socket(at.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const int yes = 1, no = 0;
+  // Not left to net.ipv6.bindv6only: [::] means IPv4, too (ipv6(7), IPV6_V6ONLY).
+  if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
+      (at.ai_family == AF_INET6 &&
+       ::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof(no)) != 0) ||
+      ::bind(socket.get(), at.ai_addr, at.ai_addrlen) != 0 ||
+      ::listen(socket.get(), kBacklog) != 0) {
+    const int error = errno;
+    return SyscallError(error, "listen at " + where);
+  }
+  return socket;
+}
+
 Result<UniqueFd> ListenAt(const std::string& where, bool loopback_only) {
   const std::size_t colon = where.rfind(':');
   if (colon == std::string::npos) {
@@ -39,23 +55,24 @@ Result<UniqueFd> ListenAt(const std::string& where, bool loopback_only) {
   addrinfo hints = {};
   hints.ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
   const std::string port = where.substr(colon + 1);
-  if (::getaddrinfo(host.empty() ? nullptr : host.c_str(), port.c_str(), &hints, &found) != 0) {
-    return InvalidArgument("--api-listen " + where + " is not ADDRESS:PORT, both as numbers");
-  }
-  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> freed(found, &::freeaddrinfo);
-  if (loopback_only && !IsLoopback(found->ai_addr)) {
-    return InvalidArgument("the REST API is served on " + where +
-                           " only with TLS (--api-tls-cert, --api-tls-key); use 127.0.0.1");
-  }
-  UniqueFd socket(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  const int yes = 1;
-  if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
-      ::bind(socket.get(), found->ai_addr, found->ai_addrlen) != 0 ||
-      ::listen(socket.get(), kBacklog) != 0) {
-    const int error = errno;
-    return SyscallError(error, "listen at " + where);
+  // Without an address: all of both families by one socket, or those of IPv4 where there is no IPv6.
+  std::vector<std::string> hosts = {host};
+  if (host.empty()) hosts = {"::", "0.0.0.0"};
+  Result<UniqueFd> socket = InvalidArgument("");
+  for (const std::string& one : hosts) {
+    addrinfo* found = nullptr;
+    if (::getaddrinfo(one.c_str(), port.c_str(), &hints, &found) != 0) {
+      return InvalidArgument("--api-listen " + where + " is not ADDRESS:PORT, both as numbers");
+    }
+    const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> freed(found, &::freeaddrinfo);
+    if (loopback_only && !IsLoopback(found->ai_addr)) {
+      return InvalidArgument("the REST API is served on " + where +
+                             " only with TLS (--api-tls-cert, --api-tls-key); use 127.0.0.1");
+    }
+    socket = ListeningSocket(*found, where);
+    const int error = ErrnoOf(socket.status());
+    if (error != EAFNOSUPPORT && error != EADDRNOTAVAIL) return socket;
   }
   return socket;
 }

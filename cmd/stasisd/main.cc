@@ -11,6 +11,7 @@
 #include <string>
 #include <thread>
 
+#include "cmd/stasisd/service_manager.h"
 #include "cri/client.h"
 #include "cri/log.h"
 #include "cri/shim.h"
@@ -20,6 +21,7 @@
 namespace {
 
 constexpr int kExitFailure = 1;
+constexpr timespec kBetweenTries{.tv_sec = 5, .tv_nsec = 0};  // to start the REST API
 
 std::string NextToUs(const char* program) {
   std::error_code error;
@@ -145,6 +147,36 @@ sigset_t BlockEndSignals() {
   return signals;
 }
 
+// A container runtime is more than its API: without the one the kubelet's node is lost, so what keeps the
+// other from being served is told and tried again.
+void TryApi(const stasis::kubelet_api::ApiOptions& options, stasis::cri::Agent& agent,
+            std::unique_ptr<stasis::kubelet_api::Api>& api, std::string& said) {
+  auto started = stasis::kubelet_api::Api::Start(options, agent);
+  if (started.ok()) {
+    api = std::move(*started);
+    stasis::Notify("STATUS=");
+    stasis::log::Info("the REST API is served", {{"listen", options.listen}});
+    return;
+  }
+  const std::string reason = stasis::ToText(started.status());
+  if (reason == said) return;
+  said = reason;
+  stasis::Notify("STATUS=its REST API is not served: " + reason);
+  stasis::log::Error("the REST API is not served, and tried again", {{"reason", reason}});
+}
+
+int ServeUntilASignal(const stasis::kubelet_api::ApiOptions& options, stasis::cri::Agent& agent,
+                      const sigset_t& signals, std::unique_ptr<stasis::kubelet_api::Api>& api) {
+  std::string said;
+  while (true) {
+    if (!api && !options.listen.empty()) TryApi(options, agent, api, said);
+    const bool again = !api && !options.listen.empty();
+    const int signal =
+        again ? sigtimedwait(&signals, nullptr, &kBetweenTries) : sigwaitinfo(&signals, nullptr);
+    if (signal > 0) return signal;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -166,6 +198,7 @@ int main(int argc, char** argv) {
     return kExitFailure;
   }
   options.shim.events = reports->events();
+  const std::string served = stasis::ServedEndpoint(options.shim.listen);
   auto shim = stasis::cri::Shim::Start(options.shim);
   if (!shim.ok()) {
     stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(shim.status())}});
@@ -174,20 +207,12 @@ int main(int argc, char** argv) {
   stasis::log::Info("stasisd serves", {{"version", STASIS_VERSION},
                                        {"listen", options.shim.listen},
                                        {"runtime", options.shim.runtime_endpoint}});
+  std::jthread watchdog = stasis::StartWatchdog({served, options.shim.runtime_endpoint});
   std::unique_ptr<stasis::kubelet_api::Api> api;
-  if (!options.api.listen.empty()) {
-    auto started = stasis::kubelet_api::Api::Start(options.api, (*shim)->agent());
-    if (!started.ok()) {
-      stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(started.status())}});
-      return kExitFailure;
-    }
-    api = std::move(*started);
-    stasis::log::Info("the REST API is served", {{"listen", options.api.listen}});
-  }
   reports->BeginNode((*shim)->agent());
-  int signal = 0;
-  sigwait(&signals, &signal);
+  const int signal = ServeUntilASignal(options.api, (*shim)->agent(), signals, api);
   stasis::log::Info("stasisd ends", {{"signal", std::to_string(signal)}});
+  watchdog = {};  // the socket is not served from here on
   reports->EndNode();
   const std::chrono::seconds grace(options.grace_seconds);
   std::jthread api_ends;  // at the same time: the grace is for all of it
