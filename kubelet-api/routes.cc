@@ -378,7 +378,7 @@ Answer Routes::Verify(const Call& call, const StoredCheckpoint& checkpoint) {
 }
 
 Answer Routes::PushImage(const Call& call) {
-  if (!call.Is("POST")) return WrongMethod(call);
+  if (!call.Is("POST")) return WrongMethod(call, "POST");
   const std::string& pod_namespace = call.path[2];
   const std::string& name = call.path[4];
   // It makes something, of what could be downloaded.
