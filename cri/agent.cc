@@ -2,6 +2,8 @@
 
 #include <tuple>
 
+#include "cri/checkpoint/pinned_process.h"
+
 namespace stasis::cri {
 namespace {
 
@@ -38,7 +40,10 @@ Result<std::string> Agent::Find(const PodContainer& names, const CallLimits& lim
 
 Result<engine::DumpCheck> Agent::Check(const std::string& id, const CallLimits& limits) {
   ASSIGN_OR_RETURN(const ContainerFacts facts, DescribeRunning(upstream_, id, limits));
-  return engine::CheckDump(facts.pid, checkpointer_.options());
+  ASSIGN_OR_RETURN(const PinnedProcess pinned, PinnedProcess::Of(facts));
+  ASSIGN_OR_RETURN(engine::DumpCheck found, engine::CheckDump(facts.pid, checkpointer_.options()));
+  RETURN_IF_ERROR(pinned.StillThere());  // else it may be about another's process
+  return found;
 }
 
 Status Agent::Ready(const CallLimits& limits) {

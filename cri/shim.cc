@@ -46,7 +46,8 @@ class RunningShim : public Shim {
         records_(std::move(records)),
         activity_(options.events),
         restorer_(*upstream_, *records_, locks_, activity_, options.restore),
-        checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint) {}
+        checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint,
+                      options.limits) {}
 
   Status Serve(const std::string& endpoint) {
     MethodTable table;

@@ -20,6 +20,7 @@ struct ShimOptions {
   RestoreOptions restore;           ///< Of every restore.
   engine::Options checkpoint = {};  ///< Of every checkpoint.
   PodEvents* events = nullptr;      ///< Told of checkpoints and restores; outlives the shim.
+  CheckpointLimits limits = {};
 };
 
 class Shim {

@@ -53,16 +53,18 @@ def api(tmp_path_factory):
         yield Api(folder, bed, port)
 
 
-def run_counter(bed, pod_name, namespace="default"):
+def run_counter(bed, pod_name, namespace="default", more=()):
+    """A pod with the container "count", and `more` like it."""
     config = bed.cri.pod_config(pod_name)
     config["metadata"]["namespace"] = namespace
     config["labels"]["io.kubernetes.pod.namespace"] = namespace
     pod = bed.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"]
     made = Pod(pod, config, "")
-    bed.cri.run(made, "count", bed.image("busybox"),
-                command=["sh", "-c", "i=0; while :; do i=$((i + 1)); sleep 0.1; done"],
-                labels={"io.kubernetes.container.name": "count", "io.kubernetes.pod.name": pod_name,
-                        "io.kubernetes.pod.namespace": namespace})
+    for name in ("count", *more):
+        bed.cri.run(made, name, bed.image("busybox"),
+                    command=["sh", "-c", "i=0; while :; do i=$((i + 1)); sleep 0.1; done"],
+                    labels={"io.kubernetes.container.name": name, "io.kubernetes.pod.name": pod_name,
+                            "io.kubernetes.pod.namespace": namespace})
     return made
 
 
@@ -361,6 +363,42 @@ def test_own_files_that_are_missing_are_no_strangers_business(api, tmp_path, mis
         refused = Agent(f"http://127.0.0.1:{port}", token="abc").get("/metrics")
     assert refused.code == 503 and "its log" in refused.json["message"]
     assert not any(word in refused.text for word in ("secret-place", "127.0.0.1", "token-file"))
+
+
+@pytest.fixture(scope="module")
+def narrow(api):
+    """A node for one checkpoint at a time, of a user who may have two, with a disk that is to stay all but empty."""
+    port = free_port()
+    options = ["--api-listen", f"127.0.0.1:{port}", "--api-tls-cert", api.folder / "server.crt",
+               "--api-tls-key", api.folder / "server.key", "--api-client-ca", api.folder / "ca.crt",
+               "--checkpoint-dir", api.folder / "narrow", "--api-user-checkpoints", 2,
+               "--checkpoint-limit", 1, "--checkpoint-min-free", 99]
+    with Testbed(shim_options=options) as bed:
+        run_counter(bed, "counters")
+        yield Api(api.folder, bed, port)
+
+
+def test_a_disk_is_not_filled(api, narrow):
+    answer = narrow.admin.ask("POST", "/checkpoint/default/counters/count")
+    assert answer.code == 507 and answer.json["reason"] == "InsufficientStorage"
+    assert "--checkpoint-min-free" in answer.json["message"]
+    assert not list((api.folder / "narrow").iterdir())
+
+
+def test_a_node_has_so_many_checkpoints_under_way(narrow):
+    containerd = narrow.bed.services["containerd"]
+    container = narrow.bed.cri.call("ListContainers")["containers"][0]["id"]
+    ask = lambda: narrow.bed.cri.call("CheckpointContainer", container_id=container, location="/tmp/x/y")
+    containerd.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            both = [pool.submit(ask) for _ in range(2)]
+            until(lambda: any(one.done() for one in both))
+            containerd.send_signal(signal.SIGCONT)
+            errors = {one.exception(60).code: str(one.exception()) for one in both}
+    finally:
+        containerd.send_signal(signal.SIGCONT)
+    assert "--checkpoint-limit" in errors["Unavailable"] and len(errors) == 2
 
 
 @pytest.fixture

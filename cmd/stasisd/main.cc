@@ -74,6 +74,14 @@ void Declare(CLI::App& app, Options& options) {
   app.add_flag_callback(
       "--no-pre-copy", [&options] { options.shim.checkpoint.pre_copy = false; },
       "All memory is saved while its container stands still, in one level of images");
+  app.add_option("--checkpoint-limit", options.shim.limits.at_once,
+                 "Checkpoints that may be under way on this node, the kubelet's too")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--checkpoint-min-free", options.shim.limits.least_free_percent,
+                 "Percent of the disk of archives that checkpoints leave free")
+      ->check(CLI::Range(0, 99))
+      ->capture_default_str();
   app.add_flag("--probe", options.probe,
                "Ask the stasisd that serves --listen for its runtime's version, and end");
   app.add_option("--log-level", options.log_level, "What is logged")

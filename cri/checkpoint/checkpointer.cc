@@ -1,6 +1,9 @@
 #include "cri/checkpoint/checkpointer.h"
 
+#include <absl/cleanup/cleanup.h>
+
 #include <algorithm>
+#include <cerrno>
 
 #include "cri/checkpoint/container_checkpoint.h"
 #include "cri/log.h"
@@ -86,6 +89,13 @@ Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std:
   if (!location.starts_with('/')) {
     return InvalidArgument("the location '" + location + "' is not an absolute path");
   }
+  const int others = under_way_.fetch_add(1);
+  const absl::Cleanup ended = [this] { --under_way_; };
+  if (others >= limits_.at_once) {
+    return SyscallError(EAGAIN, std::to_string(others) +
+                                    " checkpoints are under way on this node, as many as "
+                                    "--checkpoint-limit allows; try again later");
+  }
   ASSIGN_OR_RETURN(const ContainerFacts found, DescribeContainer(upstream_, id, limits));
   of = SubjectOf(found.status.labels());
   // The runtime may have been given a beginning of the id; what it answers has all of it.
@@ -115,7 +125,7 @@ Result<ContainerCheckpoint> Checkpointer::Write(const ContainerFacts& facts,
   request.deadline = Steady(limits.deadline);
   running->Watch(request);
   // This thread is the call's own for its whole life, as the tracer has to be.
-  return WriteArchive(facts, location, request);
+  return WriteArchive(facts, location, request, limits_.least_free_percent);
 }
 
 }  // namespace stasis::cri

@@ -1,6 +1,7 @@
 // CheckpointContainer: a running container becomes an archive, and runs on.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <string>
 
@@ -14,16 +15,22 @@
 
 namespace stasis::cri {
 
+struct CheckpointLimits {
+  int at_once = 16;  ///< On the node; more are refused (Unavailable, EAGAIN), not put off.
+  int least_free_percent = 5;  ///< Of the disk of archives; 0: all of it may be used.
+};
+
 class Checkpointer {
  public:
   /// All references outlive this.
   Checkpointer(Upstream& upstream, const Records& records, KeyedLocks& locks, Activity& activity,
-               const engine::Options& options)
+               const engine::Options& options, const CheckpointLimits& limits)
       : upstream_(upstream),
         records_(records),
         locks_(locks),
         activity_(activity),
-        options_(options) {}
+        options_(options),
+        limits_(limits) {}
 
   /// Enters the call. This outlives the table.
   void AddTo(MethodTable& table);
@@ -47,6 +54,8 @@ class Checkpointer {
   KeyedLocks& locks_;  // by container id
   Activity& activity_;
   const engine::Options options_;
+  const CheckpointLimits limits_;
+  std::atomic<int> under_way_ = 0;
 };
 
 }  // namespace stasis::cri

@@ -6,8 +6,10 @@
 
 #include "archive/archive_writer.h"
 #include "archive/rootfs_diff.h"
+#include "cri/checkpoint/free_space.h"
 #include "cri/checkpoint/members.h"
 #include "cri/checkpoint/own_mounts.h"
+#include "cri/checkpoint/pinned_process.h"
 #include "cri/checkpoint/shared_memory.h"
 #include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/checkpoint/upper_folder.h"
@@ -34,10 +36,11 @@ const char* StateText(runtime::v1::ContainerState state) {
 /// while the container stands still.
 class WantedStream : public engine::ImageStream {
  public:
-  WantedStream(engine::ImageStream& stream, const engine::DumpRequest& request)
-      : stream_(stream), request_(request) {}
+  WantedStream(engine::ImageStream& stream, const engine::DumpRequest& request, FreeSpace& space)
+      : stream_(stream), request_(request), space_(space) {}
   Status Write(std::span<const std::byte> bytes) override {
     RETURN_IF_ERROR(engine::StillWanted(request_));
+    RETURN_IF_ERROR(space_.Wrote(bytes.size()));
     return stream_.Write(bytes);
   }
   Status Finish() override { return stream_.Finish(); }
@@ -45,6 +48,7 @@ class WantedStream : public engine::ImageStream {
  private:
   engine::ImageStream& stream_;
   const engine::DumpRequest& request_;
+  FreeSpace& space_;
 };
 
 std::chrono::microseconds Since(steady_clock::time_point begin) {
@@ -70,8 +74,11 @@ Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id
 }
 
 Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
-                                         engine::DumpRequest request) {
+                                         engine::DumpRequest request, int least_free_percent) {
   const auto begin = steady_clock::now();
+  ASSIGN_OR_RETURN(const PinnedProcess pinned, PinnedProcess::Of(facts));
+  FreeSpace space(location.substr(0, location.rfind('/') + 1), least_free_percent);
+  RETURN_IF_ERROR(space.Check());
   ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location));
   RETURN_IF_ERROR(RefuseOwnMounts(facts));
   ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
@@ -81,12 +88,14 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   request.root = facts.pid;
   request.outside_mounts = BindDestinations(facts.spec);
   request.while_frozen = [&]() -> Status {
+    // It stands still and has not ended, so what was seized by its number is its tree.
+    RETURN_IF_ERROR(pinned.StillThere());
     RETURN_IF_ERROR(
         WriteTmpfsMounts(facts.pid, *request.outside_mounts, writer->images(), done.notes));
     RETURN_IF_ERROR(WriteSharedMemory(facts, *writer));
     if (!upper) return SetExtent(log);
     ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));
-    WantedStream wanted(*member, request);
+    WantedStream wanted(*member, request, space);
     ASSIGN_OR_RETURN(
         archive::RootfsDiffReport diff,
         archive::WriteRootfsDiff({upper->get(), MountDestinations(facts.spec)}, wanted));
@@ -102,7 +111,8 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
     RETURN_IF_ERROR(AddMembers(facts, log, report, done.notes, *writer));
     return writer->Commit({report.stops.total, Since(begin)}, done.notes);
   };
-  ASSIGN_OR_RETURN(done.report, engine::Dump(request, writer->images()));
+  SpaceKeepingSink images(writer->images(), space);
+  ASSIGN_OR_RETURN(done.report, engine::Dump(request, images));
   done.archive_bytes = writer->size_bytes();
   done.total = Since(begin);
   return done;

@@ -25,10 +25,10 @@ struct ContainerCheckpoint {
 };
 
 /// Writes the archive `location`, an absolute path, of the container: images, changes to its root
-/// file system, log, and what describes it. `request` says what becomes of the container, and how
+/// file system, log, and what describes it. It leaves `least_free_percent` of its disk free. `request` says what becomes of the container, and how
 /// long all may take; the rest of it is filled in here. On failure the container runs on and nothing
 /// is on disk. The calling thread becomes the tracer.
 Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
-                                         engine::DumpRequest request);
+                                         engine::DumpRequest request, int least_free_percent = 0);
 
 }  // namespace stasis::cri

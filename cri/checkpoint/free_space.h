@@ -1,0 +1,48 @@
+// Free space that checkpoints leave on their disk: images, containers and the kubelet live there too.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "engine/base/status.h"
+#include "engine/image/image_io.h"
+
+namespace stasis::cri {
+
+class FreeSpace {
+ public:
+  /// Of the file system with `folder`; 0 percent: all may be used.
+  FreeSpace(std::string folder, int least_percent)
+      : folder_(std::move(folder)), least_percent_(least_percent) {}
+
+  /// ResourceExhausted, with ENOSPC: there is less.
+  Status Check() const;
+  /// To be told of all that is written; checks every few MiB.
+  Status Wrote(std::uint64_t bytes);
+
+ private:
+  const std::string folder_;
+  const int least_percent_;
+  std::atomic<std::uint64_t> unchecked_ = 0;
+};
+
+/// Passes images on to another sink for as long as there is space.
+class SpaceKeepingSink : public engine::ImageSink {
+ public:
+  /// Both outlive this.
+  SpaceKeepingSink(engine::ImageSink& sink, FreeSpace& space) : sink_(sink), space_(space) {}
+
+  Result<std::unique_ptr<engine::ImageStream>> Open(std::string_view name,
+                                                    std::uint64_t size_bytes) override;
+  Status BeginIncrement() override { return sink_.BeginIncrement(); }
+
+ private:
+  engine::ImageSink& sink_;
+  FreeSpace& space_;
+};
+
+}  // namespace stasis::cri
