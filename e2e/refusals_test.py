@@ -9,7 +9,7 @@ from e2e.paths import STASIS
 from e2e.wait import until
 
 HEAD = """
-import ctypes, fcntl, mmap, os, signal, threading, time
+import ctypes, mmap, os, threading, time
 c = ctypes.CDLL(None, use_errno=True)
 def done():
     open('ready', 'w').close()
@@ -25,14 +25,6 @@ KINDS = {
                      "its first thread has ended (pthread_exit) while others run"),
     "fanotify": ("if c.fanotify_init(0, 0) < 0: print('skip', flush=True); os._exit(0)\ndone()",
                  "a fanotify group (fanotify_init) cannot be checkpointed"),
-    "lease": ("""
-signal.signal(signal.SIGIO, signal.SIG_IGN)
-open('leased', 'w').close()
-fd = os.open('leased', os.O_RDONLY)
-fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-try: os.open('leased', os.O_WRONLY | os.O_NONBLOCK)
-except BlockingIOError: pass
-done()""", "a lease that is about to break"),
     "part_of_a_segment": ("""
 c.shmat.restype = ctypes.c_void_p
 at = c.shmat(c.shmget(0, 16384, 0o600), None, 0)
@@ -64,15 +56,3 @@ def test_refused_before_anything_changes(start, folder, kind):
         assert "pid " in done.stderr + done.stdout
     assert os.listdir(images) == []
     assert program.parent.poll() is None
-
-
-def test_a_namespace_that_nobody_made_again_is_told(start, folder):
-    program = start("unshare", "--mount", "--uts", "sleep", "60")
-    until(lambda: b"sleep" in open(f"/proc/{program.pid}/cmdline", "rb").read(), what="the program")
-    images = program.checkpoint()
-    done = subprocess.run([STASIS, "restore", "--images-dir", images, "--restore-detached"],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    os.kill(program.pid, 9)
-    for name in ("mnt", "uts"):
-        assert f"the tree had a {name} namespace of its own" in done.stdout + done.stderr, done

@@ -289,8 +289,7 @@ Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
     image::FileLockEntry entry;
     switch (lock.kind) {
       case FileLock::Kind::kOther:
-        return Unimplemented("(" + file.link +
-                             ") a lease that is about to break cannot be checkpointed");
+        return Unimplemented("(" + file.link + ") a delegation cannot be checkpointed");
       case FileLock::Kind::kPosix:
         if (!locks_.insert({file.pid, file.st.st_dev, file.st.st_ino, lock.start, lock.end}).second)
           continue;
@@ -311,6 +310,9 @@ Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
         entry.set_flag(lock.kind == FileLock::Kind::kFlock ? kLockFlock : kLockOpenFile);
     }
     entry.set_type(lock.write ? F_WRLCK : F_RDLCK);
+    if (lock.breaking) {
+      entry.set_type(kLeaseBreaking | (lock.stays_to_read ? F_RDLCK : F_UNLCK));
+    }
     entry.set_pid(file.ns_pid);
     entry.set_fd(file.fd);
     entry.set_start(static_cast<std::int64_t>(lock.start));

@@ -16,6 +16,16 @@ enum FileLockFlag : std::uint32_t {
   kLockLease = 8
 };
 
+/// In FileLockEntry.type of a lease: it is about to break, and the rest says what it is to become.
+constexpr std::uint32_t kLeaseBreaking = 4;
+
+/// The type of the lease that `lock` was before anything broke it (F_RDLCK, F_WRLCK), on a file that is open with
+/// `open_flags`.
+int LeaseType(const image::FileLockEntry& lock, int open_flags);
+
+/// Has the lease that `fd` holds break to what `lock` says, as the open(2) did that found it in its way.
+Status BreakLease(int fd, const image::FileLockEntry& lock);
+
 /// What trying to take a lock came to. FailedPrecondition: another one has it by now.
 Status LockTaken(const Status& status);
 

@@ -124,11 +124,20 @@ class TableActor : public ProcessActor {
     return LockTaken(remote().Call("flock", SYS_flock, lock.fd(), operation).status());
   }
 
-  /// After the owner of its signal, which it would make this process.
-  Status Lease(const image::FileLockEntry& lock) {
-    const int type = lock.type() == F_WRLCK ? F_WRLCK : F_RDLCK;
-    return LockTaken(
-        remote().Call("fcntl F_SETLEASE", SYS_fcntl, lock.fd(), F_SETLEASE, type).status());
+  /// After the owner of its signal, which it would make this process. `ours` is the same open file.
+  Status Lease(const image::FileLockEntry& lock, int ours, const FownEntry& owner) {
+    const int flags = ::fcntl(ours, F_GETFL);
+    if (flags < 0) return SyscallError(errno, "fcntl F_GETFL");
+    RETURN_IF_ERROR(LockTaken(
+        remote()
+            .Call("fcntl F_SETLEASE", SYS_fcntl, lock.fd(), F_SETLEASE, LeaseType(lock, flags))
+            .status()));
+    if ((lock.type() & kLeaseBreaking) == 0) return OkStatus();
+    // The holder has been told: nobody is, while it breaks again.
+    const f_owner_ex nobody = {.type = F_OWNER_PID, .pid = 0};
+    if (::fcntl(ours, F_SETOWN_EX, &nobody) != 0) return SyscallError(errno, "fcntl F_SETOWN_EX");
+    RETURN_IF_ERROR(BreakLease(ours, lock));
+    return SetOwner(static_cast<int>(lock.fd()), owner);
   }
 
   Status SetOwner(int fd, const FownEntry& owner) override {
@@ -539,8 +548,11 @@ class Restorer : public FileRestorer {
         RETURN_IF_ERROR(Annotate(actor->second.TakeLock(lock), name));
       } else if (lock.flag() == kLockFlock) {
         RETURN_IF_ERROR(Annotate(actor->second.Flock(lock), name));
-      } else if (lock.flag() == kLockLease && lock.type() <= F_WRLCK) {
-        RETURN_IF_ERROR(Annotate(actor->second.Lease(lock), name));
+      } else if (lock.flag() == kLockLease && lock.type() <= (kLeaseBreaking | F_UNLCK)) {
+        const FileKey key = KeyOf(*descriptor);
+        const FileEntry* const entry = images_.File(key.first, key.second);
+        RETURN_IF_ERROR(
+            Annotate(actor->second.Lease(lock, files_[key].get(), entry->reg().fown()), name));
       } else if (lock.flag() == kLockOpenFile) {
         RETURN_IF_ERROR(Annotate(TakeOpenFileLock(files_[KeyOf(*descriptor)].get(), lock), name));
       } else {

@@ -105,8 +105,12 @@ Result<std::vector<FileLock>> ParseLocks(std::string_view text) {
     if (words[2] == "POSIX") lock.kind = FileLock::Kind::kPosix;
     if (words[2] == "FLOCK") lock.kind = FileLock::Kind::kFlock;
     if (words[2] == "OFDLCK") lock.kind = FileLock::Kind::kOpenFile;
-    if (words[2] == "LEASE" && words[3] == "ACTIVE") lock.kind = FileLock::Kind::kLease;
+    lock.breaking = words[2] == "LEASE" && words[3] == "BREAKING";
+    if (lock.breaking || (words[2] == "LEASE" && words[3] == "ACTIVE")) {
+      lock.kind = FileLock::Kind::kLease;
+    }
     lock.write = words[4] == "WRITE";
+    lock.stays_to_read = lock.breaking && words[4] == "READ";
     ASSIGN_OR_RETURN(lock.start, Number<std::uint64_t>(words[7]));
     lock.end = FileLock::kNoEnd;
     if (words[8] == "EOF") continue;

@@ -30,10 +30,12 @@ struct EventfdInfo {
 Result<EventfdInfo> ParseEventfd(std::string_view text);
 
 struct FileLock {
-  /// kOther: delegations, leases that are about to break.
+  /// kOther: delegations.
   enum class Kind { kPosix, kFlock, kOpenFile, kLease, kOther };
   Kind kind = Kind::kOther;
   bool write = false;
+  bool breaking = false;       ///< A lease that another open(2) waits for ...
+  bool stays_to_read = false;  ///< ... to become one for reading; else to go.
   std::uint64_t start = 0;
   std::uint64_t end = 0;  ///< Last byte, inclusive; kNoEnd: to the end of the file.
 

@@ -36,6 +36,19 @@ TEST(FdinfoTest, ReadsLocks) {
   EXPECT_THAT(ParseLocks("lock:\tgarbage\n"), StatusIs(StatusCode::kDataLoss));
 }
 
+TEST(FdinfoTest, TellsWhatALeaseThatBreaksIsToBecome) {
+  const auto locks = ParseLocks(
+      "lock:\t1: LEASE  BREAKING  READ 7 00:1f:9 0 EOF\n"
+      "lock:\t2: LEASE  BREAKING  UNLCK 7 00:1f:9 0 EOF\n"
+      "lock:\t3: DELEG  ACTIVE    READ 7 00:1f:9 0 EOF\n");
+  ASSERT_THAT(locks, IsOk());
+  ASSERT_THAT(*locks, SizeIs(3));
+  EXPECT_TRUE((*locks)[0].breaking && (*locks)[0].stays_to_read);
+  EXPECT_TRUE((*locks)[1].breaking && !(*locks)[1].stays_to_read);
+  EXPECT_EQ((*locks)[1].kind, FileLock::Kind::kLease);
+  EXPECT_EQ((*locks)[2].kind, FileLock::Kind::kOther);
+}
+
 TEST(FdinfoTest, ReadsInotifyWatchesInOrder) {
   const auto watches = ParseInotify(ProcText("fdinfo-inotify"));
   ASSERT_THAT(watches, IsOk());
