@@ -36,6 +36,10 @@ struct Options {
   std::vector<std::string> cgroup_root;
   /// KIND[THING]:NAME, what a restore gets from outside.
   std::vector<std::string> external;
+  /// KIND:PID or KIND:PATH, namespaces that a restored tree gets.
+  std::vector<std::string> join_ns;
+  /// A restore makes the other namespaces that a tree had to itself; else they are a runtime's to make.
+  bool own_namespaces = false;
   /// Clocks of a restored tree may go backwards where it has no right to a time namespace.
   bool clocks_may_go_back = false;
   /// A dump saves the bulk of large memory while the tree runs; it is then in checkpoints that the final one

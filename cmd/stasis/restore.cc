@@ -16,6 +16,7 @@
 #include "cmd/stasis/log_file.h"
 #include "engine/base/io.h"
 #include "engine/image/image_io.h"
+#include "engine/tasks/restore_namespaces.h"
 
 namespace stasis::cli {
 namespace {
@@ -149,6 +150,15 @@ void AddRestore(CLI::App& program, int& exit_code) {
   command->add_option("--root,-r", options->root, "Directory that becomes its root (chroot(2))")
       ->option_text("DIR")
       ->check(NotEmpty());
+  command
+      ->add_option("--join-ns", options->engine.join_ns,
+                   "A namespace that it gets: net, uts, ipc, time or mnt; may be repeated")
+      ->option_text("KIND:PID|PATH")
+      ->check([](const std::string& text) {
+        const Status status = engine::CheckJoinNs(text);
+        return status.ok() ? std::string() : Message(status);
+      });
+  options->engine.own_namespaces = true;
   command->add_option("--pidfile", options->pidfile, "Where the pid of its root is written");
   AddEngineOptions(*command, options->engine);
   options->log.AddOptions(*command);

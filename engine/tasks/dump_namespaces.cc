@@ -144,6 +144,8 @@ void SetTime(std::chrono::nanoseconds time, image::Timespec& entry) {
 
 }  // namespace
 
+image::MntEntry ToMountEntry(const Mount& mount) { return ToEntry(mount, std::nullopt); }
+
 Result<NamespaceDumper::Inodes> NamespaceDumper::ReadInodes(int task_fd) {
   ASSIGN_OR_RETURN(const UniqueFd ns, OpenNamespaces(task_fd));
   Inodes inodes = {};

@@ -10,12 +10,16 @@
 #include "engine/image/image_io.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/image/schema/tasks.pb.h"
+#include "engine/proc/mountinfo.h"
 #include "engine/tasks/clocks.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_ipc.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
+
+/// As it is in an image, but for what is given from outside.
+image::MntEntry ToMountEntry(const Mount& mount);
 
 class NamespaceDumper {
  public:

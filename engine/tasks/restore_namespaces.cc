@@ -1,11 +1,33 @@
-// Source  namespaces(7)
+// Source  namespaces(7), setns(2), unshare(2), mount(2), proc_pid_mountinfo(5); tested on 6.18
 // Rule    In the images a namespace that was the dumper's has the number of the inventory's root_ids
+// Rule    A new mount namespace is a copy of the caller's. So a tree finds its mounts in one exactly when they
+//         are there already. New ones of the network have nothing in them
+// Not here namespaces of pids (whoever starts the root makes it), of users (refused by the dump), of cgroups and
+//         time (restore_cgroups.cc, restore_clocks.cc)
 #include "engine/tasks/restore_namespaces.h"
 
 #include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <set>
+#include <string_view>
+#include <tuple>
+
+#include "engine/base/io.h"
+#include "engine/image/image_file.h"
+#include "engine/image/schema/namespaces.pb.h"
+#include "engine/proc/mountinfo.h"
+#include "engine/tasks/dump_namespaces.h"
+#include "engine/tasks/process_tree.h"
+
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x80  // linux/sched.h
+#endif
 
 namespace stasis::engine {
 namespace {
@@ -13,36 +35,186 @@ namespace {
 using Ids = image::TaskKobjIdsEntry;
 
 struct Kind {
-  const char* name;
+  std::string_view name;
+  int flag;
   std::uint32_t (Ids::*number)() const;
   const char* holds;
 };
-// That of pids is checked by the pid of the root, those of users and cgroups are refused or made.
+// In the order in which they are entered: paths are looked up before the mounts change.
 constexpr Kind kKinds[] = {
-    {"mnt", &Ids::mnt_ns_id, "mounts"},
-    {"net", &Ids::net_ns_id, "network interfaces and connections"},
-    {"uts", &Ids::uts_ns_id, "host name"},
-    {"ipc", &Ids::ipc_ns_id, "System V objects and message queues"},
+    {"net", CLONE_NEWNET, &Ids::net_ns_id, "network interfaces and connections"},
+    {"uts", CLONE_NEWUTS, &Ids::uts_ns_id, "host name"},
+    {"ipc", CLONE_NEWIPC, &Ids::ipc_ns_id, "System V objects and message queues"},
+    {"time", CLONE_NEWTIME, nullptr, "clocks"},
+    {"mnt", CLONE_NEWNS, &Ids::mnt_ns_id, "mounts"},
 };
+
+// "uts:4711" and "uts:/run/netns/x" into their halves.
+std::pair<std::string_view, std::string_view> Halves(std::string_view text) {
+  const std::size_t colon = text.find(':');
+  if (colon == std::string_view::npos) return {text, {}};
+  return {text.substr(0, colon), text.substr(colon + 1)};
+}
+
+std::string PathOf(std::string_view kind, std::string_view where) {
+  const bool is_pid = std::ranges::all_of(where, [](char c) { return c >= '0' && c <= '9'; });
+  if (!is_pid) return std::string(where);
+  return "/proc/" + std::string(where) + "/ns/" + std::string(kind);
+}
+
+Status Join(RestoredProcess& root, const Kind& kind, const std::string& path) {
+  Result<UniqueFd> ns = OpenAt(AT_FDCWD, path, O_RDONLY);
+  if (!ns.ok()) return Annotate(ns.status(), "--join-ns " + std::string(kind.name));
+  ASSIGN_OR_RETURN(const int number, SendInto(root, ns->get()));
+  const Status joined = root.remote->Call("setns", SYS_setns, number, kind.flag).status();
+  RETURN_IF_ERROR(root.remote->Call("close", SYS_close, number).status());
+  if (ErrnoOf(joined) != EINVAL) return Annotate(joined, "--join-ns " + path);
+  return InvalidArgument(path + " is no " + std::string(kind.name) +
+                         " namespace; give a PID or /proc/PID/ns/" + std::string(kind.name));
+}
+
+Result<ino_t> InodeOf(int proc, std::string_view kind) {
+  const std::string link = "ns/" + std::string(kind);
+  struct stat st = {};
+  if (::fstatat(proc, link.c_str(), &st, 0) != 0) {
+    return SyscallError(errno, "stat /proc/PID/" + link);
+  }
+  return st.st_ino;
+}
+
+// Whether the tree had one to itself, and `root` is in ours.
+Result<bool> IsMissing(const RestoredProcess& root, const CheckpointImages& images,
+                       const Kind& kind) {
+  if (kind.number == nullptr) return false;
+  const std::uint32_t before = (images.processes.front().ids.*kind.number)();
+  const std::uint32_t dumper = (images.inventory.root_ids().*kind.number)();
+  if (before == 0 || dumper == 0 || before == dumper) return false;
+  ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
+  ASSIGN_OR_RETURN(const ino_t here, InodeOf(root.proc.get(), kind.name));
+  ASSIGN_OR_RETURN(const ino_t ours, InodeOf(self.get(), kind.name));
+  return here == ours;
+}
+
+Status Unshare(RestoredProcess& root, const Kind& kind) {
+  return root.remote->Call("unshare " + std::string(kind.name), SYS_unshare, kind.flag).status();
+}
+
+Status MakeUts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+               const ImageSource& source) {
+  const std::uint32_t number = images.processes.front().ids.uts_ns_id();
+  ASSIGN_OR_RETURN(const auto names,
+                   ReadOne<image::UtsnsEntry>(source, ImageName("utsns", number), "utsns"));
+  RETURN_IF_ERROR(Unshare(root, kind));
+  RemoteSyscalls& remote = *root.remote;
+  remote.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t node, remote.Put(names.nodename()));
+  ASSIGN_OR_RETURN(const std::uint64_t domain, remote.Put(names.domainname()));
+  RETURN_IF_ERROR(
+      remote.Call("sethostname", SYS_sethostname, node, names.nodename().size()).status());
+  return remote.Call("setdomainname", SYS_setdomainname, domain, names.domainname().size())
+      .status();
+}
+
+// Where it is, what of a file system is there, and of which kind.
+using MountKey = std::tuple<std::string, std::string, std::uint32_t, std::string>;
+MountKey KeyOf(const image::MntEntry& mount) {
+  return {mount.mountpoint(), mount.root(), mount.fstype(), mount.fsname()};
+}
+
+// What the tree had to itself, or got from the namespace that it was copied from, it does again.
+Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mounts) {
+  const auto any = [&](bool (image::MntEntry::*has)() const) {
+    return std::ranges::any_of(mounts, [has](const auto& mount) { return (mount.*has)(); });
+  };
+  if (any(&image::MntEntry::has_shared_id)) return OkStatus();
+  const unsigned long type = any(&image::MntEntry::has_master_id) ? MS_SLAVE : MS_PRIVATE;
+  RemoteSyscalls& remote = *root.remote;
+  remote.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t path, remote.Put(std::string_view("/")));
+  return remote.Call("mount --make-r…", SYS_mount, 0, path, 0, MS_REC | type, 0).status();
+}
+
+Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+                  const ImageSource& source, std::vector<std::string>& notes) {
+  const std::uint32_t number = images.processes.front().ids.mnt_ns_id();
+  ASSIGN_OR_RETURN(const auto before, ReadRecords<image::MntEntry>(
+                                          source, ImageName("mountpoints", number), "mountpoints"));
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
+  ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(text));
+  std::multiset<MountKey> here;
+  for (const Mount& mount : mounts) here.insert(KeyOf(ToMountEntry(mount)));
+  for (const image::MntEntry& mount : before) {
+    const auto found = here.find(KeyOf(mount));
+    if (found == here.end()) {
+      return FailedPrecondition("the tree had mounts of its own, and " + mount.mountpoint() + " (" +
+                                mount.source() +
+                                ") is not mounted here: make them in a mount namespace (unshare "
+                                "--mount) and name that: --join-ns mnt:PID");
+    }
+    here.erase(found);
+  }
+  if (!here.empty()) {
+    notes.push_back(std::to_string(here.size()) +
+                    " mounts are in the tree's mount namespace that were not before, such as " +
+                    std::get<0>(*here.begin()));
+  }
+  RETURN_IF_ERROR(Unshare(root, kind));
+  return SetPropagation(root, before);
+}
+
+Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+            const ImageSource& source, std::vector<std::string>& notes) {
+  switch (kind.flag) {
+    case CLONE_NEWUTS:
+      return MakeUts(root, kind, images, source);
+    case CLONE_NEWIPC:
+      return Unshare(root, kind);  // what was in it comes with the rest of the checkpoint
+    case CLONE_NEWNS:
+      return MakeMounts(root, kind, images, source, notes);
+    default:
+      return FailedPrecondition(
+          "the tree had a network namespace of its own, whose interfaces are not in a checkpoint: "
+          "make one with them (ip netns add NAME) and name it: --join-ns net:/run/netns/NAME; or "
+          "say that it is to be in that of this restore: --join-ns net:/proc/self/ns/net");
+  }
+}
 
 }  // namespace
 
-Status NoteMissingNamespaces(const CheckpointImages& images, int root_proc,
-                             std::vector<std::string>& notes) {
+Status CheckJoinNs(const std::string& text) {
+  const auto [kind, where] = Halves(text);
+  if (kind == "pid" || kind == "user" || kind == "cgroup") {
+    return InvalidArgument("a namespace of kind " + std::string(kind) +
+                           " cannot be joined; start stasis in it (nsenter(1))");
+  }
+  if (std::ranges::find(kKinds, kind, &Kind::name) == std::end(kKinds) || where.empty()) {
+    return InvalidArgument("\"" + text + "\" is not KIND:PID or KIND:PATH, KIND one of net, uts, " +
+                           "ipc, time, mnt");
+  }
+  return OkStatus();
+}
+
+Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
+                         const ImageSource& source, const Options& options,
+                         std::vector<std::string>& notes) {
+  for (const std::string& text : options.join_ns) RETURN_IF_ERROR(CheckJoinNs(text));
   for (const Kind& kind : kKinds) {
-    const std::uint32_t before = (images.processes.front().ids.*kind.number)();
-    const std::uint32_t dumper = (images.inventory.root_ids().*kind.number)();
-    if (before == 0 || dumper == 0 || before == dumper) continue;
-    const std::string link = std::string("ns/") + kind.name;
-    struct stat here = {}, ours = {};
-    if (::fstatat(root_proc, link.c_str(), &here, 0) != 0 ||
-        ::stat(("/proc/thread-self/" + link).c_str(), &ours) != 0) {
-      return SyscallError(errno, "stat /proc/PID/" + link);
+    const auto joined = std::ranges::find(options.join_ns, kind.name,
+                                          [](const auto& text) { return Halves(text).first; });
+    if (joined != options.join_ns.end()) {
+      const std::string path = PathOf(kind.name, Halves(*joined).second);
+      RETURN_IF_ERROR(Join(root, kind, path));
+      continue;
     }
-    if (here.st_ino != ours.st_ino) continue;
+    ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
+    if (!is_missing) continue;
+    if (options.own_namespaces) {
+      RETURN_IF_ERROR(Make(root, kind, images, source, notes));
+      continue;
+    }
     notes.push_back("the tree had a " + std::string(kind.name) +
-                    " namespace of its own, and is in that of this restore now: the " + kind.holds +
-                    " are those of here (start the restore in one that is prepared, nsenter(1))");
+                    " namespace of its own, and is in that of its runtime now: the " + kind.holds +
+                    " are those of there");
   }
   return OkStatus();
 }

@@ -1,18 +1,26 @@
-// Says which namespaces of a checkpoint nobody has made again.
+// Namespaces that a tree on the host had to itself.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "engine/base/status.h"
 #include "engine/checkpoint_images.h"
+#include "engine/image/image_io.h"
+#include "engine/options.h"
+#include "engine/tasks/restored_process.h"
 
 namespace stasis::engine {
 
-/// Namespaces are whoever starts the restore's to make: a runtime's, for a container. Adds a note for each that
-/// the tree had to itself at the checkpoint, while what is to become it, `root_proc` (its folder of /proc), is
-/// in ours: its mounts, names or interfaces are then those of this machine.
-Status NoteMissingNamespaces(const CheckpointImages& images, int root_proc,
-                             std::vector<std::string>& notes);
+/// Puts `root`, which is to become the tree's, into the namespaces of `options.join_ns`. Then into a new one of
+/// each other kind that the tree had to itself, while `root` is in ours: host name and System V objects of its
+/// own, and mounts when all that it had are here too. FailedPrecondition: there is no making such a one, with
+/// the next step. Where namespaces are a runtime's to make (`options.own_namespaces` is unset) only a note says
+/// so.
+Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
+                         const ImageSource& source, const Options& options,
+                         std::vector<std::string>& notes);
+
+/// InvalidArgument unless `text` is KIND:PID or KIND:PATH of a kind that can be joined.
+Status CheckJoinNs(const std::string& text);
 
 }  // namespace stasis::engine

@@ -1,0 +1,106 @@
+"""Trees on the host with namespaces of their own: made again, joined, or refused with the next step."""
+
+import os
+import subprocess
+
+import pytest
+
+from e2e.host import descendants
+from e2e.paths import STASIS
+from e2e.wait import until
+
+
+@pytest.fixture
+def mounts(folder):
+    """A mount namespace in which nobody else mounts anything, with a folder for the test's own mounts."""
+    holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "600"])
+    until(lambda: b"sleep" in open(f"/proc/{holder.pid}/cmdline", "rb").read(), what="the namespace")
+    (folder / "mounted").mkdir()
+    yield holder.pid
+    holder.kill()
+    holder.wait()
+
+
+def inside(pid, *words):
+    return ["nsenter", "--target", str(pid), "--mount", *map(str, words)]
+
+
+def run(*words, code=0):
+    done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, text=True,
+                          capture_output=True, timeout=60, check=False)
+    assert done.returncode == code, done
+    return done.stdout + done.stderr
+
+
+def started(start, words, folder):
+    program = start(*words, "sh", "-c", 'cd "$0"; touch ready; exec sleep 600', folder)
+    until(lambda: (program.folder / "ready").exists() and
+          open(f"/proc/{program.pid}/comm", encoding="utf-8").read() == "sleep\n", what="the program")
+    return program
+
+
+def dumped(program, pid):
+    images = program.folder / "images"
+    images.mkdir()
+    run(*inside(pid, STASIS, "checkpoint", "--pid", program.pid, "--images-dir", images, "--kill"))
+    program.parent.wait(10)
+    return images
+
+
+def restore(pid, images, *options, code=0):
+    return run(*inside(pid, STASIS, "restore", "--images-dir", images, "--detach", *options), code=code)
+
+
+def namespace(pid, kind):
+    return os.readlink(f"/proc/{pid}/ns/{kind}")
+
+
+def kill(program):
+    for pid in descendants(program.pid):
+        os.kill(pid, 9)
+
+
+def test_mounts_that_are_here_too_come_back_in_a_namespace_of_their_own(start, mounts, folder):
+    program = started(start, inside(mounts, "unshare", "--mount"), folder)
+    images = dumped(program, mounts)
+    restore(mounts, images)
+    made = namespace(program.pid, "mnt")
+    kill(program)
+    assert made not in (namespace(mounts, "mnt"), namespace("self", "mnt"))
+
+
+def test_mounts_that_are_not_here_are_refused_and_can_be_given(start, mounts, folder):
+    mount = f"mount -t tmpfs own {folder}/mounted; exec \"$@\""
+    program = started(start, inside(mounts, "unshare", "--mount", "sh", "-c", mount, "sh"), folder)
+    images = dumped(program, mounts)
+    refusal = restore(mounts, images, code=1)
+    assert f"{folder}/mounted (own) is not mounted here" in refusal and "--join-ns mnt:PID" in refusal
+    run(*inside(mounts, "mount", "-t", "tmpfs", "other", folder / "mounted"))
+    restore(mounts, images, "--join-ns", f"mnt:{mounts}")
+    joined = namespace(program.pid, "mnt")
+    kill(program)
+    assert joined == namespace(mounts, "mnt")
+
+
+def test_a_network_of_its_own_is_refused_unless_one_is_named(start, mounts, folder):
+    program = started(start, inside(mounts, "unshare", "--net"), folder)
+    images = dumped(program, mounts)
+    assert "--join-ns net:/run/netns/NAME" in restore(mounts, images, code=1)
+    restore(mounts, images, "--join-ns", "net:/proc/self/ns/net")
+    joined = namespace(program.pid, "net")
+    kill(program)
+    assert joined == namespace("self", "net")
+
+
+@pytest.mark.parametrize("words, reason", [
+    ("net:/etc/passwd", "/etc/passwd is no net namespace"),
+    ("uts:/nowhere", "No such file or directory"),
+    ("user:1", "start stasis in it"),
+    ("nothing", "is not KIND:PID"),
+])
+def test_what_cannot_be_joined_is_said(start, mounts, folder, words, reason):
+    program = started(start, inside(mounts), folder)
+    images = dumped(program, mounts)
+    done = subprocess.run(inside(mounts, STASIS, "restore", "--images-dir", images, "--join-ns", words),
+                          stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=60, check=False)
+    assert done.returncode != 0 and reason in done.stdout + done.stderr, done
