@@ -39,7 +39,7 @@ def test_lint_has_nothing_to_say():
     "agent.logLevel=loud", "agent.shutdownGraceSeconds=60", "node.distribution=openshift", "node.runtimeEndpoint=/run/a",
     "node.checkIntervalSeconds=0", "api.port=70000", "image.digest=sha1:ab", "updateStrategy.maxUnavailable=0",
     "updateStrategy.maxUnavailable=200%", "serviceMonitor.interval=often", "no.such.value=1", "agent.typo=1",
-    "api.enabled=true",
+    "api.enabled=true", "api.address=localhost",
 ])
 def test_the_schema_refuses(wrong):
     made = helm("template", "stasis", CHART, f"--set={wrong}")
@@ -50,6 +50,24 @@ def test_the_schema_refuses(wrong):
 def test_metrics_without_the_api_are_refused():
     made = helm("template", "stasis", CHART, "--set=serviceMonitor.enabled=true")
     assert made.returncode != 0 and "needs api.enabled" in made.stderr
+
+
+API = ["api.enabled=true", "api.tlsSecret=cert"]
+
+
+def test_prometheus_knows_whom_it_gives_its_token_to():
+    refused = helm("template", "stasis", CHART, f"--set={','.join(API)},serviceMonitor.enabled=true")
+    assert refused.returncode != 0 and "needs serviceMonitor.caSecret" in refused.stderr
+    monitor = render(*API, "serviceMonitor.enabled=true", "serviceMonitor.caSecret=cert",
+                     "serviceMonitor.serverName=stasis")["ServiceMonitor", "stasis"]
+    assert monitor["spec"]["endpoints"][0]["tlsConfig"] == {
+        "ca": {"secret": {"name": "cert", "key": "ca.crt"}}, "serverName": "stasis"}
+
+
+@pytest.mark.parametrize("address, listens", [("", ":10260"), ("[::1]", "[::1]:10260"), ("10.0.0.1", "10.0.0.1:10260")])
+def test_the_api_listens_on_all_addresses_or_on_one(address, listens):
+    made = render(*API, f"api.address={address}")
+    assert f'api-listen = "{listens}"\n' in made["ConfigMap", "stasis"]["data"]["stasisd.toml"]
 
 
 def test_every_value_says_what_it_is():
@@ -75,7 +93,8 @@ def test_a_rollout_takes_one_node_at_a_time():
 
 
 def test_the_api_gets_a_token_and_may_ask_who_calls():
-    objects = render("api.enabled=true", "api.tlsSecret=cert", "api.port=12345", "serviceMonitor.enabled=true", "dashboard.enabled=true")
+    objects = render("api.enabled=true", "api.tlsSecret=cert", "api.port=12345", "serviceMonitor.enabled=true",
+                     "serviceMonitor.insecureSkipVerify=true", "dashboard.enabled=true")
     assert objects["ClusterRoleBinding", "stasis-auth-delegator"]["roleRef"]["name"] == "system:auth-delegator"
     assert objects["Service", "stasis"]["spec"]["ports"][0]["port"] == 12345
     assert "--credentials=/credentials" in pod_of(objects)["containers"][0]["args"]

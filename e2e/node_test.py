@@ -270,6 +270,10 @@ def test_a_kernel_without_what_a_checkpoint_needs_is_refused(kubeadm, call, says
     ("kubeadm", {UNITS + "k3s.service": "[Service]\n"}, "--distribution"),
     ("k3s", {UNITS + "k3s.service": "[Service]\nExecStart=/k3s server --kubelet-arg=v=4\n"}, "config.yaml"),
     ("k3s", {"etc/rancher/k3s/config.yaml": "kubelet-arg: [container-runtime-endpoint=unix:///a]\n"}, "take that"),
+    ("k3s", {UNITS + "k3s.service": "[Service]\nExecStart=/k3s server --config /etc/k3s.yaml\n"}, "move what is in"),
+    ("k3s", {UNITS + "k3s.service.env": "K3S_CONFIG_FILE=/etc/k3s.yaml\n"}, "move what is in"),
+    ("k3s", {"etc/rancher/k3s/config.yaml.d/99-mine.yml": "kubelet-arg:\n  - v=4\n"}, "write kubelet-arg+"),
+    ("k3s", {"etc/rancher/k3s/config.yaml.d/10-mine.yml": "kubelet-arg: [container-runtime-endpoint=unix:///a]\n"}, "take that"),
     ("k0s", {UNITS + "k0sworker.service": "[Service]\nExecStart=/k0s worker --kubelet-extra-args=-v=1\n"}, "by hand"),
     ("kubeadm-config", {"var/lib/kubelet/config.yaml": "{}"}, "JSON"),
 ], ids=lambda value: value if isinstance(value, str) else "")

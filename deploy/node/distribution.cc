@@ -4,12 +4,14 @@
 //             A Configuration File"); kubeadm writes /var/lib/kubelet/kubeadm-flags.env and config.yaml,
 //             the administrator's flags are in /etc/default/kubelet or /etc/sysconfig/kubelet
 //   k3s, RKE2 --container-runtime-endpoint of k3s itself would stop its own containerd from being started;
-//             so it goes to the kubelet alone, as a kubelet-arg. Files of config.yaml.d are read after
-//             config.yaml, and "+" adds to a list; a list on the command line replaces those of all files
+//             so it goes to the kubelet alone, as a kubelet-arg. Files of config.yaml.d (.yaml, .yml) are read
+//             after config.yaml, and "+" adds to a list; a list without it, or on the command line, replaces
+//             those of earlier files
 //   k0s       --cri-socket would do the same to its containerd; --kubelet-extra-args goes to the kubelet alone
 //   MicroK8s  one flag a line in args/kubelet
 #include "deploy/node/distribution.h"
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -30,13 +32,13 @@ Result<std::string> TextOf(const NodeFiles& files, const std::string& path) {
   return content ? content->bytes : std::string();
 }
 
-// Both systemd and k3s read files with one ending only: others, half-written ones too, tell them nothing.
+// Both systemd and k3s read files with certain endings only: others, half-written ones too, tell them nothing.
 std::vector<std::string> NamesEnding(const NodeFiles& files, const std::string& folder,
-                                     const std::string& ending) {
+                                     const std::vector<std::string>& endings) {
   std::vector<std::string> names = files.Names(folder);
-  std::erase_if(names, [&ending](const std::string& name) {
-    return name.size() < ending.size() ||
-           name.compare(name.size() - ending.size(), ending.size(), ending) != 0;
+  std::erase_if(names, [&endings](const std::string& name) {
+    return std::none_of(endings.begin(), endings.end(),
+                        [&name](const std::string& ending) { return name.ends_with(ending); });
   });
   return names;
 }
@@ -78,7 +80,7 @@ std::vector<std::string> FlagFiles(const NodeFiles& files) {
     }
     paths.push_back(folder + "kubelet.service");
     const std::string drop_ins = folder + "kubelet.service.d/";
-    for (const std::string& name : NamesEnding(files, drop_ins, ".conf")) {
+    for (const std::string& name : NamesEnding(files, drop_ins, {".conf"})) {
       paths.push_back(drop_ins + name);
     }
   }
@@ -127,6 +129,26 @@ Result<Kubelet> OwnKubelet(const NodeFiles& files, const Hints& hints) {
 
 // ---------------------------------------------------------------- k3s and RKE2
 
+Status RefuseOtherConfiguration(const std::string& path, const std::string& text,
+                                const std::string& read) {
+  for (const char* option : {"--config", " -c ", "_CONFIG_FILE"}) {
+    if (!Contains(text, option)) continue;
+    return FailedPrecondition(path + " names another configuration file than " + read +
+                              "; move what is in that one to " + read);
+  }
+  return OkStatus();
+}
+
+// A list takes the place of those of earlier files, unless "+" is behind its name.
+Status RefuseLaterList(const NodeFiles& files, const std::string& path, const std::string& ours) {
+  if (path <= ours) return OkStatus();
+  ASSIGN_OR_RETURN(const std::string text, TextOf(files, path));
+  if (!Contains("\n" + text, "\nkubelet-arg:")) return OkStatus();
+  return FailedPrecondition(
+      path + " is read after " + ours +
+      " and its kubelet-arg takes the place of ours; write kubelet-arg+ there");
+}
+
 Status RefuseKubeletArguments(const std::string& path, const std::string& text) {
   if (!Contains(text, "--kubelet-arg")) return OkStatus();
   return FailedPrecondition(path +
@@ -139,12 +161,13 @@ Result<std::string> RancherRuntime(const NodeFiles& files, const std::string& fo
                                    const std::string& ours) {
   std::string runtime = "unix:///run/k3s/containerd/containerd.sock";
   std::vector<std::string> paths = {folder + "config.yaml"};
-  for (const std::string& name : NamesEnding(files, folder + "config.yaml.d", ".yaml")) {
+  for (const std::string& name : NamesEnding(files, folder + "config.yaml.d", {".yaml", ".yml"})) {
     paths.push_back(std::string(folder).append("config.yaml.d/").append(name));
   }
   const std::string key = "container-runtime-endpoint";
   for (const std::string& path : paths) {
     if (path == ours) continue;
+    if (path != paths[0]) RETURN_IF_ERROR(RefuseLaterList(files, path, ours));
     ASSIGN_OR_RETURN(const std::string text, TextOf(files, path));
     if (Contains(text, key + "=")) {
       return FailedPrecondition(path +
@@ -169,6 +192,7 @@ Result<Kubelet> Rancher(const NodeFiles& files, const std::string& name, const s
   for (const std::string& path : {unit, unit + ".env"}) {
     ASSIGN_OR_RETURN(const std::string text, TextOf(files, path));
     RETURN_IF_ERROR(RefuseKubeletArguments(path, text));
+    RETURN_IF_ERROR(RefuseOtherConfiguration(path, text, folder + "config.yaml"));
   }
   kubelet.to_stasis.path = folder + "config.yaml.d/90-stasis.yaml";
   ASSIGN_OR_RETURN(kubelet.runtime_endpoint, RancherRuntime(files, folder, kubelet.to_stasis.path));

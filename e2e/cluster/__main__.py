@@ -10,13 +10,22 @@ from e2e.paths import BIN, BUILD
 CURRENT = BUILD / "cluster"  # a link to the folder of the cluster that `up` made
 
 
+def runs(folder):
+    """Whether a cluster's machines are up: they are not after the end of this machine."""
+    return (folder / "cluster.json").exists() and Cluster(folder).control_plane.is_up()
+
+
 def up(arguments):
+    if CURRENT.is_symlink() and not runs(CURRENT.readlink()):
+        print(f"cluster: {CURRENT.readlink()} has ended; taking away what is left")
+        down(arguments)
     if CURRENT.is_symlink():
         print(f"cluster: there is one already, in {CURRENT.readlink()}: ./dev cluster down", file=sys.stderr)
         return 1
     cluster = Cluster.up(arguments.kubernetes)
     CURRENT.symlink_to(cluster.folder)
     agents.serve_api(cluster)
+    cluster.keep()
     for name in ("redis", "busybox", "python"):
         print(f"image      {cluster.image(name)}")
     print(f"folder     {cluster.folder}\n\nexport KUBECONFIG={cluster.kubectl.kubeconfig}\n"
@@ -27,7 +36,7 @@ def up(arguments):
 
 def down(_):
     if CURRENT.is_symlink():
-        if CURRENT.exists():
+        if (CURRENT / "cluster.json").exists():
             Cluster(CURRENT.readlink()).down()
         CURRENT.unlink()
     return 0

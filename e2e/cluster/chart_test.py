@@ -12,6 +12,7 @@ import pytest
 
 from e2e.paths import BIN, CACHE, ROOT
 from e2e.testbed.images import Image, Link
+from e2e.wait import until
 
 HELM = CACHE / "bin" / "helm"
 CHART = ROOT / "charts" / "stasis"
@@ -56,12 +57,19 @@ def settings(image):
 
 
 @pytest.fixture
-def nodes(cluster):
-    """The cluster's nodes, with the files of kubeadm's."""
+def nodes(cluster, helm):
+    """The cluster's nodes, with the files of kubeadm's, for a release `stasis` that is gone afterwards."""
+    unit = "/usr/lib/systemd/system/kubelet.service"
     for machine in cluster.nodes.values():
-        machine.path("/usr/lib/systemd/system/kubelet.service").write_text("[Service]\n")
+        machine.path(unit).write_text("[Service]\n")
         machine.path(TOLD).write_text(FLAGS)
-    return cluster.nodes.values()
+    yield cluster.nodes.values()
+    if "stasis" in helm("list", "--all", "--short"):
+        helm("uninstall", "stasis", "--no-hooks", "--wait", "--timeout=2m")
+    cluster.kubectl("delete", "namespace", "stasis", "--now", "--wait=true", "--ignore-not-found")
+    for machine in cluster.nodes.values():
+        for path in (unit, TOLD):
+            machine.path(path).unlink()
 
 
 def picture(machine):
@@ -87,8 +95,41 @@ def test_helm_installs_upgrades_and_leaves_the_nodes_as_they_were(nodes, helm, s
     assert [picture(machine) for machine in nodes] == before
 
 
-def test_the_api_server_takes_all_of_it(cluster, settings):
+def put_back(cluster, helm):
+    try:
+        helm("uninstall", "stasis", "--wait", "--timeout=3m")
+    except AssertionError as failure:
+        return str(failure)
+    return ""
+
+
+def test_an_uninstallation_that_a_node_misses_fails_and_is_made_good_by_the_next(cluster, nodes, helm, settings):
+    before = [picture(machine) for machine in nodes]
+    settings = [*settings, "--set=uninstall.timeoutSeconds=30"]
+    helm("install", "stasis", CHART, "--create-namespace", "--wait", "--timeout=3m", *settings)
+    there, missed = nodes
+    missed.stop("kubelet")
+    ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+    try:
+        # Nothing is scheduled to it any more; the Job would wait there for itself.
+        until(lambda: cluster.kubectl("get", "node", missed.name, "-o", ready) != "True", 90, what="its loss", every=0.5)
+        assert "job stasis-uninstall failed" in put_back(cluster, helm)
+        assert picture(there) == before[0] and OURS in missed.path(TOLD).read_text()
+        named = lambda kind: cluster.kubectl("-n", "stasis", "get", kind, "-o", "name").split()
+        # Who may patch the DaemonSet is root on every node.
+        assert "role.rbac.authorization.k8s.io/stasis-uninstall" not in named("roles")
+        assert "job.batch/stasis-uninstall" in named("jobs")
+    finally:
+        missed.start_kubelet()
+    until(lambda: OURS not in missed.path(TOLD).read_text(), 120, what="the node to be put back", every=0.5)
+    assert put_back(cluster, helm) == ""
+    assert [picture(machine) for machine in nodes] == before
+
+
+@pytest.mark.short
+def test_the_api_server_takes_all_of_it(cluster, settings, request):
     cluster.kubectl("create", "namespace", "dry")
+    request.addfinalizer(lambda: cluster.kubectl("delete", "namespace", "dry", "--now", "--wait=true"))
     for extra in [[], ["--set=api.enabled=true,api.tlsSecret=a,api.clientCaConfigMap=b,dashboard.enabled=true"]]:
         made = subprocess.run([HELM, "template", "stasis", CHART, "--namespace=dry", *settings, *extra], check=True,
                               capture_output=True, text=True).stdout
@@ -106,13 +147,15 @@ def may(cluster, user, verb, resource, namespace):
     return json.loads(answer)["status"]["allowed"]
 
 
-def test_a_role_bound_in_one_namespace_holds_there_alone(cluster, namespace):
-    made = subprocess.run([HELM, "template", "stasis", CHART, f"--namespace={namespace.name}",
-                           "--show-only=templates/rbac.yaml"], check=True, capture_output=True, text=True).stdout
-    cluster.kubectl("apply", "-f", "-", stdin=made)
-    cluster.kubectl("-n", namespace.name, "create", "rolebinding", "ann", "--clusterrole=stasis-checkpoints", "--user=ann")
-    cluster.kubectl("-n", namespace.name, "create", "rolebinding", "bob", "--clusterrole=stasis-checkpoints-list",
-                    "--user=bob")
+@pytest.mark.short
+def test_a_role_bound_in_one_namespace_holds_there_alone(cluster, namespace, request):
+    # Not the name of the release of other tests, whose roles are the whole cluster's, too.
+    made = subprocess.run([HELM, "template", "roles-stasis", CHART, "--show-only=templates/rbac.yaml"], check=True,
+                          capture_output=True, text=True).stdout.replace("namespace: default", "")
+    namespace.kubectl("apply", "-f", "-", stdin=made)
+    request.addfinalizer(lambda: namespace.kubectl("delete", "-f", "-", stdin=made))
+    for user, role in (("ann", "checkpoints"), ("bob", "checkpoints-list")):
+        namespace.kubectl("create", "rolebinding", user, f"--clusterrole=roles-stasis-{role}", f"--user={user}")
     assert all(may(cluster, "ann", verb, "checkpoints", namespace.name) for verb in ["create", "get", "list", "delete"])
     assert not may(cluster, "ann", "create", "checkpoints", "default")
     assert may(cluster, "bob", "list", "checkpoints", namespace.name)

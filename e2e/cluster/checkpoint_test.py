@@ -77,6 +77,44 @@ def test_without_space_the_error_says_so_and_nothing_is_left(namespace):
     assert namespace.count("one")["count"] == 1
 
 
+@pytest.fixture
+def stuck_disk(namespace):
+    """node1's folder of checkpoints on a disk whose writes wait until it is told to go on; its kubelet waits for
+    a runtime's answer 3 seconds in place of 2 minutes."""
+    node = namespace.cluster.nodes["node1"]
+    folder = "/var/lib/kubelet/checkpoints"
+    node.checkpoints.mkdir(mode=0o700, exist_ok=True)
+    try:
+        node.run("bash", "-c", f"truncate -s 1G /var/lib/kubelet/disk && mkfs.ext4 -q /var/lib/kubelet/disk && "
+                 f"mount -o loop /var/lib/kubelet/disk {folder}")
+    except RuntimeError as error:
+        pytest.skip(f"there is no loop device: {error}")
+    go_on = lambda: node.run("bash", "-c", f"fsfreeze -u {folder} || :")
+    namespace.run("one")
+    try:
+        with node.kubelet_settings(runtimeRequestTimeout="3s"):
+            node.run("fsfreeze", "-f", folder)
+            yield go_on
+    finally:
+        go_on()
+        until(lambda: node.run("bash", "-c", f"umount {folder} && echo gone || :"), what="the disk to be free")
+        node.run("rm", "/var/lib/kubelet/disk")
+
+
+def test_a_checkpoint_beyond_the_kubelets_time_leaves_a_container_that_runs(namespace, stuck_disk):
+    namespace.ask("one", "/grow?64")
+    before = namespace.count("one")
+    with pytest.raises(KubectlError, match="checkpointing of .*/one/main failed .*DeadlineExceeded"):
+        namespace.raw_checkpoint("one")
+    assert namespace.count("one") == {"count": before["count"] + 1, "born": before["born"]}
+    stuck_disk()
+    node = namespace.cluster.nodes["node1"]
+    until(lambda: "error container not checkpointed" in node.log("stasisd", 3), what="the end of the checkpoint")
+    assert node.run("find", "/var/lib/kubelet/checkpoints", "-type", "f") == ""
+    assert len(namespace.raw_checkpoint("one")["items"]) == 1
+    assert namespace.status("one")["restartCount"] == 0
+
+
 def test_a_user_without_the_right_is_refused_by_the_kubelet(namespace):
     """Asked without the API server in between, as a client in the node's network may."""
     namespace.run("one")

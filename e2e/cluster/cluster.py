@@ -1,5 +1,7 @@
 """A cluster on one machine: a control plane and two nodes, each in namespaces of its own."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +21,8 @@ from e2e.wait import until
 
 NODES = ["node1", "node2"]
 DEFAULT_VERSION = "1.34"
+PREFIX = "stasis-cluster-"
+OWNED = "owner"  # locked by the cluster's maker, and not there where it is to stay
 
 
 @dataclass
@@ -34,6 +38,30 @@ class Addresses:
         self.all_pods = f"{net(215)}.0/24"
         self.pods = dict(zip(NODES, map(str, ip_network(self.all_pods).subnets(1))))
         self.services, self.api_service = f"{net(216)}.0/24", f"{net(216)}.1"
+
+
+def take_lock(path):
+    """The open lock file, which a process holds as long as it lives; or nothing, when another has it."""
+    lock = open(path, "w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def remove_abandoned():
+    """Takes clusters away whose maker was killed. No process id is looked at: it may be of another namespace."""
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
+        if not (folder / OWNED).exists():
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if lock := take_lock(folder / OWNED):
+                print(f"cluster: taking away {folder}, which was left behind")
+                with lock, contextlib.suppress(FileNotFoundError):
+                    Cluster(folder).down()
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Cluster:
@@ -56,11 +84,15 @@ class Cluster:
     @classmethod
     def up(cls, version=DEFAULT_VERSION):
         """Starts a cluster and waits until both nodes are ready."""
+        remove_abandoned()
         number, lock = take_number()
-        folder = Path(tempfile.mkdtemp(prefix="stasis-cluster-"))
+        made = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}"))
+        owner = take_lock(made / OWNED)  # before anybody looks for it by its name
+        folder = made.rename(made.with_name(made.name.removeprefix("new-")))
         folder.chmod(0o755)
         (folder / "cluster.json").write_text(json.dumps({"version": version, "number": number}))
         cluster = cls(folder)
+        cluster.owner = owner
         try:
             # The number is taken as long as the control plane's first process runs.
             cluster._boot_all(lock)
@@ -73,6 +105,10 @@ class Cluster:
         finally:
             lock.close()
         return cluster
+
+    def keep(self):
+        """From here on it outlives its maker."""
+        (self.folder / OWNED).unlink()
 
     @property
     def machines(self):

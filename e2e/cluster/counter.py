@@ -2,7 +2,7 @@
 
 /count adds one and gives the count and when the process began; /read?PATH gives a file; /write?PATH writes
 one; /hold?PATH keeps one open, /held gives what it has now; /map?PATH maps one, /mapped gives what it has;
-/watch?PATH watches one by inotify; /exit?CODE ends the process.
+/watch?PATH watches one by inotify; /grow?MIB takes memory that does not compress; /exit?CODE ends the process.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 state = {"count": 0, "born": time.time_ns()}
-held, mapped = [], []
+held, mapped, grown = [], [], []
 IN_CLOSE = 0x18  # inotify(7)
 
 
@@ -41,6 +41,9 @@ def answer(path, argument):
     if path == "/watch":
         libc = ctypes.CDLL(None)
         return str(libc.inotify_add_watch(libc.inotify_init(), argument.encode(), IN_CLOSE))
+    if path == "/grow":
+        grown.extend(os.urandom(1 << 20) for _ in range(int(argument)))
+        return argument
     if path == "/exit":
         os._exit(int(argument))
     return "alive"

@@ -93,6 +93,7 @@ class Machine:
         self.name = name
         self.folder = folder / name
         self.groups = [path / cgroup for _, _, path in hierarchies()]
+        self.unified = [path / cgroup for kind, _, path in hierarchies() if kind == "cgroup2"]
         self.pidfile = self.folder / "run" / "machine.pid"
 
     @property
@@ -127,6 +128,8 @@ class Machine:
               what=f"{self.name}, which is to boot")
         if first.poll() is not None:
             raise RuntimeError(f"{self.name} did not boot:\n{self.log('boot')}")
+        for group in self.unified:
+            empty_cgroup(group)
 
     def _make_cgroups(self):
         for group in self.groups:
@@ -217,6 +220,18 @@ class Machine:
             for folder, _, _ in os.walk(group, topdown=False):
                 until(lambda folder=folder: remove_cgroup(folder), 10, folder, every=0.02)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def empty_cgroup(group):
+    """Moves the processes of a cgroup of version 2 to its leaf `init`: one that has any gives no controllers to
+    its children, and the write to cgroup.subtree_control says EBUSY (cgroups(7), "no internal processes")."""
+    (group / "init").mkdir(exist_ok=True)
+    while pids := (group / "cgroup.procs").read_text(encoding="utf-8").split():
+        for pid in pids:
+            try:
+                (group / "init" / "cgroup.procs").write_text(pid, encoding="utf-8")
+            except ProcessLookupError:
+                pass
 
 
 def remove_cgroup(folder):

@@ -1,6 +1,8 @@
 """A node: its own containerd with a CNI bridge, stasisd in front of it, and a kubelet that talks to stasisd."""
 
+import contextlib
 import json
+import subprocess
 
 from e2e.cluster.machine import Machine
 from e2e.paths import PLACEHOLDER, STASISD
@@ -120,6 +122,23 @@ class Node(Machine):
             self.programs / "kubelet", "--config=/etc/kubernetes/kubelet.json",
             f"--kubeconfig={self.authority.folder}/{self.name}.kubeconfig",
             f"--hostname-override={self.name}", f"--node-ip={self.address}", "--v=2"])
+
+    @contextlib.contextmanager
+    def kubelet_settings(self, **settings):
+        """The kubelet started anew with other settings, and afterwards with its own."""
+        try:
+            self._restart_kubelet(self._kubelet_configuration() | settings)
+            yield
+        finally:
+            self._restart_kubelet(self._kubelet_configuration())
+
+    def _restart_kubelet(self, configuration):
+        self.stop("kubelet")
+        self._write("/etc/kubernetes/kubelet.json", json.dumps(configuration, indent=2))
+        self.start_kubelet()
+        healthz = ["nsenter", "-t", str(self.pid), "-n", "curl", "-fs", "http://127.0.0.1:10248/healthz"]
+        until(lambda: subprocess.run(healthz, capture_output=True, check=False).returncode == 0, 60,
+              f"the kubelet of {self.name}", every=0.1)
 
     def start_proxy(self):
         self.start("kube-proxy", [self.programs / "kube-proxy", "--config=/etc/kubernetes/kube-proxy.json"])

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from e2e.cluster.workload import Refused, controller
+from e2e.cluster.workload import SPREAD, Refused, controller
 from e2e.wait import until
 
 
@@ -139,7 +139,7 @@ def test_each_pod_of_a_deployment_goes_on_from_the_image(namespace):
     namespace.run("one")
     before = namespace.count("one")
     image = namespace.checkpoint_image("one")
-    namespace.apply(controller("Deployment", image, replicas=3))
+    namespace.apply(controller("Deployment", image, SPREAD, replicas=3))
     namespace.kubectl("rollout", "status", "deployment/set", "--timeout=60s")
     pods = [pod for pod in namespace.list("pods") if "app" in pod["metadata"].get("labels", {})]
     assert {pod["spec"]["nodeName"] for pod in pods} == {"node1", "node2"}

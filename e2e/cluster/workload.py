@@ -101,7 +101,14 @@ def pod_spec(image, node=None, container=None, **spec):
             "dnsPolicy": "Default", "containers": [{"name": "main", "image": image, **(container or {})}], **spec}
 
 
-def controller(kind, image, **spec):
+# The scheduler's own spreading is a wish: it may put all pods on the node that has the image already.
+SPREAD = {"topologySpreadConstraints": [{
+    "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+    "labelSelector": {"matchLabels": {"app": "set"}}}]}
+
+
+def controller(kind, image, pods=None, **spec):
+    """`pods` and `spec` say more of the pods and of the controller."""
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "set"},
             "spec": {"selector": {"matchLabels": {"app": "set"}}, **spec,
-                     "template": {"metadata": {"labels": {"app": "set"}}, "spec": pod_spec(image)}}}
+                     "template": {"metadata": {"labels": {"app": "set"}}, "spec": pod_spec(image, **(pods or {}))}}}
