@@ -164,6 +164,17 @@ def test_killed_at_every_step(node, verb):
     assert step > 20
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_a_stasisd_remembers_goes_only_when_none_runs(kubeadm, runs):
+    kubeadm.run("install")
+    containers = kubeadm.root / "var/lib/stasis/containers"
+    containers.mkdir()
+    with open(containers.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if runs else fcntl.LOCK_UN)
+        assert kubeadm.run("uninstall")[0] == 0
+    assert containers.exists() == runs
+
+
 def test_what_others_wrote_meanwhile_stays(kubeadm):
     kubeadm.run("install")
     path = kubeadm.root / kubeadm.told

@@ -1,6 +1,7 @@
 #include "deploy/node/release.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kState = "/var/lib/stasis";
+
 Status SyncFileSystemOf(const std::string& path) {
   ASSIGN_OR_RETURN(const UniqueFd folder, OpenAt(AT_FDCWD, path, O_RDONLY | O_DIRECTORY));
   if (::syncfs(folder.get()) != 0) {
@@ -29,6 +32,18 @@ void RemoveTree(const NodeFiles& files, const std::string& path) {
   const auto place = files.Place(path, false);
   std::error_code error;
   if (place.ok()) fs::remove_all(*place, error);  // links inside are removed, not followed
+}
+
+// What stasisd remembers of restored containers; unless one runs, as it does where no service is stopped: it
+// holds the lock (cri/shim.cc), and could restore nothing without its folder.
+void RemoveState(const NodeFiles& files) {
+  const std::string lock = std::string(kState) + "/lock";
+  const auto place = files.Place(lock, false);
+  if (!place.ok()) return;
+  const auto held = OpenAt(AT_FDCWD, *place, O_RDWR | O_NOFOLLOW);
+  if (held.ok() && ::flock(held->get(), LOCK_EX | LOCK_NB) != 0) return;
+  RemoveTree(files, std::string(kState) + "/containers");
+  RemoveTree(files, lock);
 }
 
 }  // namespace
@@ -64,8 +79,7 @@ void RemoveReleasesBut(const NodeFiles& files, const std::vector<std::string>& k
 
 void RemoveReleases(const NodeFiles& files) {
   RemoveTree(files, kReleases);
-  RemoveTree(files, "/var/lib/stasis/containers");
-  RemoveTree(files, "/var/lib/stasis/lock");
+  RemoveState(files);
   RemoveTree(files, "/run/stasis/credentials");
   RemoveTree(files, "/etc/stasis/tls");
 }

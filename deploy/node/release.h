@@ -16,7 +16,7 @@ Status CopyRelease(const NodeFiles& files, const std::string& from);
 /// What cannot be removed stays: it is in nobody's way.
 void RemoveReleasesBut(const NodeFiles& files, const std::vector<std::string>& kept);
 
-/// All releases, what stasisd remembered of restored containers, and its credentials.
+/// All releases, what stasisd remembered of restored containers unless one runs, and its credentials.
 void RemoveReleases(const NodeFiles& files);
 
 }  // namespace stasis::node

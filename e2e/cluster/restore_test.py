@@ -140,7 +140,7 @@ def test_each_pod_of_a_deployment_goes_on_from_the_image(namespace):
     before = namespace.count("one")
     image = namespace.checkpoint_image("one")
     namespace.apply(controller("Deployment", image, SPREAD, replicas=3))
-    namespace.kubectl("rollout", "status", "deployment/set", "--timeout=60s")
+    namespace.wait_rolled_out("deployment/set")
     pods = [pod for pod in namespace.list("pods") if "app" in pod["metadata"].get("labels", {})]
     assert {pod["spec"]["nodeName"] for pod in pods} == {"node1", "node2"}
     for pod in pods:
@@ -153,7 +153,7 @@ def test_a_pod_of_a_stateful_set_keeps_its_name_and_is_restored_when_replaced(na
     before = namespace.count("one")
     image = namespace.checkpoint_image("one")
     namespace.apply(controller("StatefulSet", image, replicas=2, serviceName="set"))
-    namespace.kubectl("rollout", "status", "statefulset/set", "--timeout=60s")
+    namespace.wait_rolled_out("statefulset/set")
     assert namespace.count("set-1")["count"] == namespace.count("set-0")["count"] == before["count"] + 1
     uid = namespace.get("pod", "set-0")["metadata"]["uid"]
     namespace.remove("pod", "set-0")

@@ -159,11 +159,11 @@ def test_pods_of_a_drained_node_go_on_from_the_checkpoint_on_the_other(namespace
     image = namespace.checkpoint_image("one")
     namespace.remove("pod", "one")
     namespace.apply(controller("Deployment", image, replicas=2))
-    namespace.kubectl("rollout", "status", "deployment/set", "--timeout=60s")
+    namespace.wait_rolled_out("deployment/set")
     try:
         namespace.cluster.kubectl("drain", "node1", "--force", "--ignore-daemonsets", "--delete-emptydir-data",
                                   "--timeout=60s")
-        namespace.kubectl("rollout", "status", "deployment/set", "--timeout=60s")
+        namespace.wait_rolled_out("deployment/set")
         pods = [pod for pod in namespace.list("pods") if "deletionTimestamp" not in pod["metadata"]]
         assert [pod["spec"]["nodeName"] for pod in pods] == ["node2"] * 2
         for pod in pods:

@@ -49,6 +49,13 @@ class Namespace:
             raise AssertionError(f"{error}\n{self.kubectl('describe', 'pod', name)}") from None
         return self.get("pod", name)
 
+    def wait_rolled_out(self, what, seconds=60):
+        try:
+            self.kubectl("rollout", "status", what, f"--timeout={seconds}s")
+        except KubectlError as error:
+            logs = "\n".join(f"{node.name}: {node.log('stasisd', 8)}" for node in self.cluster.nodes.values())
+            raise AssertionError(f"{error}\n{self.kubectl('get', 'pods,events', '-o', 'wide')}\n{logs}") from None
+
     def remove(self, *what):
         self.kubectl("delete", *what, "--grace-period=1", "--wait=true")
 
