@@ -19,7 +19,8 @@ namespace {
 
 class TarMembers : public engine::ImageSource {
  public:
-  TarMembers(int fd, TarIndex index) : fd_(fd), index_(std::move(index)) {}
+  TarMembers(const Archive& archive, TarIndex index)
+      : archive_(archive), index_(std::move(index)) {}
 
   std::vector<std::string> Names() const override {
     std::vector<std::string> names;
@@ -38,16 +39,17 @@ class TarMembers : public engine::ImageSource {
     if (offset > extent.size || bytes.size() > extent.size - offset) {
       return DataLoss(std::string(name) + " ends before what is read of it");
     }
-    return Annotate(ReadExactAt(fd_, bytes, extent.offset + offset), name);
+    return Annotate(archive_.ReadTar(bytes, extent.offset + offset), name);
   }
 
   Result<engine::ImagePlace> Locate(std::string_view name) const override {
     ASSIGN_OR_RETURN(const Extent extent, Find(name));
-    UniqueFd copy(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
+    UniqueFd copy(::fcntl(archive_.file_fd(), F_DUPFD_CLOEXEC, 0));
     if (!copy) {
       return SyscallError(errno, "duplicate the archive's descriptor");
     }
-    return engine::ImagePlace{.fd = std::move(copy), .offset = extent.offset};
+    return engine::ImagePlace{
+        .fd = std::move(copy), .offset = extent.offset, .compressed = archive_.compressed()};
   }
 
  private:
@@ -57,7 +59,7 @@ class TarMembers : public engine::ImageSource {
     return found->second;
   }
 
-  const int fd_;
+  const Archive& archive_;  // which owns us
   const TarIndex index_;
 };
 
@@ -97,11 +99,11 @@ class ImagesView : public engine::ImageSource {
 
 /// Writers fill the last record, of 10 KiB by default, with zeros (pax(1), "blocksize"). CRI-O and
 /// containerd may leave the rest of a longer archive that had the same name.
-bool EndsInZeros(int fd, std::uint64_t from, std::uint64_t to) {
+bool EndsInZeros(const Archive& archive, std::uint64_t from, std::uint64_t to) {
   constexpr std::uint64_t kLargestRecord = std::uint64_t{1} << 20;
   if (to - from > kLargestRecord) return false;
   std::vector<std::byte> rest(to - from);
-  return ReadExactAt(fd, rest, from).ok() &&
+  return archive.ReadTar(rest, from).ok() &&
          std::all_of(rest.begin(), rest.end(), [](std::byte byte) { return byte == std::byte{0}; });
 }
 
@@ -139,23 +141,39 @@ Status Archive::OpenFolder(UniqueFd fd, const OpenOptions& options) {
 }
 
 Status Archive::OpenTar(UniqueFd fd, const OpenOptions& options) {
-  ASSIGN_OR_RETURN(tar_, Decompressed(std::move(fd), options.scratch_folder, options.max_bytes,
-                                      options.progress));
+  if (IsZstd(fd.get())) {
+    ASSIGN_OR_RETURN(framed_, frames::FramedFile::Open(fd, options.max_bytes));
+  }
+  if (!framed_) {
+    if (!options.unpack && IsCompressed(fd.get())) {
+      return InvalidArgument("it is compressed, and not in frames of zstd with a table of them");
+    }
+    ASSIGN_OR_RETURN(tar_, Decompressed(std::move(fd), options.scratch_folder, options.max_bytes,
+                                        options.progress));
+  }
   struct stat st = {};
-  if (::fstat(tar_.get(), &st) != 0) {
+  if (::fstat(file_fd(), &st) != 0) {
     return SyscallError(errno, "fstat");
   }
-  tar_size_ = static_cast<std::uint64_t>(st.st_size);
+  file_size_ = static_cast<std::uint64_t>(st.st_size);
+  tar_size_ = framed_ ? framed_->plain_size() : file_size_;
   if (tar_size_ > options.max_bytes) {
     return ResourceExhausted("over " + std::to_string(options.max_bytes) + " bytes");
   }
-  ASSIGN_OR_RETURN(TarIndex index, ReadTarIndex(tar_.get(), tar_size_, options.max_members));
-  if (!EndsInZeros(tar_.get(), index.end, tar_size_)) {
+  const auto read = [this](std::span<std::byte> bytes, std::uint64_t offset) {
+    return ReadTar(bytes, offset);
+  };
+  ASSIGN_OR_RETURN(TarIndex index, ReadTarIndex(read, tar_size_, options.max_members));
+  if (!EndsInZeros(*this, index.end, tar_size_)) {
     notes_.push_back(std::to_string(tar_size_ - index.end) +
                      " bytes follow the end mark and were ignored");
   }
-  members_ = std::make_unique<TarMembers>(tar_.get(), std::move(index));
+  members_ = std::make_unique<TarMembers>(*this, std::move(index));
   return OkStatus();
+}
+
+Status Archive::ReadTar(std::span<std::byte> bytes, std::uint64_t offset) const {
+  return framed_ ? framed_->ReadAt(bytes, offset) : ReadExactAt(tar_.get(), bytes, offset);
 }
 
 }  // namespace stasis::archive

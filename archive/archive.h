@@ -1,14 +1,16 @@
 // Reads a checkpoint archive: a tar file, plain or compressed, or a folder with an unpacked one.
+// zstd frames with a seek table, as we write them, are read in place; what is compressed otherwise is
+// unpacked first.
 //
 // What is read is input of strangers. Opening looks at every header before anything is given out,
 // and refuses whatever a checkpoint does not have: links, devices, sparse files, names that climb
-// out or come twice, sizes beyond the end of the file. Nothing is unpacked to disk; members are
-// read in place.
+// out or come twice, sizes beyond the end of the file.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -17,6 +19,7 @@
 #include "archive/manifest.h"
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/frames/framed_file.h"
 #include "engine/image/image_io.h"
 
 namespace stasis::archive {
@@ -27,6 +30,8 @@ using ProgressCall = std::function<void(std::uint64_t done_bytes, std::uint64_t 
 struct OpenOptions {
   std::uint64_t max_bytes = std::uint64_t{1} << 40;  ///< Of the tar, uncompressed.
   std::uint64_t max_members = 100'000;
+  /// Whether one is unpacked that cannot be read in place; else it is InvalidArgument.
+  bool unpack = true;
   /// Where a compressed archive is unpacked to, in a file without a name.
   std::string scratch_folder = "/var/tmp";
   ProgressCall progress = {};  ///< Of the decompression, in compressed bytes.
@@ -57,8 +62,14 @@ class Archive {
     return members_->Get(name, limit);
   }
 
-  /// The uncompressed tar, to read with pread(2); -1 for a folder.
-  int tar_fd() const { return tar_.get(); }
+  /// The archive as one file, to read with pread(2); -1 for a folder. Where compressed(), of zstd
+  /// frames; an archive in another compression is given as the tar that it was unpacked to.
+  int file_fd() const { return framed_ ? framed_->fd() : tar_.get(); }
+  std::uint64_t file_size() const { return file_size_; }
+  bool compressed() const { return framed_ != nullptr; }
+
+  /// Fills all of `bytes` from `offset` of the uncompressed tar. Safe from several threads.
+  Status ReadTar(std::span<std::byte> bytes, std::uint64_t offset) const;
   std::uint64_t tar_size() const { return tar_size_; }
   const std::string& name() const { return name_; }
 
@@ -71,7 +82,9 @@ class Archive {
   Status OpenTar(UniqueFd fd, const OpenOptions& options);
 
   std::string name_;
-  UniqueFd tar_;
+  UniqueFd tar_;                                ///< Not open where framed_ has it.
+  std::unique_ptr<frames::FramedFile> framed_;  ///< Set where the tar is read out of zstd frames.
+  std::uint64_t file_size_ = 0;
   std::uint64_t tar_size_ = 0;
   std::vector<std::string> notes_;
   std::unique_ptr<engine::ImageSource> members_;

@@ -57,7 +57,6 @@ class ArchiveWriter::Stream : public engine::ImageStream {
     const Status written = writer_.Write(bytes);
     if (!written.ok()) return Annotate(written, name_);
     written_ += bytes.size();
-    writer_.hasher_.Extend(bytes.size());
     return OkStatus();
   }
 
@@ -67,9 +66,8 @@ class ArchiveWriter::Stream : public engine::ImageStream {
     }
     RETURN_IF_ERROR(Annotate(writer_.EndMember(written_, sized_), name_));
     if (name_.starts_with(kImagesPrefix)) {
-      writer_.image_files_.push_back({.header_position = writer_.header_position_,
-                                      .header = writer_.header_,
-                                      .member = writer_.members_.size()});
+      writer_.image_files_.push_back(
+          {.header_position = writer_.header_position_, .member = writer_.members_.size()});
     }
     writer_.members_.push_back({.name = name_, .size = written_, .sha256 = {}});
     finished_ = true;
@@ -91,20 +89,26 @@ Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::Images::Open(std::st
   return writer_.BeginMember(std::string(kImagesPrefix) + std::string(name), &size_bytes);
 }
 
-Result<std::unique_ptr<ArchiveWriter>> ArchiveWriter::Create(const std::string& location) {
+Result<std::unique_ptr<ArchiveWriter>> ArchiveWriter::Create(
+    const std::string& location, const std::optional<Compression>& compression) {
   if (location.empty() || location[0] != '/') {
     return InvalidArgument("the archive's location \"" + location + "\" is not an absolute path");
   }
   ASSIGN_OR_RETURN(PendingFile file, PendingFile::Create(location));
-  std::unique_ptr<ArchiveWriter> writer(new ArchiveWriter(std::move(file)));
+  std::unique_ptr<ArchiveWriter> writer(new ArchiveWriter(std::move(file), compression));
   const TarHeader directory =
       MakeTarHeader(kImagesPrefix, kTarDirectory, 0, kDirectoryMode, writer->mtime_);
   RETURN_IF_ERROR(writer->Write(std::as_bytes(std::span(&directory, 1))));
   return writer;
 }
 
-ArchiveWriter::ArchiveWriter(PendingFile file)
-    : file_(std::move(file)), images_(*this), hasher_(file_.fd()), mtime_(std::time(nullptr)) {}
+ArchiveWriter::ArchiveWriter(PendingFile file, const std::optional<Compression>& compression)
+    : file_(std::move(file)),
+      images_(*this),
+      compressed_(compression),
+      output_(compression ? MakeCompressedOutput(file_.fd(), file_.folder_fd(), *compression)
+                          : MakePlainOutput(file_.fd())),
+      mtime_(std::time(nullptr)) {}
 
 ArchiveWriter::~ArchiveWriter() = default;
 
@@ -148,7 +152,7 @@ Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::BeginMember(const st
     broken_ = true;
     return Annotate(headers, name);
   }
-  hasher_.Begin(position_);
+  output_->BeginMember();
   stream_open_ = true;
   return std::make_unique<Stream>(*this, name, size);
 }
@@ -169,12 +173,12 @@ Status ArchiveWriter::WriteHeaders(const std::string& name, std::uint64_t size) 
   }
   header_ = MakeTarHeader(name, kTarRegular, size, kMemberMode, mtime_);
   header_position_ = position_;
-  return Write(std::as_bytes(std::span(&header_, 1)));
+  return WriteHeader(header_);
 }
 
 Status ArchiveWriter::EndMember(std::uint64_t size, bool size_was_known) {
   static constexpr std::byte kZeros[kTarBlock] = {};
-  hasher_.End();
+  output_->EndMember();
   RETURN_IF_ERROR(Write(std::span(kZeros).first(RoundUpToBlock(size) - size)));
   if (!size_was_known) {
     SetTarSize(header_, size);
@@ -185,23 +189,23 @@ Status ArchiveWriter::EndMember(std::uint64_t size, bool size_was_known) {
 }
 
 Status ArchiveWriter::PutHeader(std::uint64_t position, const TarHeader& header) {
-  const ssize_t put = ::pwrite(file_.fd(), &header, sizeof(header), static_cast<off_t>(position));
-  if (put == static_cast<ssize_t>(sizeof(header))) return OkStatus();
-  broken_ = true;
-  return SyscallError(put < 0 ? errno : EIO, "pwrite the header");
+  const Status put = output_->PutHeader(position, header);
+  broken_ = broken_ || !put.ok();
+  return put;
 }
 
 // Only headers change, which no digest covers.
 Status ArchiveWriter::BeginIncrement() {
   if (stream_open_) return FailedPrecondition("an image file is still being written");
-  for (Image& image : image_files_) {
+  for (const Image& image : image_files_) {
     std::string& name = members_[image.member].name;
     names_.erase(name);
     name.insert(kImagesPrefix.size(), kParentPrefix);
     RETURN_IF_ERROR(CheckMemberName(name));
-    if (name.size() > sizeof(image.header.name)) return InvalidArgument(name + ": too long");
-    SetTarName(image.header, name);
-    RETURN_IF_ERROR(PutHeader(image.header_position, image.header));
+    if (name.size() > sizeof(TarHeader::name)) return InvalidArgument(name + ": too long");
+    RETURN_IF_ERROR(PutHeader(
+        image.header_position,
+        MakeTarHeader(name, kTarRegular, members_[image.member].size, kMemberMode, mtime_)));
   }
   for (const Image& image : image_files_) names_.insert(members_[image.member].name);
   return OkStatus();
@@ -220,9 +224,10 @@ Status ArchiveWriter::Commit(const CheckpointTimes& times, const std::vector<std
   manifest.frozen = times.frozen;
   manifest.total = times.total;
   manifest.notes = notes;
-  ASSIGN_OR_RETURN(const std::vector<std::string> digests, hasher_.Finish());
+  Result<std::vector<std::string>> digests = output_->Digests();
+  RETURN_IF_ERROR(Written(digests.status(), 0));
   manifest.members = members_;
-  for (std::size_t at = 0; at < digests.size(); ++at) manifest.members[at].sha256 = digests[at];
+  for (std::size_t at = 0; at < digests->size(); ++at) manifest.members[at].sha256 = (*digests)[at];
 
   const std::string json = ManifestToJson(manifest);
   RETURN_IF_ERROR(WriteHeaders(std::string(kManifestName), json.size()));
@@ -230,20 +235,32 @@ Status ArchiveWriter::Commit(const CheckpointTimes& times, const std::vector<std
   // pax(1): two blocks of zeros end an archive.
   const std::uint64_t end = RoundUpToBlock(position_) + 2 * kTarBlock;
   RETURN_IF_ERROR(Write(std::string(end - position_, '\0')));
+  RETURN_IF_ERROR(Written(output_->Finish(), 0));
   return file_.Publish();
 }
 
+std::optional<CompressionReport> ArchiveWriter::compression_report() const {
+  return compressed_ ? std::optional(output_->report()) : std::nullopt;
+}
+
 Status ArchiveWriter::Write(std::span<const std::byte> bytes) {
-  const Status written = WriteAll(file_.fd(), bytes);
-  if (!written.ok()) {
+  return Written(output_->Write(bytes), bytes.size());
+}
+
+Status ArchiveWriter::WriteHeader(const TarHeader& header) {
+  return Written(output_->WriteHeader(header), sizeof(header));
+}
+
+Status ArchiveWriter::Written(const Status& status, std::uint64_t bytes) {
+  if (!status.ok()) {
     broken_ = true;
-    if (ErrnoOf(written) == ENOSPC) {
+    if (ErrnoOf(status) == ENOSPC) {
       return SyscallError(ENOSPC, "write the archive (" + std::to_string(position_ >> 20) +
                                       " MiB so far; free space or choose another folder)");
     }
-    return Annotate(written, "the archive");
+    return Annotate(status, "the archive");
   }
-  position_ += bytes.size();
+  position_ += bytes;
   return OkStatus();
 }
 

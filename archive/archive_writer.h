@@ -1,5 +1,5 @@
-// Writes a checkpoint archive in one pass: an uncompressed tar that the runtimes and checkpointctl
-// read.
+// Writes a checkpoint archive in one pass: a tar that the runtimes and checkpointctl read, as it is
+// or as frames of zstd.
 //
 //     checkpoint/                a directory entry, which checkpointctl wants
 //     checkpoint/NAME            the engine's image files; pages-*.img begin at multiples of 4096
@@ -14,16 +14,18 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "archive/compression.h"
 #include "archive/manifest.h"
 #include "archive/pending_file.h"
 #include "archive/tar_format.h"
-#include "archive/trailing_hasher.h"
+#include "archive/tar_output.h"
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
 
@@ -40,7 +42,8 @@ class ArchiveWriter {
   /// Begins the archive that is to be `location`, an absolute path. InvalidArgument: it is not.
   /// AlreadyExists: it is there. NotFound, PermissionDenied: its folder is missing, or not
   /// writable.
-  static Result<std::unique_ptr<ArchiveWriter>> Create(const std::string& location);
+  static Result<std::unique_ptr<ArchiveWriter>> Create(
+      const std::string& location, const std::optional<Compression>& compression = std::nullopt);
 
   ArchiveWriter(const ArchiveWriter&) = delete;
   ArchiveWriter& operator=(const ArchiveWriter&) = delete;
@@ -60,11 +63,17 @@ class ArchiveWriter {
   /// time.
   Result<std::unique_ptr<engine::ImageStream>> OpenMember(std::string_view name);
 
+  /// Whether a container stands still until what is written from here on is taken: what is to be
+  /// compressed waits for that meanwhile, in a file without a name beside the archive.
+  void Hurry(bool hurried) { output_->Hurry(hurried); }
+
   /// Ends the archive: manifest, end mark, fsync, the name. AlreadyExists: another took the name.
   Status Commit(const CheckpointTimes& times, const std::vector<std::string>& notes);
 
-  /// Bytes written so far.
-  std::uint64_t size_bytes() const { return position_; }
+  /// Of the file, once committed.
+  std::uint64_t size_bytes() const { return output_->file_bytes(); }
+  /// Once committed; unset where nothing was compressed.
+  std::optional<CompressionReport> compression_report() const;
 
  private:
   class Stream;
@@ -79,20 +88,23 @@ class ArchiveWriter {
     ArchiveWriter& writer_;
   };
 
-  explicit ArchiveWriter(PendingFile file);
+  ArchiveWriter(PendingFile file, const std::optional<Compression>& compression);
   Result<std::unique_ptr<engine::ImageStream>> BeginMember(const std::string& name,
                                                            const std::uint64_t* size);
   Status WriteHeaders(const std::string& name, std::uint64_t size);
   Status EndMember(std::uint64_t size, bool size_was_known);
   Status BeginIncrement();
+  Status WriteHeader(const TarHeader& header);
   Status PutHeader(std::uint64_t position, const TarHeader& header);
   Status Write(std::span<const std::byte> bytes);
   Status Write(std::string_view text);
+  Status Written(const Status& status, std::uint64_t bytes);
 
   PendingFile file_;
   Images images_;
-  TrailingHasher hasher_;
-  std::uint64_t position_ = 0;
+  const bool compressed_;
+  std::unique_ptr<TarOutput> output_;
+  std::uint64_t position_ = 0;         ///< In the tar.
   std::uint64_t header_position_ = 0;  ///< Of the member that is being written.
   TarHeader header_ = {};
   std::int64_t mtime_ = 0;
@@ -101,7 +113,6 @@ class ArchiveWriter {
   /// An image file that was written.
   struct Image {
     std::uint64_t header_position;
-    TarHeader header;
     std::size_t member;  ///< In members_.
   };
   std::vector<Image> image_files_;

@@ -2,7 +2,11 @@
 
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <memory>
+#include <span>
 
 #include "archive/json_fields.h"
 #include "archive/members.h"
@@ -37,15 +41,28 @@ json Descriptor(std::string_view media_type, const std::string& digest, std::uin
 }
 
 json ImageConfig(const std::map<std::string, std::string>& labels, const std::string& machine,
-                 const std::string& created, const std::string& layer_digest) {
+                 const std::string& created, const std::string& diff_id) {
   return {
       {"created", created},
       {"architecture", GoArch(machine)},
       {"os", "linux"},
       {"config", {{"Labels", labels}}},
-      {"rootfs", {{"type", "layers"}, {"diff_ids", json::array({layer_digest})}}},
+      {"rootfs", {{"type", "layers"}, {"diff_ids", json::array({diff_id})}}},
       {"history", json::array({json{{"created", created}, {"created_by", "stasis image"}}})},
   };
+}
+
+Result<std::string> DiffId(const Archive& archive) {
+  constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
+  const auto piece = std::make_unique_for_overwrite<std::byte[]>(kPiece);
+  Sha256 hash;
+  for (std::uint64_t offset = 0; offset < archive.tar_size();) {
+    const std::span part(piece.get(), std::min(archive.tar_size() - offset, kPiece));
+    RETURN_IF_ERROR(archive.ReadTar(part, offset));
+    hash.Update(part);
+    offset += part.size();
+  }
+  return "sha256:" + hash.Finish();
 }
 
 }  // namespace
@@ -90,7 +107,7 @@ Result<std::map<std::string, std::string>> ImageAnnotations(const Archive& archi
 }
 
 Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress) {
-  if (archive.tar_fd() < 0) {
+  if (archive.file_fd() < 0) {
     return FailedPrecondition(archive.name() +
                               " is an unpacked folder; an image needs the archive as a file");
   }
@@ -102,17 +119,24 @@ Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall
       checkpoint.checkpointed_time.empty() ? std::string(kNoTime) : checkpoint.checkpointed_time;
 
   CheckpointImage image;
-  image.layer_size = archive.tar_size();
+  image.layer_size = archive.file_size();
   ASSIGN_OR_RETURN(const std::string digest,
-                   Sha256Of(archive.tar_fd(), 0, image.layer_size, progress));
+                   Sha256Of(archive.file_fd(), 0, image.layer_size, progress));
   image.layer_digest = "sha256:" + digest;
-  image.config = Dump(ImageConfig(annotations, MachineOf(archive), created, image.layer_digest));
+  // Of what a runtime unpacks it to: OCI image-spec, "Layer DiffID".
+  std::string diff_id = image.layer_digest;
+  if (archive.compressed()) {
+    ASSIGN_OR_RETURN(diff_id, DiffId(archive));
+  }
+  image.config = Dump(ImageConfig(annotations, MachineOf(archive), created, diff_id));
   image.config_digest = "sha256:" + Sha256Of(image.config);
   image.manifest = Dump(json{
       {"schemaVersion", 2},
       {"mediaType", kManifestMediaType},
       {"config", Descriptor(kConfigMediaType, image.config_digest, image.config.size())},
-      {"layers", json::array({Descriptor(kLayerMediaType, image.layer_digest, image.layer_size)})},
+      {"layers",
+       json::array({Descriptor(archive.compressed() ? kZstdLayerMediaType : kLayerMediaType,
+                               image.layer_digest, image.layer_size)})},
       {"annotations", annotations},
   });
   image.manifest_digest = "sha256:" + Sha256Of(image.manifest);

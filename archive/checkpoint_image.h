@@ -15,6 +15,8 @@ namespace stasis::archive {
 inline constexpr std::string_view kManifestMediaType = "application/vnd.oci.image.manifest.v1+json";
 inline constexpr std::string_view kConfigMediaType = "application/vnd.oci.image.config.v1+json";
 inline constexpr std::string_view kLayerMediaType = "application/vnd.oci.image.layer.v1.tar";
+inline constexpr std::string_view kZstdLayerMediaType =
+    "application/vnd.oci.image.layer.v1.tar+zstd";
 
 struct CheckpointImage {
   std::string layer_digest;  ///< "sha256:…", like the other two.

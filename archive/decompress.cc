@@ -4,10 +4,12 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -19,26 +21,28 @@ namespace {
 
 constexpr std::size_t kPiece = std::size_t{256} << 10;
 
+constexpr std::string_view kZstd("\x28\xb5\x2f\xfd", 4);
 constexpr std::array<std::string_view, 4> kMagics = {
-    std::string_view("\x1f\x8b", 2),          // gzip
-    std::string_view("\x28\xb5\x2f\xfd", 4),  // zstd
-    std::string_view("BZh", 3),               // bzip2
+    kZstd, std::string_view("\x1f\x8b", 2),  // gzip
+    std::string_view("BZh", 3),              // bzip2
     std::string_view("\xfd"
                      "7zXZ\0",
                      6),  // xz
 };
 
-bool IsCompressed(int fd) {
+bool BeginsAs(int fd, std::span<const std::string_view> magics) {
   std::array<char, 6> start = {};
   const ssize_t got = ::pread(fd, start.data(), start.size(), 0);
   const std::string_view have(start.data(), got > 0 ? static_cast<std::size_t>(got) : 0);
-  for (const std::string_view magic : kMagics) {
-    if (have.starts_with(magic)) return true;
-  }
-  return false;
+  return std::ranges::any_of(magics,
+                             [&](std::string_view magic) { return have.starts_with(magic); });
 }
 
 }  // namespace
+
+bool IsCompressed(int fd) { return BeginsAs(fd, kMagics); }
+
+bool IsZstd(int fd) { return BeginsAs(fd, std::span(&kZstd, 1)); }
 
 Result<UniqueFd> Decompressed(UniqueFd fd, const std::string& folder, std::uint64_t max_bytes,
                               const std::function<void(std::uint64_t, std::uint64_t)>& progress) {

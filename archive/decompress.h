@@ -10,6 +10,10 @@
 
 namespace stasis::archive {
 
+/// By its first bytes: gzip, zstd, bzip2 or xz; zstd.
+bool IsCompressed(int fd);
+bool IsZstd(int fd);
+
 /// `fd` itself when its content is not compressed; else a file without a name in `folder` with the
 /// plain content. gzip, zstd, bzip2 and xz are known by their first bytes. ResourceExhausted above
 /// `max_bytes`.

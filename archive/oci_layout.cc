@@ -46,10 +46,10 @@ std::string Index(const CheckpointImage& image, const json& annotations, const s
 /// Copies the whole archive to the end of `to`, inside the kernel where that is possible (sendfile(2)).
 Status CopyArchive(const Archive& archive, int to) {
   off_t offset = 0;
-  const auto size = static_cast<off_t>(archive.tar_size());
+  const auto size = static_cast<off_t>(archive.file_size());
   while (offset < size) {
     const ssize_t sent =
-        ::sendfile(to, archive.tar_fd(), &offset, static_cast<std::size_t>(size - offset));
+        ::sendfile(to, archive.file_fd(), &offset, static_cast<std::size_t>(size - offset));
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0) {
       return SyscallError(errno, "copy the layer");
@@ -99,7 +99,7 @@ Status WriteFolder(const std::string& path, const std::vector<Part>& parts,
 Status WriteTar(const std::string& path, const std::vector<Part>& parts, const Archive& archive) {
   ASSIGN_OR_RETURN(PendingFile file, PendingFile::Create(path));
   for (const Part& part : parts) {
-    const std::uint64_t size = part.text != nullptr ? part.text->size() : archive.tar_size();
+    const std::uint64_t size = part.text != nullptr ? part.text->size() : archive.file_size();
     const TarHeader header = MakeTarHeader(part.path, kTarRegular, size, 0600, 0);
     RETURN_IF_ERROR(WriteAll(file.fd(), std::as_bytes(std::span(&header, 1))));
     RETURN_IF_ERROR(part.text != nullptr ? WriteAll(file.fd(), *part.text)

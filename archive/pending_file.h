@@ -32,6 +32,8 @@ class PendingFile {
   ~PendingFile();
 
   int fd() const { return fd_.get(); }
+  /// Of the folder that it is in.
+  int folder_fd() const { return directory_.get(); }
 
   /// Makes the content durable, gives the file its name, and makes the name durable. A file that
   /// took the name meanwhile is never replaced: AlreadyExists.

@@ -163,7 +163,7 @@ class Pusher {
     }
     if (body.archive != nullptr) {
       // Read from the file piece by piece, by a descriptor of its own.
-      const std::string path = "/proc/self/fd/" + std::to_string(body.archive->tar_fd());
+      const std::string path = "/proc/self/fd/" + std::to_string(body.archive->file_fd());
       fresh.set_body(concurrency::streams::fstream::open_istream(path).get(), body.size,
                      body.media_type);
     } else if (request.method() != http::methods::HEAD) {

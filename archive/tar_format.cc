@@ -77,12 +77,6 @@ TarHeader MakeTarHeader(std::string_view name, char type, std::uint64_t size, un
   return header;
 }
 
-void SetTarName(TarHeader& header, std::string_view name) {
-  std::memset(header.name, 0, sizeof(header.name));
-  std::memcpy(header.name, name.data(), std::min(name.size(), sizeof(header.name)));
-  SetChecksum(header);
-}
-
 void SetTarSize(TarHeader& header, std::uint64_t size) {
   if (size < kOctalSizeLimit) {
     PutOctal(header.size, size);

@@ -53,8 +53,6 @@ inline std::uint64_t RoundUpToBlock(std::uint64_t size) {
 TarHeader MakeTarHeader(std::string_view name, char type, std::uint64_t size, unsigned mode,
                         std::int64_t mtime);
 
-/// Sets the name, of at most sizeof(TarHeader::name) bytes, and the checksum.
-void SetTarName(TarHeader& header, std::string_view name);
 /// Sets the size, base-256 where octal cannot hold it (from 8 GiB on), and the checksum.
 void SetTarSize(TarHeader& header, std::uint64_t size);
 

@@ -8,7 +8,6 @@
 
 #include "archive/member_name.h"
 #include "archive/tar_format.h"
-#include "engine/base/io.h"
 
 namespace stasis::archive {
 namespace {
@@ -37,8 +36,8 @@ std::string_view TypeText(char type) {
 /// Walks the headers of one tar.
 class Walk {
  public:
-  Walk(int fd, std::uint64_t size, std::uint64_t max_members)
-      : fd_(fd), size_(size), max_members_(max_members) {}
+  Walk(const ReadTarCall& read, std::uint64_t size, std::uint64_t max_members)
+      : read_(read), size_(size), max_members_(max_members) {}
 
   Result<TarIndex> Run() {
     while (true) {
@@ -61,7 +60,7 @@ class Walk {
       return DataLoss("the archive is cut short at byte " + std::to_string(size_) +
                       ": no end mark; copy it anew from where it came");
     }
-    RETURN_IF_ERROR(ReadExactAt(fd_, std::as_writable_bytes(std::span(&header, 1)), position_));
+    RETURN_IF_ERROR(read_(std::as_writable_bytes(std::span(&header, 1)), position_));
     position_ += sizeof(header);
     return header;
   }
@@ -105,8 +104,8 @@ class Walk {
     if (size > kMaxPaxHeader) return InvalidArgument("an extended header of over 1 MiB");
     RETURN_IF_ERROR(CheckFits(size, "an extended header"));
     std::string content(size, '\0');
-    RETURN_IF_ERROR(ReadExactAt(
-        fd_, std::as_writable_bytes(std::span(content.data(), content.size())), position_));
+    RETURN_IF_ERROR(
+        read_(std::as_writable_bytes(std::span(content.data(), content.size())), position_));
     position_ += RoundUpToBlock(size);
     return content;
   }
@@ -161,7 +160,7 @@ class Walk {
                     std::to_string(size_ - position_) + " of them: it is cut short or altered");
   }
 
-  const int fd_;
+  const ReadTarCall& read_;
   const std::uint64_t size_;
   const std::uint64_t max_members_;
   std::uint64_t position_ = 0;
@@ -173,8 +172,9 @@ class Walk {
 
 }  // namespace
 
-Result<TarIndex> ReadTarIndex(int fd, std::uint64_t size, std::uint64_t max_members) {
-  return Walk(fd, size, max_members).Run();
+Result<TarIndex> ReadTarIndex(const ReadTarCall& read, std::uint64_t size,
+                              std::uint64_t max_members) {
+  return Walk(read, size, max_members).Run();
 }
 
 }  // namespace stasis::archive

@@ -27,20 +27,13 @@ Status NoSuchCheckpoint(const std::string& name, const std::string& pod_namespac
   return NotFound("checkpoint " + name + " does not exist in namespace " + pod_namespace);
 }
 
-// A compressed one would have to be unpacked to be looked at; no runtime makes such for the kubelet.
-bool IsPlainTar(int fd) {
-  std::array<char, 5> magic = {};
-  return ::pread(fd, magic.data(), magic.size(), 257) == static_cast<ssize_t>(magic.size()) &&
-         std::string_view(magic.data(), magic.size()) == "ustar";
-}
-
 Result<std::unique_ptr<archive::Archive>> OpenArchive(int fd, const std::string& name) {
   UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (!copy) {
     const int error = errno;
     return SyscallError(error, "duplicate a descriptor");
   }
-  return archive::Archive::OpenFd(std::move(copy), name);
+  return archive::Archive::OpenFd(std::move(copy), name, {.unpack = false});
 }
 
 // InvalidArgument, DataLoss: no archive.
@@ -50,8 +43,7 @@ Result<StoredCheckpoint> Describe(int folder, const std::string& name) {
   // Not a link, and not waiting for the writer of a FIFO.
   ASSIGN_OR_RETURN(found.file, OpenAt(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
   struct stat is = {};
-  if (::fstat(found.file.get(), &is) != 0 || !S_ISREG(is.st_mode) ||
-      !IsPlainTar(found.file.get())) {
+  if (::fstat(found.file.get(), &is) != 0 || !S_ISREG(is.st_mode)) {
     return InvalidArgument(name + " is no archive");
   }
   found.size = static_cast<std::uint64_t>(is.st_size);

@@ -43,6 +43,8 @@ class ImageSink {
 struct ImagePlace {
   UniqueFd fd;               ///< Read-only, of our own.
   std::uint64_t offset = 0;  ///< Of the first byte.
+  /// `fd` is of zstd frames with a seek table, whose content `offset` counts in: frames::FramedFile.
+  bool compressed = false;
 };
 
 /// Gives the files of one checkpoint, at random and from several threads at once. Everything that it

@@ -213,7 +213,9 @@ Result<std::uint32_t> LazyPages::SendFile(const std::string& name) {
   ASSIGN_OR_RETURN(const ImagePlace place, source_->Locate(name));
   const int fd = place.fd.get();
   RETURN_IF_ERROR(
-      Send(socket_.get(), {.kind = MessageKind::kFile, .offset = place.offset}, std::span(&fd, 1)));
+      Send(socket_.get(),
+           {.kind = MessageKind::kFile, .compressed = place.compressed, .offset = place.offset},
+           std::span(&fd, 1)));
   files_.push_back(name);
   return number;
 }

@@ -47,6 +47,10 @@ Status BadEvent() { return Internal("an unknown event of a userfaultfd"); }
 const std::uint64_t kWantedFeatures = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
                                       UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
+Status PagesFile::ReadAt(std::span<std::byte> bytes, std::uint64_t at) const {
+  return framed ? framed->ReadAt(bytes, offset + at) : ReadExactAt(fd.get(), bytes, offset + at);
+}
+
 Status AddressSpace::ReadEvents(const std::function<void(AddressSpace)>& on_fork) {
   while (true) {
     uffd_msg message = {};
@@ -116,7 +120,7 @@ Result<AddressSpace::Outcome> AddressSpace::Serve(std::span<const PagesFile> fil
 Result<AddressSpace::Outcome> AddressSpace::Load(std::span<const PagesFile> files, PendingRun run) {
   const PagesFile& file = files[run.file];
   const std::span<std::byte> bytes = Buffer().first(run.end - run.start);
-  RETURN_IF_ERROR(ReadExactAt(file.fd.get(), bytes, file.offset + run.offset));
+  RETURN_IF_ERROR(file.ReadAt(bytes, run.offset));
   std::uint64_t at = run.start;
   bool page_by_page = false;
   while (at < run.end && !gone_) {

@@ -4,19 +4,24 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <span>
 #include <utility>
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/frames/framed_file.h"
 #include "engine/pages/pending_pages.h"
 
 namespace stasis::engine::pages {
 
-/// A pages file: `offset` bytes into what `fd` reads.
+/// A pages file: `offset` bytes into what `fd` reads, or into the content of `framed`.
 struct PagesFile {
   UniqueFd fd;
   std::uint64_t offset = 0;
+  std::shared_ptr<const frames::FramedFile> framed = {};
+
+  Status ReadAt(std::span<std::byte> bytes, std::uint64_t at) const;
 };
 
 class AddressSpace {

@@ -19,8 +19,9 @@ enum class MessageKind : std::uint32_t {
 
 struct Message {
   MessageKind kind = MessageKind::kBegin;
-  std::uint32_t reserved = 0;
-  std::uint64_t offset = 0;  ///< kFile: where in the descriptor the file begins.
+  std::uint32_t compressed =
+      0;                     ///< kFile: 1 where the descriptor is of zstd frames with a seek table.
+  std::uint64_t offset = 0;  ///< kFile: where in the descriptor, or its content, the file begins.
 };
 static_assert(sizeof(Message) == 16);
 

@@ -10,6 +10,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -104,8 +105,7 @@ Status PageServer::Take(const Message& message, std::vector<UniqueFd> fds) {
   switch (message.kind) {
     case MessageKind::kFile:
       if (fds.size() != 1) break;
-      files_.push_back({.fd = std::move(fds.front()), .offset = message.offset});
-      return OkStatus();
+      return TakeFile(std::move(fds.front()), message);
     case MessageKind::kProcess:
       if (fds.size() != 3) break;
       return TakeProcess(std::move(fds));
@@ -114,6 +114,24 @@ Status PageServer::Take(const Message& message, std::vector<UniqueFd> fds) {
       return OkStatus();
   }
   return InvalidArgument("a bad message of the restore");
+}
+
+Status PageServer::TakeFile(UniqueFd fd, const Message& message) {
+  if (message.compressed == 0) {
+    files_.push_back({.fd = std::move(fd), .offset = message.offset});
+    return OkStatus();
+  }
+  struct stat st = {};
+  if (::fstat(fd.get(), &st) != 0) return SyscallError(errno, "fstat");
+  // The files of a checkpoint are in one archive: its table and the frames read last are kept once.
+  std::shared_ptr<const frames::FramedFile>& archive = archives_[{st.st_dev, st.st_ino}];
+  if (!archive) {
+    ASSIGN_OR_RETURN(archive,
+                     frames::FramedFile::Open(fd, std::numeric_limits<std::uint64_t>::max()));
+    if (!archive) return InvalidArgument("the archive has no table of its zstd frames");
+  }
+  files_.push_back({.fd = UniqueFd(), .offset = message.offset, .framed = archive});
+  return OkStatus();
 }
 
 Status PageServer::TakeProcess(std::vector<UniqueFd> fds) {

@@ -5,6 +5,9 @@
 
 #include <functional>
 #include <list>
+#include <map>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -29,6 +32,7 @@ class PageServer {
  private:
   Status ReadMessages();
   Status Take(const Message& message, std::vector<UniqueFd> fds);
+  Status TakeFile(UniqueFd fd, const Message& message);
   Status TakeProcess(std::vector<UniqueFd> fds);
   Status Step();
   void Await(int other_fd, bool& other) const;
@@ -37,6 +41,7 @@ class PageServer {
   UniqueFd socket_;
   const std::function<Status(UniqueFd)> on_process_;
   std::vector<PagesFile> files_;
+  std::map<std::pair<dev_t, ino_t>, std::shared_ptr<const frames::FramedFile>> archives_;
   std::list<AddressSpace> spaces_;
   bool begun_ = false;
 };

@@ -1,0 +1,50 @@
+// Where the bytes of a tar go: a file as they are, or compressed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "archive/compression.h"
+#include "archive/tar_format.h"
+#include "engine/base/status.h"
+
+namespace stasis::archive {
+
+class TarOutput {
+ public:
+  virtual ~TarOutput() = default;
+
+  virtual Status Write(std::span<const std::byte> bytes) = 0;
+  /// A header that may be put anew, by PutHeader with its offset in the tar.
+  virtual Status WriteHeader(const TarHeader& header) = 0;
+  virtual Status PutHeader(std::uint64_t position, const TarHeader& header) = 0;
+
+  /// What is written between the two is one member's content.
+  virtual void BeginMember() = 0;
+  virtual void EndMember() = 0;
+  /// SHA-256 of the members so far, in their order. No member follows.
+  virtual Result<std::vector<std::string>> Digests() = 0;
+
+  /// Puts into the file what is still on its way.
+  virtual Status Finish() = 0;
+  /// Bytes in the file, once finished.
+  virtual std::uint64_t file_bytes() const = 0;
+
+  /// Whether somebody waits for what is written from here on: a container that stands still.
+  virtual void Hurry(bool) {}
+  /// Once finished.
+  virtual CompressionReport report() const { return {}; }
+};
+
+/// `fd` is empty, readable and outlives the output.
+std::unique_ptr<TarOutput> MakePlainOutput(int fd);
+
+/// `folder_fd` is where the file is, for what has to wait for its compression.
+std::unique_ptr<TarOutput> MakeCompressedOutput(int fd, int folder_fd,
+                                                const Compression& compression);
+
+}  // namespace stasis::archive
