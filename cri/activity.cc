@@ -79,6 +79,9 @@ void Activity::Add(Totals& to, const Totals& one) {
   to.succeeded += one.succeeded;
   for (const auto& [code, count] : one.failed) to.failed[code] += count;
   to.bytes += one.bytes;
+  to.compression.plain_bytes += one.compression.plain_bytes;
+  to.compression.stored_bytes += one.compression.stored_bytes;
+  to.compression.cpu += one.compression.cpu;
   to.frozen += one.frozen;
   to.total += one.total;
 }

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "archive/compression.h"
 #include "cri/container_facts.h"
 #include "cri/pod_events.h"
 #include "engine/base/status.h"
@@ -36,7 +37,8 @@ struct RunningCheckpoint {
 struct Totals {
   std::uint64_t succeeded = 0;
   std::map<StatusCode, std::uint64_t> failed;
-  std::uint64_t bytes = 0;  ///< Of archives.
+  std::uint64_t bytes = 0;                      ///< Of archives.
+  archive::CompressionReport compression = {};  ///< Of those that were compressed.
   std::chrono::microseconds frozen{};
   std::chrono::microseconds total{};
 };

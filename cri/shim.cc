@@ -46,8 +46,8 @@ class RunningShim : public Shim {
         records_(std::move(records)),
         activity_(options.events),
         restorer_(*upstream_, *records_, locks_, activity_, options.restore),
-        checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint,
-                      options.limits) {}
+        checkpointer_(*upstream_, *records_, locks_, activity_, options.checkpoint, options.limits,
+                      options.compression) {}
 
   Status Serve(const std::string& endpoint) {
     MethodTable table;

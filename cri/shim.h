@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "archive/compression.h"
 #include "cri/agent.h"
 #include "cri/restore/restore_options.h"
 #include "engine/base/status.h"
@@ -21,6 +22,7 @@ struct ShimOptions {
   engine::Options checkpoint = {};  ///< Of every checkpoint.
   PodEvents* events = nullptr;      ///< Told of checkpoints and restores; outlives the shim.
   CheckpointLimits limits = {};
+  archive::CompressionPolicy compression = {};
 };
 
 class Shim {

@@ -100,3 +100,17 @@ def test_a_check_disturbs_nobody(bed, counting, endpoint):
     said = journey.stasis("check", "--container", container[:13], "--runtime-endpoint", endpoint)
     assert said.endswith("yes  it can be checkpointed\n")
     goes_on(bed, pod)
+
+
+def test_a_compressed_archive_becomes_an_image_that_is_restored(bed, pods, folder, counting):
+    pod, container = counting
+    archive = folder / "compressed.tar"
+    said = checkpoint(bed.cri.endpoint, container, "--output", archive, "--compress", "zstd:1")
+    assert "compressed " in said
+    journey.stasis("verify", archive)
+    goes_on(bed, pod)
+    image = journey.push_image(archive, f"{bed.registry.address}/compressed:1")
+    again = pods("compressed-again")
+    bed.cri.run(again, "count", image)
+    goes_on(bed, again)
+    assert counts(bed, again)[0] == 0

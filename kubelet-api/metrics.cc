@@ -38,6 +38,14 @@ std::string MetricsText(cri::Activity& activity) {
            checkpoints);
   One(text, "stasis_checkpoint_bytes_total", "counter", "Size of the archives that were made.",
       std::to_string(checkpoints.bytes));
+  One(text, "stasis_checkpoint_plain_bytes_total", "counter",
+      "Size of the archives that were compressed, before that.",
+      std::to_string(checkpoints.compression.plain_bytes));
+  One(text, "stasis_checkpoint_compressed_bytes_total", "counter", "Size of them afterwards.",
+      std::to_string(checkpoints.compression.stored_bytes));
+  One(text, "stasis_checkpoint_compression_cpu_seconds_total", "counter",
+      "Processor time that their compression took.",
+      Seconds(std::chrono::duration_cast<std::chrono::microseconds>(checkpoints.compression.cpu)));
   One(text, "stasis_checkpoint_frozen_seconds_total", "counter",
       "Time in which containers stood still for their checkpoints.", Seconds(checkpoints.frozen));
   One(text, "stasis_checkpoint_seconds_total", "counter",

@@ -10,6 +10,7 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "archive/archive_writer.h"
 #include "archive/members.h"
@@ -37,6 +38,7 @@ struct Options {
   std::string container, runtime_endpoint, output, images_dir;
   std::int64_t timeout_seconds = 0;
   engine::Options engine;
+  std::optional<archive::Compression> compression;
   LogFile log;
   bool run = false, stop = false, kill = false, json = false;
 };
@@ -67,7 +69,8 @@ Status AddDescription(archive::ArchiveWriter& writer, pid_t pid) {
 }
 
 void Print(const Options& options, const engine::DumpReport& report,
-           const std::vector<std::string>& notes, microseconds total) {
+           const std::vector<std::string>& notes, microseconds total,
+           const std::optional<archive::CompressionReport>& compression = std::nullopt) {
   options.log.Warn(notes);
   const std::uint64_t pages = report.pages_written + report.pages_in_parent;
   if (options.json) {
@@ -82,6 +85,12 @@ void Print(const Options& options, const engine::DumpReport& report,
                            {"total_us", total.count()},
                            {"notes", notes}};
     if (!options.container.empty()) json["container"] = options.container;
+    if (compression) {
+      json["compression"] = {{"plain_bytes", compression->plain_bytes},
+                             {"stored_bytes", compression->stored_bytes},
+                             {"ratio", compression->ratio()},
+                             {"cpu_seconds_per_gb", compression->cpu_seconds_per_gb()}};
+    }
     std::printf("%s\n", JsonText(json).c_str());
     return;
   }
@@ -98,6 +107,11 @@ void Print(const Options& options, const engine::DumpReport& report,
                 milliseconds(report.stops.longest));
   }
   std::printf("\n");
+  if (compression) {
+    std::printf("compressed %s to %s (%.2f to 1) for %.2f s of processor time a GB\n",
+                Bytes(compression->plain_bytes).c_str(), Bytes(compression->stored_bytes).c_str(),
+                compression->ratio(), compression->cpu_seconds_per_gb());
+  }
   for (const std::string& note : notes) std::printf("note: %s\n", OneLine(note).c_str());
 }
 
@@ -119,7 +133,9 @@ Status ToFolder(const Options& options, engine::DumpRequest& request) {
 Status ToArchive(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
   ASSIGN_OR_RETURN(const std::unique_ptr<archive::ArchiveWriter> writer,
-                   archive::ArchiveWriter::Create(std::filesystem::absolute(options.output)));
+                   archive::ArchiveWriter::Create(std::filesystem::absolute(options.output),
+                                                  options.compression));
+  cri::HurryWhileStopped(request, *writer);
   const Status described = AddDescription(*writer, options.pid);
   if (described.code() == StatusCode::kNotFound) {
     return NotFound("there is no process " + std::to_string(options.pid));
@@ -132,7 +148,7 @@ Status ToArchive(const Options& options, engine::DumpRequest& request) {
     return writer->Commit({.frozen = report.stops.total, .total = total()}, report.notes);
   };
   ASSIGN_OR_RETURN(const engine::DumpReport report, engine::Dump(request, writer->images()));
-  Print(options, report, report.notes, total());
+  Print(options, report, report.notes, total(), writer->compression_report());
   return OkStatus();
 }
 
@@ -146,10 +162,10 @@ Status CheckpointContainer(Options& options, engine::DumpRequest& request) {
   options.container = facts.status.id();
   options.pid = request.root = facts.pid;
   if (options.output.empty()) return ToFolder(options, request);
-  ASSIGN_OR_RETURN(
-      const cri::ContainerCheckpoint done,
-      cri::WriteArchive(facts, std::filesystem::absolute(options.output), std::move(request)));
-  Print(options, done.report, done.notes, done.total);
+  ASSIGN_OR_RETURN(const cri::ContainerCheckpoint done,
+                   cri::WriteArchive(facts, std::filesystem::absolute(options.output),
+                                     std::move(request), options.compression));
+  Print(options, done.report, done.notes, done.total, done.compression);
   return OkStatus();
 }
 
@@ -210,12 +226,25 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
                    "A new archive file (tar); of a container with all that a restore in another "
                    "pod needs")
       ->check(NotEmpty());
-  where
-      ->add_option("--images-dir,-D", options->images_dir,
-                   "An empty folder, for image files as CRIU's tools read them: the processes "
-                   "alone")
-      ->check(NotEmpty());
+  CLI::Option* folder =
+      where
+          ->add_option("--images-dir,-D", options->images_dir,
+                       "An empty folder, for image files as CRIU's tools read them: the processes "
+                       "alone")
+          ->check(NotEmpty());
   where->require_option(1);
+  command
+      ->add_option_function<std::string>(
+          "--compress",
+          [options](const std::string& text) {
+            options->compression = *archive::ParseCompression(text);
+          },
+          "Compression of the archive: none (the default), or zstd[:LEVEL] with a level from 1 to "
+          "19 (3); it is restored without being unpacked")
+      ->option_text("zstd[:LEVEL]")
+      ->check(
+          [](const std::string& text) { return Message(archive::ParseCompression(text).status()); })
+      ->excludes(folder);
   CLI::Option* running =
       command->add_flag("--leave-running,-R", options->run, "The tree runs on (the default)");
   CLI::Option* stopped =

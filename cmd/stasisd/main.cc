@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "cmd/stasisd/service_manager.h"
 #include "cri/client.h"
@@ -82,6 +83,27 @@ void Declare(CLI::App& app, Options& options) {
                  "Percent of the disk of archives that checkpoints leave free")
       ->check(CLI::Range(0, 99))
       ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--compress",
+         [&options](const std::string& text) {
+           options.shim.compression.usual = *stasis::archive::ParseCompression(text);
+         },
+         "Compression of archives: none (the default), or zstd[:LEVEL]")
+      ->check([](const std::string& text) {
+        return stasis::Message(stasis::archive::ParseCompression(text).status());
+      });
+  app.add_option_function<std::vector<std::string>>(
+         "--compress-namespace",
+         [&options](const std::vector<std::string>& texts) {
+           for (const std::string& text : texts) {
+             (void)stasis::archive::AddNamespace(text, options.shim.compression);  // checked
+           }
+         },
+         "NAMESPACE=COMPRESSION, of its pods whatever --compress says; may be repeated")
+      ->check([](const std::string& text) {
+        stasis::archive::CompressionPolicy policy;
+        return stasis::Message(stasis::archive::AddNamespace(text, policy));
+      });
   app.add_flag("--probe", options.probe,
                "Ask the stasisd that serves --listen for its runtime's version, and end");
   app.add_option("--log-level", options.log_level, "What is logged")

@@ -65,18 +65,26 @@ Result<ContainerCheckpoint> Checkpointer::Checkpoint(const std::string& id,
                {{"container", id}, {"reason", ToText(done.status())}});
     return done;
   }
-  activity_.CheckpointEnded({.succeeded = 1,
-                             .failed = {},
-                             .bytes = done->archive_bytes,
-                             .frozen = done->report.stops.total,
-                             .total = done->total});
-  log::Info("container checkpointed", {{"container", id},
-                                       {"location", location},
-                                       {"processes", std::to_string(done->report.processes)},
-                                       {"pages", std::to_string(done->report.pages_written)},
-                                       {"bytes", std::to_string(done->archive_bytes)},
-                                       {"frozen_us", Microseconds(done->report.stops.total)},
-                                       {"total_us", Microseconds(done->total)}});
+  activity_.CheckpointEnded(
+      {.succeeded = 1,
+       .failed = {},
+       .bytes = done->archive_bytes,
+       .compression = done->compression.value_or(archive::CompressionReport{}),
+       .frozen = done->report.stops.total,
+       .total = done->total});
+  const archive::CompressionReport compression =
+      done->compression.value_or(archive::CompressionReport{.plain_bytes = done->archive_bytes});
+  log::Info("container checkpointed",
+            {{"container", id},
+             {"location", location},
+             {"processes", std::to_string(done->report.processes)},
+             {"pages", std::to_string(done->report.pages_written)},
+             {"bytes", std::to_string(done->archive_bytes)},
+             {"plain_bytes", std::to_string(compression.plain_bytes)},
+             {"compression_us",
+              Microseconds(std::chrono::duration_cast<std::chrono::microseconds>(compression.cpu))},
+             {"frozen_us", Microseconds(done->report.stops.total)},
+             {"total_us", Microseconds(done->total)}});
   activity_.Tell(of, "Checkpointed",
                  "checkpointed: " + SizeText(done->archive_bytes) + ", frozen for " +
                      TimeText(done->report.stops.total) + " of " + TimeText(done->total) + "; " +
@@ -125,7 +133,10 @@ Result<ContainerCheckpoint> Checkpointer::Write(const ContainerFacts& facts,
   request.deadline = Steady(limits.deadline);
   running->Watch(request);
   // This thread is the call's own for its whole life, as the tracer has to be.
-  return WriteArchive(facts, location, request, limits_.least_free_percent);
+  return WriteArchive(
+      facts, location, request,
+      {.compression = compression_.For(NamesOf(facts.status.labels()).pod_namespace),
+       .least_free_percent = limits_.least_free_percent});
 }
 
 }  // namespace stasis::cri

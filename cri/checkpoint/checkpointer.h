@@ -4,7 +4,9 @@
 #include <atomic>
 #include <chrono>
 #include <string>
+#include <utility>
 
+#include "archive/compression.h"
 #include "cri/activity.h"
 #include "cri/checkpoint/container_checkpoint.h"
 #include "cri/container_facts.h"
@@ -24,13 +26,15 @@ class Checkpointer {
  public:
   /// All references outlive this.
   Checkpointer(Upstream& upstream, const Records& records, KeyedLocks& locks, Activity& activity,
-               const engine::Options& options, const CheckpointLimits& limits)
+               const engine::Options& options, const CheckpointLimits& limits,
+               archive::CompressionPolicy compression)
       : upstream_(upstream),
         records_(records),
         locks_(locks),
         activity_(activity),
         options_(options),
-        limits_(limits) {}
+        limits_(limits),
+        compression_(std::move(compression)) {}
 
   /// Enters the call. This outlives the table.
   void AddTo(MethodTable& table);
@@ -56,6 +60,7 @@ class Checkpointer {
   const engine::Options options_;
   const CheckpointLimits limits_;
   std::atomic<int> under_way_ = 0;
+  const archive::CompressionPolicy compression_;
 };
 
 }  // namespace stasis::cri

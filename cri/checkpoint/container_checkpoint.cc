@@ -4,7 +4,6 @@
 #include <optional>
 #include <utility>
 
-#include "archive/archive_writer.h"
 #include "archive/rootfs_diff.h"
 #include "cri/checkpoint/free_space.h"
 #include "cri/checkpoint/members.h"
@@ -73,19 +72,30 @@ Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id
   return facts;
 }
 
+void HurryWhileStopped(engine::DumpRequest& request, archive::ArchiveWriter& writer) {
+  // A tree that is to end or to stay stopped waits for the whole archive anyway.
+  if (request.fate != engine::Fate::kLeaveRunning) return;
+  request.stop_changed = [heard = std::move(request.stop_changed), &writer](
+                             bool stands_still, std::chrono::microseconds so_far) {
+    writer.Hurry(stands_still);
+    if (heard) heard(stands_still, so_far);
+  };
+}
+
 Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
-                                         engine::DumpRequest request, int least_free_percent) {
+                                         engine::DumpRequest request, const ArchiveRules& rules) {
   const auto begin = steady_clock::now();
   ASSIGN_OR_RETURN(const PinnedProcess pinned, PinnedProcess::Of(facts));
-  FreeSpace space(location.substr(0, location.rfind('/') + 1), least_free_percent);
+  FreeSpace space(location.substr(0, location.rfind('/') + 1), rules.least_free_percent);
   RETURN_IF_ERROR(space.Check());
-  ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location));
+  ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location, rules.compression));
   RETURN_IF_ERROR(RefuseOwnMounts(facts));
   ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
   LogExtent log = OpenContainerLog(facts);
 
   ContainerCheckpoint done;
   request.root = facts.pid;
+  HurryWhileStopped(request, *writer);
   request.outside_mounts = BindDestinations(facts.spec);
   request.while_frozen = [&]() -> Status {
     // It stands still and has not ended, so what was seized by its number is its tree.
@@ -114,6 +124,7 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   SpaceKeepingSink images(writer->images(), space);
   ASSIGN_OR_RETURN(done.report, engine::Dump(request, images));
   done.archive_bytes = writer->size_bytes();
+  done.compression = writer->compression_report();
   done.total = Since(begin);
   return done;
 }

@@ -4,9 +4,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "archive/archive_writer.h"
+#include "archive/compression.h"
 #include "cri/container_facts.h"
 #include "engine/dump.h"
 
@@ -21,14 +24,23 @@ struct ContainerCheckpoint {
   engine::DumpReport report;
   std::vector<std::string> notes;  ///< The report's, and those on the root file system.
   std::uint64_t archive_bytes = 0;
+  std::optional<archive::CompressionReport> compression;  ///< Unset: nothing was compressed.
   std::chrono::microseconds total{};
 };
 
+struct ArchiveRules {
+  std::optional<archive::Compression> compression = {};
+  int least_free_percent = 0;  ///< Of its disk, which is left free.
+};
+
+/// Has `request` tell `writer`, which outlives the dump, whenever the tree stands still.
+void HurryWhileStopped(engine::DumpRequest& request, archive::ArchiveWriter& writer);
+
 /// Writes the archive `location`, an absolute path, of the container: images, changes to its root
-/// file system, log, and what describes it. It leaves `least_free_percent` of its disk free. `request` says what becomes of the container, and how
+/// file system, log, and what describes it. `request` says what becomes of the container, and how
 /// long all may take; the rest of it is filled in here. On failure the container runs on and nothing
 /// is on disk. The calling thread becomes the tracer.
 Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std::string& location,
-                                         engine::DumpRequest request, int least_free_percent = 0);
+                                         engine::DumpRequest request, const ArchiveRules& rules);
 
 }  // namespace stasis::cri

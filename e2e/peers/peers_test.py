@@ -194,6 +194,15 @@ def test_is_read(run, name, kind):
     run(name, kind, ["--leave-running"])
 
 
+def test_a_compressed_archive_is_read_by_checkpointctl(start, folder):
+    sleeper = start("sleep", "60")
+    archive = folder / "checkpoint-compressed.tar"
+    journey.stasis("checkpoint", "--pid", sleeper.pid, "--output", archive, "--compress", "zstd")
+    described = in_tree(folder, "checkpointctl", "inspect", "--all", archive)
+    assert str(sleeper.pid) in described and "Process tree" in described, described
+    assert "MEMORY SIZE" in in_tree(folder, "checkpointctl", "memparse", archive)
+
+
 # Of the image from which the containers in unit/testdata/archives were run; a program's mapped file must be
 # the same at its restore.
 ELSEWHERE_BUSYBOX_BYTES = 1982256
