@@ -7,13 +7,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import calls, containers, lazy, machine, primitives, stall, startup, trees
+from bench import calls, compression, containers, lazy, machine, primitives, stall, startup, trees
 from bench.harness import RESULTS, Run
 from e2e.peers.tools import CRIU
 
 ITEMS = {item.__name__: item for item in (
     trees.frozen, stall.stall, containers.containers, trees.restore, lazy.lazy, trees.together, trees.growth,
-    calls.calls, startup.startup, primitives.primitives)}
+    compression.compression, calls.calls, startup.startup, primitives.primitives)}
 
 
 def arguments():

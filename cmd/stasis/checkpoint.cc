@@ -164,7 +164,7 @@ Status CheckpointContainer(Options& options, engine::DumpRequest& request) {
   if (options.output.empty()) return ToFolder(options, request);
   ASSIGN_OR_RETURN(const cri::ContainerCheckpoint done,
                    cri::WriteArchive(facts, std::filesystem::absolute(options.output),
-                                     std::move(request), options.compression));
+                                     std::move(request), {.compression = options.compression}));
   Print(options, done.report, done.notes, done.total, done.compression);
   return OkStatus();
 }
