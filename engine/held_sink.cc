@@ -20,7 +20,7 @@ HeldSink::HeldSink(ImageSink& sink) : sink_(sink) {
 void HeldSink::Prepare(std::uint64_t bytes) {
   if (arena_ == nullptr) return;
   constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
-  limit_ = bytes > 4 * kMostBytes ? kBytesOfMany : kMostBytes;
+  limit_ = bytes > kMostBytes + kMostBytes / 2 ? kBytesOfMany : kMostBytes;
   const std::uint64_t wanted = (std::min(bytes, limit_) + kHugePage - 1) & ~(kHugePage - 1);
   ::madvise(arena_, wanted, MADV_POPULATE_WRITE);  // Linux 5.14; else they come as they are written
 }

@@ -14,7 +14,7 @@
 namespace stasis::engine {
 
 /// Files that together fit into kMostBytes are held until PassOn(); others go through at once. Of what is
-/// far more than that, only the first kBytesOfMany are held: the tree waits for nearly all of it anyway.
+/// far more than that, only the first kBytesOfMany are held (Prepare tells): the tree waits for nearly all of it anyway.
 class HeldSink : public ImageSink {
  public:
   static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
