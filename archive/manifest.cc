@@ -14,11 +14,7 @@ constexpr int kNewestFormat = 1;
 }  // namespace
 
 std::string ManifestToJson(const Manifest& manifest) {
-  json members = json::array();
-  for (const Manifest::Member& member : manifest.members) {
-    members.push_back({{"name", member.name}, {"size", member.size}, {"sha256", member.sha256}});
-  }
-  return Dump(json{
+  std::string text = Dump(json{
       {"formatVersion", manifest.format_version},
       {"stasisVersion", manifest.stasis_version},
       {"hostArch", manifest.host_arch},
@@ -26,8 +22,19 @@ std::string ManifestToJson(const Manifest& manifest) {
       {"frozenMicroseconds", manifest.frozen.count()},
       {"totalMicroseconds", manifest.total.count()},
       {"notes", manifest.notes},
-      {"members", members},
+      {"members", json::array()},
   });
+  // One at a time: thousands of members as one JSON object would be the agent's peak of memory.
+  std::string members;
+  for (const Manifest::Member& member : manifest.members) {
+    members += members.empty() ? "\n    " : ",\n    ";
+    members += json{{"name", member.name}, {"size", member.size}, {"sha256", member.sha256}}.dump(
+        -1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
+  }
+  if (members.empty()) return text;
+  // No string of JSON has a line break.
+  constexpr std::string_view kNone = "\n  \"members\": [";
+  return text.insert(text.find(kNone) + kNone.size(), members + "\n  ");
 }
 
 Result<Manifest> ManifestFromJson(std::string_view text) {

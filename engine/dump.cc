@@ -379,6 +379,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   RETURN_IF_ERROR(held.PassOn());
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
   RETURN_IF_ERROR(WriteImages(checkpoint, sink));
+  checkpoint.processes = {};  // the end of the archive needs room, too
   report.image_bytes = sink.bytes();
   RETURN_IF_ERROR(checkpoint.files->links().Make());
   if (request.commit) RETURN_IF_ERROR(request.commit(report));
