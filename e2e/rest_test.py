@@ -183,6 +183,7 @@ def test_who_is_let_in(api):
     assert api.client().get("/healthz").body == api.client().get("/readyz").body == b"ok"
     assert api.client().ask("POST", "/checkpoint/default/a/b").code == 401
     assert Agent(api.url, api.folder / "ca.crt", token="abc").get("/metrics").code == 401
+    assert api.admin.get("/metrics", Origin="https://elsewhere.example").code == 403
     with pytest.raises(OSError):
         api.client("forged").get("/healthz")
 

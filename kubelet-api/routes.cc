@@ -152,6 +152,10 @@ Answer Routes::RespondToUser(Call& call) {
                                         exchange.stop));
   exchange.authenticated = true;
   RETURN_IF_ERROR(RefuseImpersonation(call.request));
+  // A browser shows a client certificate for whatever page makes it ask, and says so here.
+  if (!Header(call.request, "Origin").empty()) {
+    return PermissionDenied("requests of web pages (Origin) are not answered");
+  }
   const auto turn = requests_.Take(call.identity.user);
   if (!turn) {
     return TooMany("user " + call.identity.user + " has " + std::to_string(limits_.requests) +
