@@ -27,7 +27,8 @@ Result<std::vector<std::string>> Wanted(const Options& options, const Pod& pod) 
     return FailedPrecondition("no container of pod " + pod.name + " runs; see --wait");
   }
   for (const std::string& container : containers) {
-    if (std::ranges::find(pod.running, container) == pod.running.end()) {
+    if (std::ranges::count(pod.running, container) + std::ranges::count(pod.ephemeral, container) ==
+        0) {
       return NotFound("no container " + container + " of pod " + pod.name + " runs");
     }
   }

@@ -57,17 +57,19 @@ Result<Pod> Cluster::FindPod(const std::string& name) {
   ASSIGN_OR_RETURN(const json object, Parse(text, "kubectl get pod"));
   Pod pod = {.name = name,
              .node = {TextAt(object, "/spec/nodeName"), TextAt(object, "/status/hostIP")},
-             .running = {}};
+             .running = {},
+             .ephemeral = {}};
   if (pod.node.name.empty()) {
     return FailedPrecondition("pod " + name + " is on no node yet");
   }
-  for (const char* const of : {"/status/initContainerStatuses", "/status/containerStatuses"}) {
-    for (const json& status : ArrayAt(object, of)) {
-      if (status.contains("/state/running"_json_pointer)) {
-        pod.running.push_back(TextAt(status, "/name"));
-      }
+  const auto add = [&](const char* statuses, std::vector<std::string>& to) {
+    for (const json& status : ArrayAt(object, statuses)) {
+      if (status.contains("/state/running"_json_pointer)) to.push_back(TextAt(status, "/name"));
     }
-  }
+  };
+  add("/status/initContainerStatuses", pod.running);
+  add("/status/containerStatuses", pod.running);
+  add("/status/ephemeralContainerStatuses", pod.ephemeral);
   return pod;
 }
 

@@ -20,6 +20,8 @@ struct Pod {
   std::string name;
   Node node;
   std::vector<std::string> running;  ///< Its containers.
+  std::vector<std::string>
+      ephemeral;  ///< Those that run to debug it (kubectl debug): meant only by name.
 };
 
 enum class Via { kAuto, kAgent, kKubelet };
