@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from e2e import journey
 from e2e.cluster.kubectl import KubectlError
 from e2e.cluster.workload import controller
 from e2e.wait import until
@@ -92,12 +93,9 @@ def sizes(folder):
         return {entry.name: entry.stat().st_size for entry in entries if os.path.exists(entry.path)}
 
 
-@pytest.mark.parametrize("stage", ["asked", "begun", "written"])
-def test_stasisd_killed_in_a_checkpoint_harms_nobody(namespace, stage):
-    namespace.run("one")
-    # So much memory that a checkpoint takes longer than a look at its files.
-    namespace.ask("one", "/grow?256")
-    before = namespace.count("one")
+def begin_checkpoint(namespace, stage):
+    """A checkpoint of pod `one` that has got as far as `stage`, and whose end the thread waits for. It has so much
+    memory that this takes longer than a look at its files."""
     node = namespace.cluster.nodes["node1"]
     checkpointed(namespace, "one")  # makes the folder
     old = sizes(node.checkpoints)
@@ -105,16 +103,42 @@ def test_stasisd_killed_in_a_checkpoint_harms_nobody(namespace, stage):
     asking.start()
     if stage != "asked":
         grown = lambda size: size >= (16 << 20 if stage == "written" else 0)
-        until(lambda: any(grown(size) for path, size in sizes(node.checkpoints).items() if path not in old) or not asking.is_alive(),
-              what="a new archive", every=0.001)
-    node.stop("stasisd", signal.SIGKILL)
+        until(lambda: any(grown(size) for path, size in sizes(node.checkpoints).items() if path not in old)
+              or not asking.is_alive(), what="a new archive", every=0.001)
+    return asking
+
+
+@pytest.mark.parametrize("stage", ["asked", "begun", "written"])
+@pytest.mark.parametrize("service", ["stasisd", "kubelet"])
+def test_a_service_killed_in_a_checkpoint_harms_nobody(namespace, service, stage):
+    namespace.run("one")
+    namespace.ask("one", "/grow?256")
+    before = namespace.count("one")
+    node = namespace.cluster.nodes["node1"]
+    asking = begin_checkpoint(namespace, stage)
+    node.stop(service, signal.SIGKILL)
     asking.join()
-    node.start_stasisd()
-    until(lambda: checkpointed(namespace, "one"), what="a checkpoint", every=1)
+    node.start_stasisd() if service == "stasisd" else node.start_kubelet()
+    until(lambda: checkpointed(namespace, "one"), 120, what="a checkpoint", every=1)
     after = namespace.count("one")
     assert (after["count"], after["born"]) == (before["count"] + 1, before["born"])
     assert namespace.status("one")["restartCount"] == 0
-    assert [path.name for path in node.checkpoints.iterdir() if not path.name.endswith(".tar")] == []
+    assert [name for name in sizes(node.checkpoints) if not name.endswith(".tar")] == []
+
+
+def test_a_node_that_lost_power_in_a_checkpoint_has_no_half_archive(namespace):
+    namespace.run("one")
+    namespace.ask("one", "/grow?256")
+    born = namespace.count("one")["born"]
+    asking = begin_checkpoint(namespace, "written")
+    namespace.cluster.reboot("node1")
+    asking.join()
+    until(lambda: namespace.status("one")["restartCount"] > 0 and namespace.status("one")["ready"], 180,
+          what="the pod after the reboot", every=0.3)
+    assert namespace.count("one")["born"] != born
+    for path in namespace.cluster.nodes["node1"].checkpoints.glob(f"*_{namespace.name}-*.tar"):
+        journey.stasis("verify", path)
+    assert until(lambda: checkpointed(namespace, "one"), 120, what="a checkpoint", every=1)
 
 
 def test_stasisd_killed_in_a_restore_is_made_up_for_by_the_kubelet(namespace):

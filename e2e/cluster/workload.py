@@ -42,14 +42,14 @@ class Namespace:
                     "spec": pod_spec(image or self.cluster.image("counter"), node, container, **spec)})
         return self.wait_ready(name) if wait else None
 
-    def wait_ready(self, name, seconds=60):
+    def wait_ready(self, name, seconds=150):
         try:
             self.kubectl("wait", "--for=condition=Ready", f"pod/{name}", f"--timeout={seconds}s")
         except KubectlError as error:
             raise AssertionError(f"{error}\n{self.kubectl('describe', 'pod', name)}") from None
         return self.get("pod", name)
 
-    def wait_rolled_out(self, what, seconds=60):
+    def wait_rolled_out(self, what, seconds=150):
         try:
             self.kubectl("rollout", "status", what, f"--timeout={seconds}s")
         except KubectlError as error:
