@@ -23,6 +23,7 @@
 
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/kept_files.h"
 #include "engine/image/schema/memory.pb.h"
 
 namespace stasis::engine {
@@ -95,10 +96,10 @@ Result<UniqueFd> Make(const image::MemfdInodeEntry& inode, FileRestoreContext& c
   return fd;
 }
 
-// What memfd_create(2) gave is in Kept() from here on.
+// What memfd_create(2) gave is kept from here on.
 Status KeepMade(std::uint32_t inode_id, FileRestoreContext& context) {
   const std::string key = KeptKey("memfd", inode_id);
-  if (context.Kept().contains(key)) return OkStatus();
+  if (IsKept(key, context)) return OkStatus();
   ASSIGN_OR_RETURN(const auto records, context.Records("memfd"));
   ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, FindMemfd(records, inode_id));
   ASSIGN_OR_RETURN(UniqueFd made, Make(inode, context));
@@ -113,10 +114,10 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
   RETURN_IF_ERROR(KeepMade(memfd.inode_id(), context));
   UniqueFd fd;
   const bool may_be_first = (OpenFlags(memfd.flags()) & (O_ACCMODE | O_PATH)) == O_RDWR;
-  if (may_be_first && context.Kept().try_emplace(key + "-given").second) {
-    ASSIGN_OR_RETURN(fd, Duplicate(context.Kept()[key].get()));
+  if (may_be_first && context.Kept().contains(key)) {
+    ASSIGN_OR_RETURN(fd, GiveKept(key, entry.id(), context));
   } else {
-    ASSIGN_OR_RETURN(fd, Reopen(context.Kept()[key].get(), OpenFlags(memfd.flags())));
+    ASSIGN_OR_RETURN(fd, Reopen(KeptFd(key, context), OpenFlags(memfd.flags())));
   }
   RETURN_IF_ERROR(SetStatusFlags(fd.get(), memfd.flags()));
   if (memfd.pos() != 0 && ::lseek(fd.get(), static_cast<off_t>(memfd.pos()), SEEK_SET) < 0) {
@@ -142,7 +143,7 @@ Result<image::MemfdInodeEntry> FindMemfd(std::span<const FileRestoreContext::Rec
 Result<UniqueFd> RestoreMappedMemfd(const image::MemfdFileEntry& memfd,
                                     FileRestoreContext& context) {
   RETURN_IF_ERROR(KeepMade(memfd.inode_id(), context));
-  return Duplicate(context.Kept()[KeptKey("memfd", memfd.inode_id())].get());
+  return Duplicate(KeptFd(KeptKey("memfd", memfd.inode_id()), context));
 }
 
 Status SealMemfd(int fd, std::uint32_t seals) {

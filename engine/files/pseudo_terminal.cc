@@ -22,6 +22,7 @@
 #include <iterator>
 
 #include "engine/files/description.h"
+#include "engine/files/kept_files.h"
 #include "engine/files/terminal_settings.h"
 
 namespace stasis::engine {
@@ -138,7 +139,7 @@ Result<UniqueFd> OpenMaster(const std::string& path, int flags, std::uint32_t in
 // The end at /dev/ptmx, made whether or not its own turn has come.
 Result<int> Master(std::uint32_t index, FileRestoreContext& context) {
   const std::string key = Key(index);
-  if (!context.Kept().contains(key)) {
+  if (!IsKept(key, context)) {
     const image::FileEntry* const entry = TtyEntry(index << 1 | kMaster, context);
     if (entry == nullptr) return DataLoss("a terminal without its other end");
     const image::FileEntry* const path = context.Entry(image::FD_REG, entry->tty().regf_id());
@@ -146,7 +147,7 @@ Result<int> Master(std::uint32_t index, FileRestoreContext& context) {
     ASSIGN_OR_RETURN(context.Kept()[key],
                      OpenMaster(name, OpenFlags(entry->tty().flags()), index, context));
   }
-  return context.Kept()[key].get();
+  return KeptFd(key, context);
 }
 
 Result<UniqueFd> RestoreHungUp(int flags, FileRestoreContext& context) {
@@ -305,7 +306,9 @@ Result<UniqueFd> RestorePseudoTerminal(const image::TtyFileEntry& tty,
   } else {
     ASSIGN_OR_RETURN(const int master, Master(tty.tty_info_id() >> 1, context));
     const bool is_master = (tty.tty_info_id() & kMaster) != 0;
-    ASSIGN_OR_RETURN(fd, is_master ? Duplicate(master) : OpenPeer(master, flags));
+    const std::uint32_t index = tty.tty_info_id() >> 1;
+    ASSIGN_OR_RETURN(fd,
+                     is_master ? GiveKept(Key(index), tty.id(), context) : OpenPeer(master, flags));
   }
   RETURN_IF_ERROR(SetStatusFlags(fd.get(), tty.flags()));
   return fd;
@@ -315,17 +318,17 @@ Status CompletePseudoTerminals(FileRestoreContext& context) {
   for (const image::FileEntry& entry : context.entries()) {
     const std::uint32_t id = entry.tty().tty_info_id();
     if (entry.type() != image::FD_TTY || id >= kFirstSpecial || (id & kMaster) == 0) continue;
-    const auto kept = context.Kept().find(Key(id >> 1));
-    if (kept == context.Kept().end()) continue;
+    const int master = KeptFd(Key(id >> 1), context);
+    if (master < 0) continue;
     ASSIGN_OR_RETURN(const image::TtyInfoEntry own, TerminalOf(id, context));
     const Result<image::TtyInfoEntry> other = TerminalOf(id & ~kMaster, context);
     const bool was_open = own.stasis_hung_up() || TtyEntry(id & ~kMaster, context) != nullptr;
     UniqueFd slave;
     if (was_open || (other.ok() && other->sid() != 0)) {
-      ASSIGN_OR_RETURN(slave, OpenPeer(kept->second.get(), O_RDWR));
+      ASSIGN_OR_RETURN(slave, OpenPeer(master, O_RDWR));
       if (other.ok()) RETURN_IF_ERROR(CompleteSlave(slave.get(), *other));
     }
-    RETURN_IF_ERROR(CompleteMaster(kept->second.get(), own));
+    RETURN_IF_ERROR(CompleteMaster(master, own));
   }
   return OkStatus();
 }
@@ -338,12 +341,12 @@ Result<std::vector<ControllingTerminal>> ControllingTerminals(FileRestoreContext
     if (!info.ParsePartialFromString(record.message) || !info.IsInitialized()) {
       return DataLoss("tty-info: a record does not parse");
     }
-    const auto kept = context.Kept().find(Key(info.id() >> 1));
-    if (info.sid() == 0 || (info.id() & kMaster) != 0 || kept == context.Kept().end()) continue;
+    const int master = KeptFd(Key(info.id() >> 1), context);
+    if (info.sid() == 0 || (info.id() & kMaster) != 0 || master < 0) continue;
     ControllingTerminal terminal = {.session = static_cast<pid_t>(info.sid()),
                                     .foreground = static_cast<pid_t>(info.pgrp()),
                                     .slave = {}};
-    ASSIGN_OR_RETURN(terminal.slave, OpenPeer(kept->second.get(), O_RDWR));
+    ASSIGN_OR_RETURN(terminal.slave, OpenPeer(master, O_RDWR));
     terminals.push_back(std::move(terminal));
   }
   return terminals;

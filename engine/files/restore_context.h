@@ -302,8 +302,9 @@ class RestoreContext : public FileRestoreContext {
 
   const ImageSource& source() const override { return source_; }
   Result<int> Restored(std::uint32_t id) override {
-    for (const auto& [key, fd] : files_) {
-      if (key.second == id) return fd.get();
+    for (int type = image::FdTypes_MIN; type <= image::FD_PIDFD; ++type) {
+      const auto found = files_.find({static_cast<image::FdTypes>(type), id});
+      if (found != files_.end()) return found->second.get();
     }
     return DataLoss("file " + std::to_string(id) + " of a message is not in files.img");
   }

@@ -23,6 +23,7 @@
 #include <cstring>
 
 #include "engine/files/description.h"
+#include "engine/files/kept_files.h"
 #include "engine/files/socket.h"
 #include "engine/files/unix_name.h"
 #include "engine/files/unix_queue.h"
@@ -50,11 +51,6 @@ const FileEntry* EntryOfInode(std::uint32_t inode, const FileRestoreContext& con
     }
   }
   return nullptr;
-}
-
-int KeptFd(const std::string& key, FileRestoreContext& context) {
-  const auto found = context.Kept().find(key);
-  return found == context.Kept().end() ? -1 : found->second.get();
 }
 
 // ---- as whom ----
@@ -499,7 +495,7 @@ Result<UniqueFd> RestoreUnixSocket(const FileEntry& file, FileRestoreContext& co
   const int external = context.ExternalStdio(ObjectLink("socket", file.usk().ino()));
   if (external >= 0) return Duplicate(external);
   RETURN_IF_ERROR(MakeAll(context));
-  return Duplicate(KeptFd(Key(file.usk().ino()), context));
+  return GiveKept(Key(file.usk().ino()), file.id(), context);
 }
 
 Status CompleteUnixSockets(FileRestoreContext& context) {

@@ -257,8 +257,8 @@ class LocalRestoreContext : public FileRestoreContext {
       if (entry.id() == id) fd = RestoreFile(entry, *this);
     }
     if (!fd.ok()) return fd;
+    given_[id] = fd->get();  // which may be all that there is of it
     if (const Status status = CompleteFiles(*this); !status.ok()) return status;
-    given_[id] = fd->get();
     return fd;
   }
   Result<int> Restored(std::uint32_t id) override {
