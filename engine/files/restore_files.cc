@@ -1,7 +1,6 @@
 // Restores every open file description once, and gives each process its descriptor table.
 //
-// Source  openat(2), pidfd_getfd(2), unix(7), close_range(2), dup(2), fcntl(2) F_SETOWN_EX,
-//         getrlimit(2)
+// Source  openat(2), pidfd_getfd(2), unix(7), close_range(2), dup(2), getrlimit(2)
 // Rule    The kernel gives a new descriptor the lowest free number, also those that arrive by
 //         SCM_RIGHTS (alloc_fd() in fs/file.c).
 // Rule    RLIMIT_NOFILE bounds numbers, not counts: dup3(2) to one at or above it is EBADF.
@@ -10,14 +9,11 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <functional>
 #include <optional>
@@ -37,6 +33,7 @@
 #include "engine/files/pidfd.h"
 #include "engine/files/pseudo_terminal.h"
 #include "engine/files/restore_context.h"
+#include "engine/files/table_actor.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
 #include "engine/image/schema/sockets.pb.h"
@@ -46,141 +43,12 @@ namespace stasis::engine {
 namespace {
 
 using image::FdinfoEntry;
-using image::FdTypes;
 using image::FileEntry;
-using image::FownEntry;
-
-#ifndef INOTIFY_IOC_SETNEXTWD
-#define INOTIFY_IOC_SETNEXTWD _IOW('I', 0, std::int32_t)  // linux/inotify.h
-#endif
-
-// An open file description as the images name it.
-using FileKey = std::pair<FdTypes, std::uint32_t>;
-FileKey KeyOf(const FdinfoEntry& descriptor) { return {descriptor.type(), descriptor.id()}; }
-int NumberIn(const FdinfoEntry& descriptor) { return static_cast<int>(descriptor.fd()); }
 
 constexpr std::string_view kProc = "/proc/";
 
 // Descriptors that we need besides those of the images.
 constexpr std::size_t kOwnDescriptors = 256;
-
-class TableActor : public ProcessActor {
- public:
-  TableActor(RestoredProcess& process, std::vector<std::string>& notes)
-      : process_(process), notes_(notes) {
-    for (const FdinfoEntry& descriptor : descriptors()) {
-      numbers_.emplace(KeyOf(descriptor), NumberIn(descriptor));
-    }
-  }
-
-  int NumberOf(FdTypes type, std::uint32_t id, int prefer) const override {
-    const auto [first, last] = numbers_.equal_range({type, id});
-    if (first == last) return -1;
-    const bool preferred =
-        std::any_of(first, last, [&](const auto& n) { return n.second == prefer; });
-    return preferred ? prefer : first->second;
-  }
-  std::span<const FdinfoEntry> descriptors() const override { return process_.image->descriptors; }
-
-  Status EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) override {
-    epoll_event event = {.events = events, .data = {.u64 = data}};
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(event));
-    return remote()
-        .Call("epoll_ctl EPOLL_CTL_ADD", SYS_epoll_ctl, epoll_fd, EPOLL_CTL_ADD, fd, address)
-        .status();
-  }
-
-  Status AddWatch(int inotify_fd, int watch, const std::string& path, std::uint32_t mask) override {
-    RETURN_IF_ERROR(
-        remote()
-            .Call("INOTIFY_IOC_SETNEXTWD", SYS_ioctl, inotify_fd, INOTIFY_IOC_SETNEXTWD, watch)
-            .status());
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
-    ASSIGN_OR_RETURN(
-        const std::uint64_t number,
-        remote().Call("watch " + path, SYS_inotify_add_watch, inotify_fd, address, mask));
-    if (number == static_cast<std::uint64_t>(watch)) return OkStatus();
-    return FailedPrecondition(path + " is what another watch of the checkpoint watches already");
-  }
-
-  /// A POSIX lock belongs to the process that takes it.
-  Status TakeLock(const image::FileLockEntry& lock) {
-    struct flock range = {};
-    range.l_type = static_cast<short>(lock.type() == F_WRLCK ? F_WRLCK : F_RDLCK);
-    range.l_whence = SEEK_SET;
-    range.l_start = lock.start();
-    range.l_len = lock.len();
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(range));
-    return LockTaken(
-        remote().Call("fcntl F_SETLK", SYS_fcntl, lock.fd(), F_SETLK, address).status());
-  }
-
-  /// So does a flock(2) lock as far as /proc/locks shows it, though any holder of the file may release it.
-  Status Flock(const image::FileLockEntry& lock) {
-    const int operation = (lock.type() == F_WRLCK ? LOCK_EX : LOCK_SH) | LOCK_NB;
-    return LockTaken(remote().Call("flock", SYS_flock, lock.fd(), operation).status());
-  }
-
-  /// After the owner of its signal, which it would make this process. `ours` is the same open file.
-  Status Lease(const image::FileLockEntry& lock, int ours, const FownEntry& owner) {
-    const int flags = ::fcntl(ours, F_GETFL);
-    if (flags < 0) return SyscallError(errno, "fcntl F_GETFL");
-    RETURN_IF_ERROR(LockTaken(
-        remote()
-            .Call("fcntl F_SETLEASE", SYS_fcntl, lock.fd(), F_SETLEASE, LeaseType(lock, flags))
-            .status()));
-    if ((lock.type() & kLeaseBreaking) == 0) return OkStatus();
-    // The holder has been told: nobody is, while it breaks again.
-    const f_owner_ex nobody = {.type = F_OWNER_PID, .pid = 0};
-    if (::fcntl(ours, F_SETOWN_EX, &nobody) != 0) return SyscallError(errno, "fcntl F_SETOWN_EX");
-    RETURN_IF_ERROR(BreakLease(ours, lock));
-    return SetOwner(static_cast<int>(lock.fd()), owner);
-  }
-
-  Status SetOwner(int fd, const FownEntry& owner) override {
-    if (owner.pid() != 0) {
-      // struct f_owner_ex, whose enumeration takes no strange value.
-      const std::array<std::uint32_t, 2> target = {owner.pid_type(), owner.pid()};
-      remote().ResetArguments();
-      ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(target));
-      const Status status =
-          remote().Call("fcntl F_SETOWN_EX", SYS_fcntl, fd, F_SETOWN_EX, address).status();
-      if (ErrnoOf(status) == ESRCH) {
-        notes_.push_back("pid " + std::to_string(process_.image->pid()) + " fd " +
-                         std::to_string(fd) + ": the receiver of its signals, " +
-                         std::to_string(owner.pid()) + ", is no task of the checkpoint");
-        return OkStatus();
-      }
-      RETURN_IF_ERROR(status);
-    }
-    if (owner.signum() == 0) return OkStatus();
-    return remote().Call("fcntl F_SETSIG", SYS_fcntl, fd, F_SETSIG, owner.signum()).status();
-  }
-
-  Status SetForeground(int fd, pid_t group) override {
-    remote().ResetArguments();
-    ASSIGN_OR_RETURN(const std::uint64_t address, remote().PutValue(group));
-    const Status status =
-        remote().Call("ioctl TIOCSPGRP", SYS_ioctl, fd, TIOCSPGRP, address).status();
-    if (ErrnoOf(status) != ENOTTY) return status;
-    return FailedPrecondition(
-        "the terminal controlled the program's session, and here it does not: restore it from a "
-        "shell "
-        "on that terminal, or in a container with tty: true");
-  }
-
- private:
-  RemoteSyscalls& remote() { return *process_.remote; }
-
-  RestoredProcess& process_;
-  std::vector<std::string>& notes_;
-  std::multimap<FileKey, int> numbers_;
-};
-
-// --- All of it ---
 
 class Restorer : public FileRestorer {
  public:
@@ -585,7 +453,7 @@ class Restorer : public FileRestorer {
     rlimit limit = {};
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return SyscallError(errno, "getrlimit");
     const std::size_t needed = holders_.size() + kOwnDescriptors;
-    // Of some files we hold a second descriptor until all are there (FileRestoreContext::Kept).
+    // What is mapped or executed, and has no path, is open a second time (OpenPathless).
     if (const rlimit more = {2 * needed, 2 * needed}; limit.rlim_max < more.rlim_max) {
       // CAP_SYS_RESOURCE, up to fs.nr_open; without it we try with what we have.
       if (::setrlimit(RLIMIT_NOFILE, &more) == 0) return OkStatus();
