@@ -17,7 +17,7 @@ import pytest
 
 from e2e.paths import PLACEHOLDER, STASISD
 from e2e.testbed.cri import Pod
-from e2e.testbed.rest import (DOCUMENT, Agent, free_port, make_authority, make_certificate, schema_of)
+from e2e.testbed.rest import DOCUMENT, Agent, Rest, free_port, make_authority, make_certificate, schema_of
 from e2e.testbed.testbed import Testbed
 from e2e.wait import until
 
@@ -90,14 +90,6 @@ def check(answer, method, template):
     if media_type == "application/json":
         jsonschema.validate(answer.json, schema)
     return answer
-
-
-def test_where_images_go_is_a_folder_of_a_registry(tmp_path):
-    done = subprocess.run(
-        [STASISD, "--listen", f"unix://{tmp_path}/sock", "--state-dir", tmp_path, "--placeholder", PLACEHOLDER,
-         "--api-listen", f"127.0.0.1:{free_port()}", "--push-to", "registry.example"],
-        capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "is not REGISTRY/ or REGISTRY/FOLDER/" in done.stderr
 
 
 def test_a_checkpoint_as_the_kubelet_makes_one(api, counter):
@@ -309,6 +301,7 @@ def stasisd(api, folder, *options):
 @pytest.mark.parametrize("options, says", [
     (["--api-listen=0.0.0.0:0"], "only with TLS"), (["--api-listen=:0"], "only with TLS"),
     (["--api-listen=127.0.0.1:0", "--api-client-ca=/ca.crt"], "needs TLS"),
+    (["--api-listen=127.0.0.1:0", "--push-to=registry.example"], "is not REGISTRY/ or REGISTRY/FOLDER/"),
     (["--api-listen=127.0.0.1:0", "--api-server=http://127.0.0.1:1"], "not an https")])
 def test_what_would_serve_too_much_is_not_served(api, tmp_path, options, says):
     with stasisd(api, tmp_path, *options) as log:

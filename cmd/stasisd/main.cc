@@ -223,11 +223,12 @@ int main(int argc, char** argv) {
   options.reports.api_server = options.api.api_server;
   options.reports.version = STASIS_VERSION;
   auto reports = stasis::kubelet_api::Reports::Start(options.reports);
-  if (!reports.ok()) {
-    stasis::log::Error("stasisd does not start", {{"reason", stasis::ToText(reports.status())}});
-    return kExitFailure;
+  if (reports.ok()) {
+    options.shim.events = reports->events();
+  } else {  // no reason to be missed by the kubelet
+    stasis::log::Error("no events are written and the node is told nothing",
+                       {{"reason", stasis::ToText(reports.status())}});
   }
-  options.shim.events = reports->events();
   const std::string served = stasis::ServedEndpoint(options.shim.listen);
   auto shim = stasis::cri::Shim::Start(options.shim);
   if (!shim.ok()) {
@@ -239,11 +240,11 @@ int main(int argc, char** argv) {
                                        {"runtime", options.shim.runtime_endpoint}});
   std::jthread watchdog = stasis::StartWatchdog({served, options.shim.runtime_endpoint});
   std::unique_ptr<stasis::kubelet_api::Api> api;
-  reports->BeginNode((*shim)->agent());
+  if (reports.ok()) reports->BeginNode((*shim)->agent());
   const int signal = ServeUntilASignal(options.api, (*shim)->agent(), signals, api);
   stasis::log::Info("stasisd ends", {{"signal", std::to_string(signal)}});
   watchdog = {};  // the socket is not served from here on
-  reports->EndNode();
+  if (reports.ok()) reports->EndNode();
   const std::chrono::seconds grace(options.grace_seconds);
   std::jthread api_ends;  // at the same time: the grace is for all of it
   if (api) api_ends = std::jthread([&] { api->Shutdown(grace); });

@@ -150,8 +150,8 @@ def may(cluster, user, verb, resource, namespace):
 @pytest.mark.short
 def test_a_role_bound_in_one_namespace_holds_there_alone(cluster, namespace, request):
     # Not the name of the release of other tests, whose roles are the whole cluster's, too.
-    made = subprocess.run([HELM, "template", "roles-stasis", CHART, "--show-only=templates/rbac.yaml"], check=True,
-                          capture_output=True, text=True).stdout.replace("namespace: default", "")
+    made = subprocess.run([HELM, "template", "roles-stasis", CHART, f"--namespace={namespace.name}",
+                           "--show-only=templates/rbac.yaml"], check=True, capture_output=True, text=True).stdout
     namespace.kubectl("apply", "-f", "-", stdin=made)
     request.addfinalizer(lambda: namespace.kubectl("delete", "-f", "-", stdin=made))
     for user, role in (("ann", "checkpoints"), ("bob", "checkpoints-list")):
