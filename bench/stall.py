@@ -21,7 +21,8 @@ class Client(threading.Thread):
 
     def __init__(self, redis, keys):
         super().__init__()
-        self.redis, self.keys, self.longest, self.end, self.error = redis, keys, 0.0, False, None
+        self.redis, self.keys, self.end, self.error = redis, keys, False, None
+        self.longest = self.slowest = 0.0  # from when it was due, and from when it was sent
 
     def run(self):
         due = time.monotonic()
@@ -31,8 +32,11 @@ class Client(threading.Thread):
                 early = due - time.monotonic()
                 if early > 0:
                     time.sleep(early)
+                sent = time.monotonic()
                 self.redis.call("GET", f"key:{random.randrange(self.keys)}")
-                self.longest = max(self.longest, time.monotonic() - due)
+                answered = time.monotonic()
+                self.longest = max(self.longest, answered - due)
+                self.slowest = max(self.slowest, answered - sent)
         except (OSError, EOFError, ValueError) as error:
             self.error = error
 
@@ -40,6 +44,10 @@ class Client(threading.Thread):
         """Seconds, since the last time that this was called."""
         longest, self.longest = self.longest, 0.0
         return longest
+
+    def take_slowest(self):
+        slowest, self.slowest = self.slowest, 0.0
+        return slowest
 
     def finish(self):
         self.end = True
