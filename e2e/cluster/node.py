@@ -114,7 +114,7 @@ class Node(Machine):
 
     def start_stasisd(self):
         (self.folder / STASIS).parent.mkdir(exist_ok=True)  # a service unit's RuntimeDirectory
-        self.start("stasisd", [STASISD, "--placeholder", PLACEHOLDER, *self.stasisd_options])
+        self.start("stasisd", [STASISD, "--placeholder", PLACEHOLDER, "--checkpoint-min-free", "0", *self.stasisd_options])
         self._await("stasisd", self.cri)
 
     def start_kubelet(self):
