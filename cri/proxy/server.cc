@@ -59,6 +59,11 @@ Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstr
                                               std::atomic<std::uint64_t>& forwarded) {
   std::unique_ptr<Server> server(
       new Server(std::move(listener), upstream, std::move(table), forwarded));
+  server->wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC));
+  if (!server->wake_) {
+    const int error = errno;
+    return SyscallError(error, "eventfd");
+  }
   // Debian's abseil looks for lock cycles at each lock that gRPC takes (GraphCycles), a part of every call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   grpc::ServerBuilder builder;
@@ -70,11 +75,6 @@ Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstr
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr) return Internal("the gRPC server does not start");
 
-  server->wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC));
-  if (!server->wake_) {
-    const int error = errno;
-    return SyscallError(error, "eventfd");
-  }
   new Arrival(*server);  // deletes itself
   server->events_ = std::thread([raw = server.get()] { raw->Serve(); });
   server->acceptor_ = std::thread([raw = server.get()] { raw->Accept(); });
