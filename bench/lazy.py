@@ -1,28 +1,15 @@
 """A restore whose memory comes while the program runs: how soon it runs, and how long its users wait meanwhile."""
 
-import os
 import time
-from pathlib import Path
 
 from bench.harness import Row
 from bench.stall import PORT, Client, populated
-from bench.subject import Subject
 from bench.trees import PROBLEMS
+from e2e.host import page_servers
 from e2e.redis import Redis
 from e2e.wait import until
 
 KEYS_A_GIB = 1_000_000  # of 900 bytes
-
-
-def page_servers():
-    """Whether any runs; `bench` has a pid namespace of its own."""
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if Path(f"/proc/{entry}/comm").read_text(encoding="utf-8") == "stasis-pages\n":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return False
 
 
 def one(run, keys, samples):
@@ -35,11 +22,11 @@ def one(run, keys, samples):
         try:
             until(lambda: not page_servers(), seconds=120, what="all memory", every=0.01)
             samples["loaded"].append((time.monotonic() - start) * 1000)
-            samples["wait"].append(client.take_longest() * 1000)
-            samples["answer"].append(client.take_slowest() * 1000)
-            time.sleep(1)
-            samples["quiet"].append(client.take_longest() * 1000)
-            samples["quiet answer"].append(client.take_slowest() * 1000)
+            for pause, due, sent in ((0, "wait", "answer"), (1, "quiet", "quiet answer")):
+                time.sleep(pause)
+                longest, slowest = client.take()
+                samples[due].append(longest)
+                samples[sent].append(slowest)
         finally:
             client.finish()
 

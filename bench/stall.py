@@ -40,14 +40,11 @@ class Client(threading.Thread):
         except (OSError, EOFError, ValueError) as error:
             self.error = error
 
-    def take_longest(self):
-        """Seconds, since the last time that this was called."""
-        longest, self.longest = self.longest, 0.0
-        return longest
-
-    def take_slowest(self):
-        slowest, self.slowest = self.slowest, 0.0
-        return slowest
+    def take(self):
+        """The longest waits since this was called last, in milliseconds: from when it was due, from when sent."""
+        taken = self.longest * 1000, self.slowest * 1000
+        self.longest = self.slowest = 0.0
+        return taken
 
     def finish(self):
         self.end = True
@@ -74,10 +71,10 @@ def one_stall(run, who, keys):
         client.start()
         try:
             time.sleep(1)
-            quiet = client.take_longest()
+            quiet, _ = client.take()
             subject.dump(who)
             time.sleep(0.1)
-            return client.take_longest() * 1000, quiet * 1000
+            return client.take()[0], quiet
         finally:
             client.finish()
 

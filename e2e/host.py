@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 from e2e.paths import STASIS
 from e2e.wait import until
@@ -24,6 +25,20 @@ def descendants(pid):
         tree.append(at)
         rest += children.get(at, [])
     return tree
+
+
+def page_servers():
+    """The pids of all page servers and their guardians."""
+    pids = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name = Path(f"/proc/{entry}/comm").read_text(encoding="utf-8").strip()
+            state = Path(f"/proc/{entry}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if name == "stasis-pages" and state != "Z":
+            pids.append(int(entry))
+    return pids
 
 
 class Program:

@@ -4,11 +4,11 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from e2e import journey
+from e2e.host import page_servers
 from e2e.paths import STASIS
 from e2e.redis import Redis
 from e2e.testbed.cri import CriError
@@ -92,22 +92,8 @@ assert all(copies[i * PAGE:(i + 1) * PAGE] == page(i) for i in range(COUNT)), "w
 """
 
 
-def page_servers():
-    """The pids of all page servers and their guardians."""
-    pids = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            name = Path(f"/proc/{entry}/comm").read_text(encoding="utf-8").strip()
-            state = Path(f"/proc/{entry}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if name == "stasis-pages" and state != "Z":
-            pids.append(int(entry))
-    return pids
-
-
-def start_lazily(start, folder, what):
-    program = start("/usr/bin/python3", "-c", HOLD + what)
+def start_lazily(start, folder, what, hold=HOLD):
+    program = start("/usr/bin/python3", "-c", hold + what)
     until(lambda: (folder / "ready").exists() or program.parent.poll() is not None, what="ready")
     images = program.checkpoint()
     program.options = ["--lazy-pages"]
@@ -132,12 +118,7 @@ base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 for i in range(0, COUNT, 8): assert libc.mprotect(ctypes.c_void_p(base + i * PAGE), PAGE, 1) == 0
 open("ready", "w").close()
 """
-    program = start("/usr/bin/python3", "-c", HOLD.replace('open("ready", "w").close()\n', split) + VERIFY)
-    until(lambda: (folder / "ready").exists() or program.parent.poll() is not None, what="ready")
-    images = program.checkpoint()
-    program.options = ["--lazy-pages"]
-    program.restore(images)
-    (folder / "restored").touch()
+    program = start_lazily(start, folder, VERIFY, HOLD.replace('open("ready", "w").close()\n', split))
     assert program.wait() == 0, program.err
 
 
