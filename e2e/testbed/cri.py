@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 from e2e.paths import CRI
+from e2e.wait import until
 
 #: What the kubelet sends, in the pod and in each container of it: a pid namespace for each container.
 NAMESPACES = {"namespace_options": {"pid": 1}}
@@ -125,8 +126,19 @@ class Cri:
         return self.status(container)
 
     def remove_pod(self, pod_id):
-        self.call("StopPodSandbox", pod_sandbox_id=pod_id)
+        """As the kubelet does, which asks again: to kill a container in the moment in which containerd 1.6
+        puts one away that ended by itself fails with "ttrpc: closed"."""
+        until(lambda: self._stop_pod(pod_id), what=f"the end of pod {pod_id}", every=0.1)
         self.call("RemovePodSandbox", pod_sandbox_id=pod_id)
+
+    def _stop_pod(self, pod_id):
+        try:
+            self.call("StopPodSandbox", pod_sandbox_id=pod_id)
+            return True
+        except CriError as error:
+            if "ttrpc: closed" in error.message:
+                return False
+            raise
 
     def log(self, pod, name):
         return (self.logs / pod.config["metadata"]["name"] / f"{name}.log").read_text()
