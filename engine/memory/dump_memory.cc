@@ -59,32 +59,62 @@ Result<std::vector<PageRange>> DataOf(int fd) {
   return ranges;
 }
 
-// What of `area` is as it was when it was saved.
-Result<PageRanges> CleanIn(const Area& area, const PageMap& map, const SavedProcess* saved) {
-  const PageRanges whole = {{area.vma.start, area.vma.end}};
-  if (saved == nullptr || !area.Is(kAreaAnonPrivate)) return PageRanges();
-  const Result<PageRanges> rest = map.NotClean(area.vma.start, area.vma.end);
-  if (rest.status().code() == StatusCode::kFailedPrecondition) return PageRanges();
-  RETURN_IF_ERROR(rest.status());
-  return Intersect(Subtract(whole, *rest), saved->saved);
-}
+PageRange All(const Area& area) { return {area.vma.start, area.vma.end}; }
 
-// What `scan` finds in `ranges`. One scan over many pages takes less time than many over few.
-template <typename Scan>
-Result<PageRanges> ScanIn(const PageRanges& ranges, Scan scan) {
-  constexpr std::size_t kMostScans = 64;
-  if (ranges.size() > kMostScans) {
-    ASSIGN_OR_RETURN(const PageRanges found,
-                     scan(PageRange{ranges.front().start, ranges.back().end}));
-    return Intersect(found, ranges);
+// What a process has in its areas.
+class Look {
+ public:
+  static Result<Look> At(const MemoryDumper::Process& process) {
+    ASSIGN_OR_RETURN(PageMap map, PageMap::Open(process.frozen.proc.get()));
+    Look look(process, std::move(map));
+    // One scan over all takes less time than one for each of many areas.
+    if (process.saved == nullptr) {
+      std::uint64_t end = 0;
+      for (const Area& area : process.areas) {
+        if (!area.Is(kAreaVsyscall)) end = area.vma.end;
+      }
+      ASSIGN_OR_RETURN(look.own_, look.map_.FindOwn(0, end));
+    }
+    return look;
   }
-  PageRanges all;
-  for (const PageRange& range : ranges) {
-    ASSIGN_OR_RETURN(const PageRanges found, scan(range));
-    for (const PageRange& pages : found) Append(all, pages);
+
+  // What of `area` is as it was when it was saved.
+  Result<PageRanges> CleanIn(const Area& area) const {
+    if (process_->saved == nullptr || !area.Is(kAreaAnonPrivate)) return PageRanges();
+    const Result<PageRanges> rest = map_.NotClean(area.vma.start, area.vma.end);
+    if (rest.status().code() == StatusCode::kFailedPrecondition) return PageRanges();
+    RETURN_IF_ERROR(rest.status());
+    return Intersect(Subtract({All(area)}, *rest), process_->saved->saved);
   }
-  return all;
-}
+
+  // ... and what is in it besides.
+  Result<PageMap::Own> OwnIn(const Area& area, const PageRanges& clean) const {
+    if (process_->saved == nullptr) {
+      return PageMap::Own{Within(own_.content, All(area)), Within(own_.guards, All(area))};
+    }
+    constexpr std::size_t kMostScans = 64;
+    const PageRanges rest = Subtract({All(area)}, clean);
+    if (rest.size() > kMostScans) {
+      ASSIGN_OR_RETURN(const PageMap::Own found, map_.FindOwn(rest.front().start, rest.back().end));
+      return PageMap::Own{Intersect(found.content, rest), Intersect(found.guards, rest)};
+    }
+    PageMap::Own all;
+    for (const PageRange& range : rest) {
+      ASSIGN_OR_RETURN(const PageMap::Own found, map_.FindOwn(range.start, range.end));
+      for (const PageRange& pages : found.content) Append(all.content, pages);
+      for (const PageRange& pages : found.guards) Append(all.guards, pages);
+    }
+    return all;
+  }
+
+ private:
+  Look(const MemoryDumper::Process& process, PageMap map)
+      : process_(&process), map_(std::move(map)) {}
+
+  const MemoryDumper::Process* process_;
+  PageMap map_;
+  PageMap::Own own_ = {};  // of all areas, where nothing was saved before
+};
 
 image::VmaEntry GuardEntry(const PageRange& range) {
   image::VmaEntry entry;
@@ -121,22 +151,19 @@ std::uint64_t MemoryDumper::Content::page_count() const {
 
 Status MemoryDumper::Scan(Found& found) {
   const FrozenProcess& process = found.process->frozen;
-  ASSIGN_OR_RETURN(const PageMap map, PageMap::Open(process.proc.get()));
+  ASSIGN_OR_RETURN(const Look look, Look::At(*found.process));
   found.content.pid = process.pid;
   found.content.id = static_cast<std::uint64_t>(process.ns_pid);
   ASSIGN_OR_RETURN(found.content.memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
   for (const Area& area : found.process->areas) {
     if (area.Is(kAreaVsyscall)) continue;
-    ASSIGN_OR_RETURN(const PageRanges in_parent, CleanIn(area, map, found.process->saved));
-    const PageRanges rest = Subtract({{area.vma.start, area.vma.end}}, in_parent);
-    ASSIGN_OR_RETURN(const PageRanges guards, ScanIn(rest, [&](const PageRange& range) {
-                       return map.Guards(range.start, range.end);
-                     }));
-    for (const PageRange& range : guards) Append(found.guards, range);
+    ASSIGN_OR_RETURN(const PageRanges clean, look.CleanIn(area));
+    ASSIGN_OR_RETURN(PageMap::Own own, look.OwnIn(area, clean));
+    for (const PageRange& range : own.guards) Append(found.guards, range);
     if (!HasPrivateContent(area)) continue;
     found.pages_scanned += area.vma.size() / kPageBytes;
-    found.pages_in_parent += PageCount(in_parent);
-    RETURN_IF_ERROR(ScanArea(area, map, rest, in_parent, found));
+    found.pages_in_parent += PageCount(clean);
+    AddArea(area, std::move(own.content), clean, found);
   }
   return OkStatus();
 }
@@ -166,19 +193,14 @@ Status MemoryDumper::Add(std::vector<Process> processes) {
   return OkStatus();
 }
 
-Status MemoryDumper::ScanArea(const Area& area, const PageMap& map, const PageRanges& rest,
-                              const PageRanges& in_parent, Found& found) {
+void MemoryDumper::AddArea(const Area& area, PageRanges content, const PageRanges& in_parent,
+                           Found& found) {
   // All of the vDSO, touched or not: a restore compares it with its own kernel's. And all of a ring, which is
   // the kernel's own file.
-  PageRanges here = {{area.vma.start, area.vma.end}};
-  if (!area.Is(kAreaVdso) && !area.Is(kAreaAioRing)) {
-    ASSIGN_OR_RETURN(here, ScanIn(rest, [&](const PageRange& range) {
-                       return map.WithContent(range.start, range.end, false);
-                     }));
-  }
+  if (area.Is(kAreaVdso) || area.Is(kAreaAioRing)) content = {All(area)};
   const bool copied_on_write = area.vma.shared_or_swapped > 0;
   const std::uint32_t lazy = MayBeLazy(area) ? kRunLazy : 0;
-  for (const PageRun& run : MergeRuns(here, kRunPresent, in_parent, kRunInParent)) {
+  for (const PageRun& run : MergeRuns(content, kRunPresent, in_parent, kRunInParent)) {
     std::uint64_t at = run.pages.start;
     for (const std::uint64_t pointer : found.process->stack_pointers) {  // in rising order
       const std::uint64_t page = pointer & ~(kPageBytes - 1);
@@ -189,7 +211,6 @@ Status MemoryDumper::ScanArea(const Area& area, const PageMap& map, const PageRa
     }
     found.content.Add({at, run.pages.end}, run.flags | lazy, copied_on_write);
   }
-  return OkStatus();
 }
 
 Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {

@@ -68,8 +68,8 @@ class MemoryDumper {
     std::uint64_t pages_scanned = 0, pages_in_parent = 0;
   };
   static Status Scan(Found& found);
-  static Status ScanArea(const Area& area, const PageMap& map, const PageRanges& rest,
-                         const PageRanges& in_parent, Found& found);
+  static void AddArea(const Area& area, PageRanges content, const PageRanges& in_parent,
+                      Found& found);
   Status Write(const Content& content, ImageSink& sink);
   Status Progress(std::uint64_t bytes);
 

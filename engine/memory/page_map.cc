@@ -2,7 +2,7 @@
 // Rule    A page is reported when ((categories ^ inverted) & mask) == mask and some of
 //         ((categories ^ inverted) & anyof) is set: an inverted category in the mask must be
 //         absent.
-// Rule    Markers count as swapped: a guard page has GUARD and SWAPPED, so guards are left out by
+// Rule    Markers count as swapped: a guard page has GUARD and SWAPPED, so guards are told apart by
 //         name. PAGE_IS_GUARD came two versions after guard pages (6.15, 6.13); a kernel between
 //         has them unseen, and reading one then fails, which ends the dump.
 // Rule    walk_end may be behind what was reported: the kernel walks again for every 512 regions
@@ -26,6 +26,7 @@
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/memory/page_ranges.h"
 
 namespace stasis::engine {
 namespace {
@@ -75,10 +76,15 @@ Result<PageMap> PageMap::Open(int proc_fd) {
   return PageMap(std::move(fd), knows_guards);
 }
 
-Result<std::vector<PageRange>> PageMap::WithContent(std::uint64_t start, std::uint64_t end,
-                                                    bool file_too) const {
-  const std::uint64_t without = kZeroPage | (knows_guards_ ? kGuard : 0) | (file_too ? 0 : kFile);
-  return Scan(start, end, {.without = without, .any_of = kPresent | kSwapped});
+Result<PageMap::Own> PageMap::FindOwn(std::uint64_t start, std::uint64_t end) const {
+  Own own;
+  const Selection selection = {.without = kZeroPage | kFile,
+                               .any_of = kPresent | kSwapped,
+                               .told = knows_guards_ ? kGuard : 0};
+  RETURN_IF_ERROR(Scan(start, end, selection, [&own](PageRange pages, std::uint64_t categories) {
+    Append((categories & kGuard) != 0 ? own.guards : own.content, pages);
+  }));
+  return own;
 }
 
 Result<std::vector<PageRange>> PageMap::TakeWritten(std::uint64_t start, std::uint64_t end) const {
@@ -98,41 +104,41 @@ Result<std::vector<PageRange>> PageMap::NotClean(std::uint64_t start, std::uint6
   return ranges;
 }
 
-Result<std::vector<PageRange>> PageMap::Guards(std::uint64_t start, std::uint64_t end) const {
-  if (!knows_guards_) return std::vector<PageRange>();
-  return Scan(start, end, {.with = kGuard});
-}
-
-Result<std::vector<PageRange>> PageMap::Scan(std::uint64_t start, std::uint64_t end,
-                                             const Selection& selection) const {
-  std::vector<PageRange> ranges;
+Status PageMap::Scan(std::uint64_t start, std::uint64_t end, const Selection& selection,
+                     const Take& take) const {
   std::array<Region, kRegionsPerCall> regions;
-  while (start < end) {
+  std::uint64_t seen = start;
+  while (seen < end) {
     ScanArgument argument = {};
     argument.flags = selection.flags;
-    argument.start = start;
+    argument.start = seen;
     argument.end = end;
     argument.category_inverted = selection.without;
     argument.category_mask = selection.with | selection.without;
     argument.category_anyof_mask = selection.any_of;
-    // Adjacent regions with equal returned categories are merged; all that we select return this.
-    argument.return_mask = selection.with;
+    // Adjacent regions with equal returned categories are merged.
+    argument.return_mask = selection.with | selection.told;
     const long count = ScanOnce(fd_.get(), regions, argument);
     if (count < 0) {
       return SyscallError(errno, "PAGEMAP_SCAN");
     }
-    for (const Region& region : std::span(regions).first(static_cast<std::size_t>(count))) {
-      if (!ranges.empty() && ranges.back().end == region.start) {
-        ranges.back().end = region.end;
-      } else {
-        ranges.push_back({region.start, region.end});
-      }
-    }
     // All before the end of the last region was looked at, whatever walk_end says.
-    const std::uint64_t seen = std::max(argument.walk_end, ranges.empty() ? 0 : ranges.back().end);
-    if (seen <= start) return Internal("PAGEMAP_SCAN does not go on");
-    start = seen;
+    std::uint64_t next = argument.walk_end;
+    for (const Region& region : std::span(regions).first(static_cast<std::size_t>(count))) {
+      take({region.start, region.end}, region.categories);
+      next = std::max(next, region.end);
+    }
+    if (next <= seen) return Internal("PAGEMAP_SCAN does not go on");
+    seen = next;
   }
+  return OkStatus();
+}
+
+Result<std::vector<PageRange>> PageMap::Scan(std::uint64_t start, std::uint64_t end,
+                                             const Selection& selection) const {
+  PageRanges ranges;
+  RETURN_IF_ERROR(Scan(start, end, selection,
+                       [&ranges](PageRange pages, std::uint64_t) { Append(ranges, pages); }));
   return ranges;
 }
 

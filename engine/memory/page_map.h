@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -25,11 +26,15 @@ class PageMap {
   /// `proc_fd` is the directory /proc/PID. Unimplemented: the kernel has no PAGEMAP_SCAN.
   static Result<PageMap> Open(int proc_fd);
 
-  /// Pages from `start` to `end` that are present or swapped out, in rising order, adjacent ones
-  /// merged; neither the shared zero page nor guard pages. `file_too`: also pages that are still
-  /// the page cache's; without it, of a private file mapping, those that were copied on write.
-  Result<std::vector<PageRange>> WithContent(std::uint64_t start, std::uint64_t end,
-                                             bool file_too) const;
+  /// What is there from `start` to `end`, in rising order, adjacent pages merged.
+  struct Own {
+    /// Pages that are present or swapped out, of a private file mapping those that were copied on write;
+    /// neither the shared zero page nor guards.
+    std::vector<PageRange> content;
+    /// Pages that madvise(2) MADV_GUARD_INSTALL made (Linux 6.13).
+    std::vector<PageRange> guards;
+  };
+  Result<Own> FindOwn(std::uint64_t start, std::uint64_t end) const;
   /// Of areas that a WriteTracker watches: pages that are present and were written (or came) since the last
   /// time; each is watched again from before this gives it. Pages of other areas are left out.
   Result<std::vector<PageRange>> TakeWritten(std::uint64_t start, std::uint64_t end) const;
@@ -39,16 +44,18 @@ class PageMap {
   /// and have neither changed nor gone since, whether there is a page or none. FailedPrecondition: nobody
   /// watches it, or not all of it.
   Result<std::vector<PageRange>> NotClean(std::uint64_t start, std::uint64_t end) const;
-  /// Pages that madvise(2) MADV_GUARD_INSTALL made (Linux 6.13).
-  Result<std::vector<PageRange>> Guards(std::uint64_t start, std::uint64_t end) const;
 
  private:
   PageMap(UniqueFd fd, bool knows_guards) : fd_(std::move(fd)), knows_guards_(knows_guards) {}
   struct Selection {
     std::uint64_t without = 0, with = 0;  // categories that must be absent, present
     std::uint64_t any_of = 0;             // 0: no matter
+    std::uint64_t told = 0;               // categories that `take` hears of
     std::uint64_t flags = 0;
   };
+  using Take = std::function<void(PageRange pages, std::uint64_t categories)>;
+  Status Scan(std::uint64_t start, std::uint64_t end, const Selection& selection,
+              const Take& take) const;
   Result<std::vector<PageRange>> Scan(std::uint64_t start, std::uint64_t end,
                                       const Selection& selection) const;
 

@@ -37,6 +37,15 @@ PageRanges Intersect(const PageRanges& a, const PageRanges& b) {
   return common;
 }
 
+PageRanges Within(const PageRanges& ranges, PageRange part) {
+  PageRanges inside;
+  auto at = std::ranges::upper_bound(ranges, part.start, {}, &PageRange::end);
+  for (; at != ranges.end() && at->start < part.end; ++at) {
+    Append(inside, {std::max(at->start, part.start), std::min(at->end, part.end)});
+  }
+  return inside;
+}
+
 PageRanges Subtract(const PageRanges& a, const PageRanges& b) {
   PageRanges rest;
   auto out = b.begin();

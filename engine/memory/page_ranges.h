@@ -14,6 +14,8 @@ void Append(PageRanges& ranges, PageRange range);
 
 PageRanges Unite(const PageRanges& a, const PageRanges& b);
 PageRanges Intersect(const PageRanges& a, const PageRanges& b);
+/// What of `ranges` is in `part`; found in the time of a search.
+PageRanges Within(const PageRanges& ranges, PageRange part);
 /// What is in `a` and not in `b`.
 PageRanges Subtract(const PageRanges& a, const PageRanges& b);
 

@@ -47,6 +47,8 @@ TEST(PageRangesTest, AreAsTheSetsOfTheirPages) {
     EXPECT_EQ(PagesIn(Intersect(x, y)), common);
     EXPECT_EQ(PagesIn(Subtract(x, y)), rest);
     EXPECT_EQ(PageCount(x), a.size());
+    const PageRange part = {random() % 20 * kPageBytes, (20 + random() % 20) * kPageBytes};
+    EXPECT_EQ(PagesIn(Within(x, part)), PagesIn(Intersect(x, {part})));
     for (const PageRanges& ranges : {Unite(x, y), Intersect(x, y), Subtract(x, y)}) {
       ExpectTidy(ranges);
     }
