@@ -26,9 +26,7 @@ class CgroupDumper {
   /// What the tree's own cgroups are below: of a container its own, on the host ours.
   static Result<CgroupDumper> Create(const FrozenProcess& root, const Options& options);
 
-  /// Where a thread is, as /proc has it; for any thread of ours.
-  static Result<std::string> Look(const FrozenProcess& process, const FrozenThread& thread);
-  /// Notes that thread `tid` is there.
+  /// Notes that thread `tid` is where its file `cgroup` says.
   Status Add(pid_t tid, const std::string& cgroups);
   /// Reads the directories and settings, and gives each thread the number of its set. Nothing, when all
   /// are where the tree as a whole is.

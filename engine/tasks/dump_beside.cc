@@ -23,7 +23,7 @@ BesideLook::~BesideLook() {
 
 Status BesideLook::LookAt(Seen& seen) const {
   RETURN_IF_ERROR(namespaces_.CheckSame(*seen.process, *seen.thread));
-  ASSIGN_OR_RETURN(seen.cgroups, CgroupDumper::Look(*seen.process, *seen.thread));
+  ASSIGN_OR_RETURN(seen.cgroups, seen.thread->files.Read(TaskFiles::kCgroup));
   return ReadSettings(*seen.thread, seen.settings);
 }
 

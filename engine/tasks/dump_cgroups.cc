@@ -147,10 +147,6 @@ Result<CgroupDumper> CgroupDumper::Create(const FrozenProcess& root, const Optio
   return dumper;
 }
 
-Result<std::string> CgroupDumper::Look(const FrozenProcess& process, const FrozenThread& thread) {
-  return ReadFileAt(process.proc.get(), "task/" + std::to_string(thread.tid()) + "/cgroup");
-}
-
 Status CgroupDumper::Add(pid_t tid, const std::string& cgroups) {
   if (ignore_) return OkStatus();
   auto known = by_text_.find(cgroups);

@@ -189,10 +189,9 @@ Status NamespaceDumper::CheckThread(int ns_fd, bool is_leader) const {
 }
 
 Status NamespaceDumper::CheckSame(const FrozenProcess& process, const FrozenThread& thread) const {
-  ASSIGN_OR_RETURN(const UniqueFd ns,
-                   OpenAt(process.proc.get(), "task/" + std::to_string(thread.tid()) + "/ns",
-                          O_PATH | O_DIRECTORY));
-  return CheckThread(ns.get(), thread.tid() == process.pid);
+  UniqueFd opened;
+  ASSIGN_OR_RETURN(const int ns, thread.files.Namespaces(opened));
+  return CheckThread(ns, thread.tid() == process.pid);
 }
 
 Status NamespaceDumper::CheckSame(const FrozenProcess& process) const {

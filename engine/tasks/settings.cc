@@ -26,7 +26,6 @@
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/proc/text.h"
-#include "engine/tracee/task_folder.h"
 
 #ifndef PR_SET_MEMORY_MERGE  // Linux 6.4
 #define PR_SET_MEMORY_MERGE 67
@@ -62,9 +61,7 @@ std::uint32_t SpeculationOf(std::string_view text) {
 }
 
 Status ReadProcessorSettings(const FrozenThread& thread, image::ThreadCoreEntry& core) {
-  // Not a folder of its own, which the kernel would have to make; the status was read in this one.
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(AT_FDCWD, TaskFolder(thread.status.tgid, thread.tid()) + "/stat"));
+  ASSIGN_OR_RETURN(const std::string text, thread.files.Read(TaskFiles::kStat));
   ASSIGN_OR_RETURN(const TaskStat stat, ParseTaskStat(text));
   if ((stat.flags & kMachineCheckSet) != 0) {
     core.set_stasis_machine_check((stat.flags & kMachineCheckEarly) != 0 ? PR_MCE_KILL_EARLY
@@ -83,9 +80,7 @@ Status ReadProcessorSettings(const FrozenThread& thread, image::ThreadCoreEntry&
 }  // namespace
 
 Status ReadSettings(const FrozenThread& thread, image::ThreadCoreEntry& core) {
-  // Not below /proc/PID/task: this file is there for each thread as a process only.
-  const auto text =
-      ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(thread.tid()) + "/timerslack_ns");
+  const auto text = thread.files.Read(TaskFiles::kTimerSlack);
   RETURN_IF_ERROR(text.status());
   ASSIGN_OR_RETURN(const auto slack, text::Number<std::uint64_t>(text::Trim(*text)));
   if (slack != kDefaultSlackNs && slack != 0) core.set_stasis_timer_slack_ns(slack);

@@ -57,8 +57,7 @@ Status ReadStatus(Stopped& stopped) {
     stopped.thread.status = stopped.process.status;  // one and the same
     return OkStatus();
   }
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(stopped.process.proc.get(),
-                                                      "task/" + std::to_string(tid) + "/status"));
+  ASSIGN_OR_RETURN(const std::string text, stopped.thread.files.Read(TaskFiles::kStatus));
   ASSIGN_OR_RETURN(stopped.thread.status, ParseTaskStatus(text));
   return OkStatus();
 }
@@ -91,11 +90,6 @@ Status KeepWait(Stopped& stopped, const WaitsBeforeFreeze& before, EarlierStops*
   return arch::WriteGeneral(tid, *registers);
 }
 
-Result<TaskStat> ReadStat(int proc_fd) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "stat"));
-  return ParseTaskStat(text);
-}
-
 // Its memory and descriptors are shown by no file of /proc of the whole process any more.
 Status LeaderHasEnded(const FrozenProcess& process) {
   return Unimplemented("pid " + std::to_string(process.ns_pid) + " (" + process.status.name +
@@ -105,21 +99,65 @@ Status LeaderHasEnded(const FrozenProcess& process) {
 
 }  // namespace
 
+// The tree shortly before it is frozen: what of it is there then is found faster.
+struct FrozenTree::Before {
+  Shape shape;
+  std::map<pid_t, std::vector<pid_t>> tids;  // of each process
+  std::map<pid_t, TaskFiles> files;          // of each thread
+  WaitsBeforeFreeze waits;
+
+  static Before Look(pid_t root) {
+    Before before = {.shape = {{root, 0}}, .tids = {}, .files = {}, .waits = {}};
+    std::vector<std::pair<pid_t, pid_t>> threads;
+    for (std::size_t i = 0; i < before.shape.size(); ++i) {
+      const pid_t pid = before.shape[i].first;
+      std::vector<pid_t>& tids = before.tids[pid];
+      tids = ThreadsOf(pid);
+      for (const pid_t tid : tids) {
+        threads.emplace_back(pid, tid);
+        TaskFiles& files = before.files[tid] = TaskFiles(pid, tid);
+        files.Open();
+        for (const pid_t child : ChildrenOf(files)) before.shape.emplace_back(child, pid);
+      }
+    }
+    before.waits = WaitsBeforeFreeze::Look(threads);
+    return before;
+  }
+
+  // None when the thread has ended.
+  static std::vector<pid_t> ChildrenOf(const TaskFiles& files) {
+    const Result<std::string> text = files.Read(TaskFiles::kChildren);
+    return text.ok() ? ParseChildren(*text) : std::vector<pid_t>();
+  }
+};
+
 // Seizes and interrupts threads, and waits for them.
 class FrozenTree::Freezer {
  public:
-  Freezer(steady_clock::time_point deadline, const std::stop_token& stop)
-      : deadline_(deadline), stop_(stop) {}
+  Freezer(Before& before, steady_clock::time_point deadline, const std::stop_token& stop)
+      : before_(before), deadline_(deadline), stop_(stop) {}
 
-  // Adds the process and interrupts its threads. True when something new was found.
-  Result<bool> Visit(pid_t pid) {
+  // Interrupts the threads `tids` of a process. True when there is a new one among them.
+  Result<bool> Visit(pid_t pid, const std::vector<pid_t>& tids) {
     bool found = false;
-    for (const pid_t tid : ThreadsOf(pid)) {
+    for (const pid_t tid : tids) {
       if (threads_.contains(tid)) continue;
       ASSIGN_OR_RETURN(const bool seized, Seize(pid, tid));
       found = found || seized;
     }
     return found;
+  }
+
+  // Of threads that were visited.
+  std::vector<pid_t> ChildrenOf(const std::vector<pid_t>& tids) const {
+    std::vector<pid_t> children;
+    for (const pid_t tid : tids) {
+      const auto thread = threads_.find(tid);
+      if (thread == threads_.end()) continue;  // it has ended
+      const std::vector<pid_t> of_one = Before::ChildrenOf(thread->second.files);
+      children.insert(children.end(), of_one.begin(), of_one.end());
+    }
+    return children;
   }
 
   // Waits for all threads that were interrupted and not yet seen to stand still.
@@ -159,6 +197,7 @@ class FrozenTree::Freezer {
 
   struct Thread {
     Tracee tracee;
+    TaskFiles files;
     pid_t pid;
     bool stopped = false;
     int stop_signal = 0;
@@ -175,7 +214,11 @@ class FrozenTree::Freezer {
     }
     if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
     RETURN_IF_ERROR(tracee->Interrupt());
-    threads_.emplace(tid, Thread{.tracee = *std::move(tracee), .pid = pid});
+    const auto files = before_.files.find(tid);
+    threads_.emplace(tid, Thread{.tracee = *std::move(tracee),
+                                 .files = files != before_.files.end() ? std::move(files->second)
+                                                                       : TaskFiles(pid, tid),
+                                 .pid = pid});
     return true;
   }
 
@@ -233,6 +276,7 @@ class FrozenTree::Freezer {
     }
   }
 
+  Before& before_;
   steady_clock::time_point deadline_;
   const std::stop_token& stop_;
   std::map<pid_t, Thread> threads_;
@@ -242,12 +286,12 @@ class FrozenTree::Freezer {
 
 namespace {
 
-// Stops all threads under `root`. `seen_before`: the tree shortly before, to be stopped before anything is listed
-// again; it is in general still the same. DeadlineExceeded: a thread does not stop.
-Result<FrozenTree::Shape> FreezeOnce(pid_t root, const FrozenTree::Shape& seen_before,
+// Stops all threads under `root`: those that were there before first, then what is listed while they stand.
+// DeadlineExceeded: a thread does not stop.
+Result<FrozenTree::Shape> FreezeOnce(pid_t root, const FrozenTree::Before& before,
                                      FrozenTree::Freezer& freezer) {
-  FrozenTree::Shape tree = seen_before;
-  for (const auto& [pid, parent] : tree) RETURN_IF_ERROR(freezer.Visit(pid).status());
+  FrozenTree::Shape tree = before.shape;
+  for (const auto& [pid, tids] : before.tids) RETURN_IF_ERROR(freezer.Visit(pid, tids).status());
   RETURN_IF_ERROR(freezer.WaitAll());
   bool changed = true;
   while (changed) {
@@ -255,10 +299,12 @@ Result<FrozenTree::Shape> FreezeOnce(pid_t root, const FrozenTree::Shape& seen_b
     std::vector<std::pair<pid_t, pid_t>> now = {{root, 0}};
     std::set<pid_t> seen = {root};
     for (std::size_t i = 0; i < now.size(); ++i) {
-      ASSIGN_OR_RETURN(const bool found, freezer.Visit(now[i].first));
+      const pid_t pid = now[i].first;
+      const std::vector<pid_t> tids = ThreadsOf(pid);
+      ASSIGN_OR_RETURN(const bool found, freezer.Visit(pid, tids));
       changed = changed || found;
-      for (const pid_t child : ChildrenOf(now[i].first)) {
-        if (seen.insert(child).second) now.emplace_back(child, now[i].first);
+      for (const pid_t child : freezer.ChildrenOf(tids)) {
+        if (seen.insert(child).second) now.emplace_back(child, pid);
       }
     }
     RETURN_IF_ERROR(freezer.WaitAll());
@@ -274,10 +320,10 @@ FrozenTree::~FrozenTree() { (void)Thaw(); }
 
 Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadline,
                                       const std::stop_token& stop, EarlierStops* earlier) {
-  const WaitsBeforeFreeze before = WaitsBeforeFreeze::Look(root);
-  Freezer freezer(deadline, stop);
+  Before before = Before::Look(root);
+  Freezer freezer(before, deadline, stop);
   for (int attempt = 1;; ++attempt) {
-    const Result<Shape> shape = FreezeOnce(root, before.tree(), freezer);
+    const Result<Shape> shape = FreezeOnce(root, before, freezer);
     const Status& status = shape.status();
     if (status.ok()) return FrozenTree::Of(*shape, freezer, before, earlier);
     if (status.code() != StatusCode::kDeadlineExceeded) return status;
@@ -291,8 +337,8 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
   }
 }
 
-Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
-                                  const WaitsBeforeFreeze& before, EarlierStops* earlier) {
+Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer, const Before& before,
+                                  EarlierStops* earlier) {
   FrozenTree tree;
   tree.first_stop_ = freezer.first_stop();
   std::map<pid_t, std::vector<pid_t>> tids;
@@ -303,8 +349,9 @@ Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer,
     process.parent = parent;
     for (const pid_t tid : tids[pid]) {
       Freezer::Thread& thread = freezer.threads().at(tid);
-      process.threads.push_back(
-          {.tracee = std::move(thread.tracee), .stop_signal = thread.stop_signal});
+      process.threads.push_back({.tracee = std::move(thread.tracee),
+                                 .files = std::move(thread.files),
+                                 .stop_signal = thread.stop_signal});
       // The map is in the order of thread ids, which have nothing to do with who is the leader.
       if (tid == pid) std::swap(process.threads.front(), process.threads.back());
     }
@@ -325,15 +372,18 @@ Result<FrozenTree> FrozenTree::Look(pid_t root) {
     const Status status = ReadProcess(process);
     if (status.code() == StatusCode::kNotFound && pid != root) continue;
     RETURN_IF_ERROR(status);
-    if (process.zombie && ThreadsOf(pid).size() > 1) return LeaderHasEnded(process);
-    for (const pid_t tid : process.zombie ? std::vector<pid_t>() : ThreadsOf(pid)) {
-      const auto text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/status");
-      if (!text.ok()) continue;
+    const std::vector<pid_t> tids = ThreadsOf(pid);
+    if (process.zombie && tids.size() > 1) return LeaderHasEnded(process);
+    for (const pid_t tid : tids) {
+      TaskFiles files(pid, tid);
+      for (const pid_t child : Before::ChildrenOf(files)) shape.emplace_back(child, pid);
+      const auto text = files.Read(TaskFiles::kStatus);
+      if (!text.ok() || process.zombie) continue;
       FrozenThread& thread = process.threads.emplace_back();
+      thread.files = std::move(files);
       ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(*text));
     }
     tree.processes_.push_back(std::move(process));
-    for (const pid_t child : ChildrenOf(pid)) shape.emplace_back(child, pid);
   }
   return tree;
 }
@@ -343,16 +393,19 @@ Status FrozenTree::ReadProcess(FrozenProcess& process) {
   Result<UniqueFd> proc = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
   if (!proc.ok()) return NotFound("no process with pid " + std::to_string(process.pid));
   process.proc = *std::move(proc);
-  ASSIGN_OR_RETURN(process.stat, ReadStat(process.proc.get()));
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "status"));
-  ASSIGN_OR_RETURN(process.status, ParseTaskStatus(text));
+  const TaskFiles unopened(process.pid, process.pid);
+  const TaskFiles& files = process.threads.empty() ? unopened : process.threads.front().files;
+  ASSIGN_OR_RETURN(const std::string stat, files.Read(TaskFiles::kStat));
+  ASSIGN_OR_RETURN(process.stat, ParseTaskStat(stat));
+  ASSIGN_OR_RETURN(const std::string status, files.Read(TaskFiles::kStatus));
+  ASSIGN_OR_RETURN(process.status, ParseTaskStatus(status));
   if (process.status.ns_pid.empty()) return Unimplemented("/proc/PID/status has no NSpid");
   process.ns_pid = process.status.ns_pid.back();
   process.zombie = process.status.state == 'Z';
   return OkStatus();
 }
 
-Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earlier) {
+Status FrozenTree::ReadTasks(const Before& before, EarlierStops* earlier) {
   std::vector<Stopped> all;
   for (FrozenProcess& process : processes_) {
     for (FrozenThread& thread : process.threads) {
@@ -370,7 +423,7 @@ Status FrozenTree::ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earl
     return FailedPrecondition("pid " + std::to_string(root().pid) + " has ended (it is a zombie)");
   }
   RETURN_IF_ERROR(InHalves(std::span(all), ReadStatus));
-  for (Stopped& stopped : all) RETURN_IF_ERROR(KeepWait(stopped, before, earlier));
+  for (Stopped& stopped : all) RETURN_IF_ERROR(KeepWait(stopped, before.waits, earlier));
   return OkStatus();
 }
 
@@ -386,7 +439,6 @@ Status FrozenTree::Thaw() {
       if (!status.ok() && status.code() != StatusCode::kNotFound) worst = status;
     }
   }
-  processes_.clear();
   return worst;
 }
 

@@ -13,6 +13,7 @@
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
 #include "engine/proc/task.h"
+#include "engine/tracee/task_files.h"
 #include "engine/tracee/tracee.h"
 #include "engine/tracee/waits.h"
 
@@ -20,6 +21,7 @@ namespace stasis::engine {
 
 struct FrozenThread {
   Tracee tracee;
+  TaskFiles files = {};
   TaskStatus status = {};  ///< /proc/TID/status, read while it stood still.
   int stop_signal = 0;     ///< Not 0: it was in group-stop by this signal already.
   /// How long, at least, it had slept in a wait that its stop interrupted; unset where nobody knows.
@@ -69,13 +71,14 @@ class FrozenTree {
 
   // For the implementation alone.
   class Freezer;
+  struct Before;
   using Shape = std::vector<std::pair<pid_t, pid_t>>;  ///< Process, its parent; parents first.
 
  private:
   FrozenTree() = default;
-  static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer,
-                               const WaitsBeforeFreeze& before, EarlierStops* earlier);
-  Status ReadTasks(const WaitsBeforeFreeze& before, EarlierStops* earlier);
+  static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer, const Before& before,
+                               EarlierStops* earlier);
+  Status ReadTasks(const Before& before, EarlierStops* earlier);
   static Status ReadProcess(FrozenProcess& process);
 
   std::vector<FrozenProcess> processes_;

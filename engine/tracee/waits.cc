@@ -199,17 +199,12 @@ void EarlierStops::Recount(pid_t tid, std::uint64_t voluntary_switches) {
   if (last != last_.end()) last->second.voluntary_switches = voluntary_switches;
 }
 
-WaitsBeforeFreeze WaitsBeforeFreeze::Look(pid_t root) {
+WaitsBeforeFreeze WaitsBeforeFreeze::Look(const std::vector<std::pair<pid_t, pid_t>>& threads) {
   WaitsBeforeFreeze before;
   std::map<pid_t, Seen> seen;
-  before.tree_ = {{root, 0}};
-  for (std::size_t i = 0; i < before.tree_.size(); ++i) {
-    const pid_t pid = before.tree_[i].first;
-    for (const pid_t tid : ThreadsOf(pid)) {
-      const Result<Seen> thread = LookAt(TaskFolder(pid, tid));
-      if (thread.ok()) seen.emplace(tid, *thread);
-    }
-    for (const pid_t child : ChildrenOf(pid)) before.tree_.emplace_back(child, pid);
+  for (const auto& [pid, tid] : threads) {
+    const Result<Seen> thread = LookAt(TaskFolder(pid, tid));
+    if (thread.ok()) seen.emplace(tid, *thread);
   }
 
   ProcessorClocks clocks;

@@ -60,11 +60,8 @@ class EarlierStops {
 /// doing is of no use, and nothing is lost but a time.
 class WaitsBeforeFreeze {
  public:
-  /// Looks at each thread once, some 20 us; at one that waits for some time, 100 us.
-  static WaitsBeforeFreeze Look(pid_t root);
-
-  /// The processes that there were, each with its parent; parents first.
-  const std::vector<std::pair<pid_t, pid_t>>& tree() const { return tree_; }
+  /// Looks at each of `threads`, process and thread, once: some 20 us; at one that waits for some time, 100 us.
+  static WaitsBeforeFreeze Look(const std::vector<std::pair<pid_t, pid_t>>& threads);
 
   struct Wait {
     arch::SystemCall call;   ///< The one that waits, not restart_syscall(2).
@@ -79,7 +76,6 @@ class WaitsBeforeFreeze {
                            std::uint64_t voluntary_switches) const;
 
  private:
-  std::vector<std::pair<pid_t, pid_t>> tree_;
   std::map<pid_t, Wait> waits_;
 };
 

@@ -27,7 +27,9 @@ PageRanges RangesOf(const Pages& pages) {
 void ExpectTidy(const PageRanges& ranges) {
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     EXPECT_LT(ranges[i].start, ranges[i].end);
-    if (i > 0) EXPECT_LT(ranges[i - 1].end, ranges[i].start);
+    if (i > 0) {
+      EXPECT_LT(ranges[i - 1].end, ranges[i].start);
+    }
   }
 }
 
