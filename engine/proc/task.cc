@@ -11,6 +11,7 @@ namespace {
 using text::CutLine;
 using text::CutWord;
 using text::Field;
+using text::Fields;
 using text::Number;
 using text::ReadField;
 using text::Trim;
@@ -32,7 +33,7 @@ std::string UnescapeName(std::string_view text) {
 }
 
 template <typename T>
-Result<std::vector<T>> NumbersOf(std::string_view text, std::string_view key) {
+Result<std::vector<T>> NumbersOf(Fields& text, std::string_view key) {
   const std::optional<std::string_view> field = Field(text, key);
   if (!field) return DataLoss("no line \"" + std::string(key) + ":\"");
   std::vector<T> numbers;
@@ -42,7 +43,7 @@ Result<std::vector<T>> NumbersOf(std::string_view text, std::string_view key) {
   return numbers;
 }
 
-Status ReadIds(std::string_view text, std::string_view key, std::array<std::uint32_t, 4>& ids) {
+Status ReadIds(Fields& text, std::string_view key, std::array<std::uint32_t, 4>& ids) {
   ASSIGN_OR_RETURN(const std::vector<std::uint32_t> numbers, NumbersOf<std::uint32_t>(text, key));
   if (numbers.size() != ids.size()) return DataLoss(std::string(key) + ": not four numbers");
   std::copy(numbers.begin(), numbers.end(), ids.begin());
@@ -51,11 +52,15 @@ Status ReadIds(std::string_view text, std::string_view key, std::array<std::uint
 
 // For lines that a kernel may leave out.
 template <std::integral T>
-Status ReadOptionalField(std::string_view text, std::string_view key, T& target, int base = 10) {
-  return Field(text, key) ? ReadField(text, key, target, base) : OkStatus();
+Status ReadOptionalField(Fields& text, std::string_view key, T& target, int base = 10) {
+  const std::optional<std::string_view> field = Field(text, key);
+  if (!field) return OkStatus();
+  const Result<T> value = Number<T>(*field, base);
+  if (value.ok()) target = *value;
+  return Annotate(value.status(), key);
 }
 
-Status ReadSignalsAndCapabilities(std::string_view text, TaskStatus& status) {
+Status ReadSignalsAndCapabilities(Fields& text, TaskStatus& status) {
   const std::pair<std::string_view, std::uint64_t*> masks[] = {
       {"SigPnd", &status.sig_pending},   {"ShdPnd", &status.shared_pending},
       {"SigBlk", &status.blocked},       {"SigIgn", &status.ignored},
@@ -67,7 +72,7 @@ Status ReadSignalsAndCapabilities(std::string_view text, TaskStatus& status) {
   return OkStatus();
 }
 
-Status ReadNamespacePids(std::string_view text, TaskStatus& status) {
+Status ReadNamespacePids(Fields& text, TaskStatus& status) {
   ASSIGN_OR_RETURN(status.ns_tgid, NumbersOf<pid_t>(text, "NStgid"));
   ASSIGN_OR_RETURN(status.ns_pid, NumbersOf<pid_t>(text, "NSpid"));
   ASSIGN_OR_RETURN(status.ns_pgid, NumbersOf<pid_t>(text, "NSpgid"));
@@ -76,18 +81,21 @@ Status ReadNamespacePids(std::string_view text, TaskStatus& status) {
   return OkStatus();
 }
 
-Result<TaskStatus> ReadTaskStatus(std::string_view text) {
+// In the order in which the kernel writes it (fs/proc/array.c): a tree may have ten thousand threads.
+Result<TaskStatus> ReadTaskStatus(std::string_view whole) {
   TaskStatus status;
+  Fields text(whole);
+  RETURN_IF_ERROR(ReadOptionalField(text, "Umask", status.umask, 8));  // a zombie has none
   const std::optional<std::string_view> state = Field(text, "State");
-  if (!text.starts_with("Name:\t") || !state || state->empty()) return DataLoss("no name or state");
+  if (!whole.starts_with("Name:\t") || !state || state->empty())
+    return DataLoss("no name or state");
   // Not trimmed: a name may begin or end with blanks.
-  status.name = UnescapeName(text.substr(6, text.find('\n') - 6));
+  status.name = UnescapeName(whole.substr(6, whole.find('\n') - 6));
   status.state = state->front();
   RETURN_IF_ERROR(ReadField(text, "Tgid", status.tgid));
   RETURN_IF_ERROR(ReadField(text, "Pid", status.pid));
   RETURN_IF_ERROR(ReadField(text, "PPid", status.ppid));
   RETURN_IF_ERROR(ReadField(text, "TracerPid", status.tracer_pid));
-  RETURN_IF_ERROR(ReadOptionalField(text, "Umask", status.umask, 8));  // a zombie has none
   RETURN_IF_ERROR(ReadIds(text, "Uid", status.uid));
   RETURN_IF_ERROR(ReadIds(text, "Gid", status.gid));
   ASSIGN_OR_RETURN(status.groups, NumbersOf<std::uint32_t>(text, "Groups"));

@@ -71,9 +71,36 @@ inline std::optional<std::string_view> Field(std::string_view text, std::string_
   return std::nullopt;
 }
 
+/// Fields of one text: those that are asked for in their order are found without a search.
+class Fields {
+ public:
+  explicit Fields(std::string_view text) : text_(text), rest_(text) {}
+
+  /// As Field().
+  std::optional<std::string_view> Find(std::string_view key) {
+    const std::string_view before = text_.substr(0, text_.size() - rest_.size());
+    for (std::string_view part : {rest_, before}) {
+      while (!part.empty()) {
+        const std::string_view line = CutLine(part);
+        if (!line.starts_with(key) || !line.substr(key.size()).starts_with(':')) continue;
+        rest_ = text_.substr(static_cast<std::size_t>(line.data() + line.size() - text_.data()));
+        return Trim(line.substr(key.size() + 1));
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::string_view text_, rest_;
+};
+
+inline std::optional<std::string_view> Field(Fields& fields, std::string_view key) {
+  return fields.Find(key);
+}
+
 /// `target` from the line "`key`:"; DataLoss when there is none, or no number on it.
-template <std::integral T>
-Status ReadField(std::string_view text, std::string_view key, T& target, int base = 10) {
+template <typename Text, std::integral T>
+Status ReadField(Text&& text, std::string_view key, T& target, int base = 10) {
   const std::optional<std::string_view> field = Field(text, key);
   if (!field) return DataLoss("no line \"" + std::string(key) + ":\"");
   const Result<T> value = Number<T>(*field, base);
