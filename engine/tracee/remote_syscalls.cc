@@ -138,20 +138,28 @@ Result<RemoteSyscalls> RemoteSyscalls::Begin(Tracee& tracee, const CallPlace& pl
 
 Result<RemoteSyscalls> RemoteSyscalls::Begin(Tracee& tracee, const CallPlace& place,
                                              const arch::Registers& registers, std::uint64_t mask) {
-  const std::vector<std::byte> bytes = arch::SignalFrame(registers, mask, place.frame);
-  if (bytes.size() > place.frame_bytes) {
-    return Unimplemented("this processor's registers need a frame of " +
-                         std::to_string(bytes.size()) + " bytes");
-  }
-  RETURN_IF_ERROR(WriteMemory(tracee.tid(), place.frame, bytes));
   RemoteSyscalls remote(tracee, place);
+  remote.frame_ = arch::SignalFrame(registers, mask, place.frame);
+  if (remote.frame_.size() > place.frame_bytes) {
+    return Unimplemented("this processor's registers need a frame of " +
+                         std::to_string(remote.frame_.size()) + " bytes");
+  }
   remote.saved_ = registers.general;
   remote.saved_mask_ = mask;
-  // The way home comes before the signals are blocked: were the tracer to die in between, the thread
-  // would go on with all of them blocked.
-  RETURN_IF_ERROR(arch::WriteGeneral(tracee.tid(), remote.Calling(SYS_getpid, {})));
-  RETURN_IF_ERROR(tracee.SetSignalMask(kAllSignals));
   return remote;
+}
+
+// The way home comes before the signals are blocked: were the tracer to die in between, the thread would go on
+// with all of them blocked.
+Status RemoteSyscalls::Enter(const arch::GeneralRegisters& registers, std::uint64_t mask) {
+  if (!frame_.empty()) RETURN_IF_ERROR(WriteMemory(tracee_.tid(), place_.frame, frame_));
+  frame_.clear();
+  RETURN_IF_ERROR(arch::WriteGeneral(tracee_.tid(), registers));
+  entered_ = true;
+  if (mask_ == mask) return OkStatus();
+  RETURN_IF_ERROR(tracee_.SetSignalMask(mask));
+  mask_ = mask;
+  return OkStatus();
 }
 
 RemoteSyscalls::RemoteSyscalls(RemoteSyscalls&& other) noexcept
@@ -160,6 +168,9 @@ RemoteSyscalls::RemoteSyscalls(RemoteSyscalls&& other) noexcept
       place_(other.place_),
       saved_(other.saved_),
       saved_mask_(other.saved_mask_),
+      frame_(std::move(other.frame_)),
+      entered_(other.entered_),
+      mask_(other.mask_),
       used_(other.used_),
       stop_pending_(other.stop_pending_) {}
 
@@ -171,6 +182,9 @@ RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
   place_ = other.place_;
   saved_ = other.saved_;
   saved_mask_ = other.saved_mask_;
+  frame_ = std::move(other.frame_);
+  entered_ = other.entered_;
+  mask_ = other.mask_;
   used_ = other.used_;
   stop_pending_ = other.stop_pending_;
   return *this;
@@ -203,7 +217,7 @@ Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
 Status RemoteSyscalls::Start(long number, const std::array<std::uint64_t, 6>& arguments) {
   // The registers stay at the homeward code from one call to the next, so that every instruction at
   // which the thread could be left alone leads it home.
-  RETURN_IF_ERROR(arch::WriteGeneral(tracee_.tid(), Calling(number, arguments)));
+  RETURN_IF_ERROR(Enter(Calling(number, arguments), kAllSignals));
   return tracee_.ContinueToSyscall();
 }
 
@@ -213,10 +227,9 @@ Status RemoteSyscalls::StartAll(std::uint64_t at, std::vector<arch::CallInside> 
   calls.push_back(
       {.number = SYS_tgkill, .arguments = {number(ids.first), number(ids.second), number(signal)}});
   RETURN_IF_ERROR(WriteMemory(tracee_.tid(), at, std::as_bytes(std::span(calls))));
-  RETURN_IF_ERROR(arch::WriteGeneral(
-      tracee_.tid(), arch::ForCalls(saved_, place_.code, place_.frame + arch::FrameStackOffset(),
-                                    at, calls.size())));
-  RETURN_IF_ERROR(tracee_.SetSignalMask(kAllSignals & ~(std::uint64_t{1} << (signal - 1))));
+  RETURN_IF_ERROR(Enter(arch::ForCalls(saved_, place_.code, place_.frame + arch::FrameStackOffset(),
+                                       at, calls.size()),
+                        kAllSignals & ~(std::uint64_t{1} << (signal - 1))));
   return tracee_.Continue();
 }
 
@@ -230,7 +243,7 @@ Status RemoteSyscalls::EndAll(int signal) {
     }
     if (stop.kind == Stop::Kind::kSignal && stop.signal == signal) {
       ASSIGN_OR_RETURN(const arch::GeneralRegisters now, arch::ReadGeneral(tracee_.tid()));
-      if (arch::AreMade(now, place_.code)) return tracee_.SetSignalMask(kAllSignals);
+      if (arch::AreMade(now, place_.code)) return OkStatus();
       // Somebody else's, which has no effect.
     } else if (stop.kind == Stop::Kind::kSignal) {
       if (stop.signal != SIGSTOP) {
@@ -284,6 +297,7 @@ Status RemoteSyscalls::Finish() {
   if (tracee_.tid() == 0) return OkStatus();
   Tracee tracee = std::move(tracee_);
   const absl::Cleanup forget = [&tracee] { tracee.Forget(); };
+  if (!entered_) return OkStatus();
   // The mask first, as long as the registers lead home whatever becomes of us.
   RETURN_IF_ERROR(tracee.SetSignalMask(saved_mask_));
   // The extended ones are as they were: neither our code nor a system call changes them.

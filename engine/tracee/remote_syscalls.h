@@ -46,7 +46,7 @@ struct RemoteArea {
 /// the thread runs through the signal frame back to where it was.
 class RemoteSyscalls {
  public:
-  /// Takes `tracee` over, to make calls at `place` (see MakeArea and Foothold).
+  /// Takes `tracee` over, to make calls at `place` (see MakeArea and Foothold). It stays as it is until the first.
   static Result<RemoteSyscalls> Begin(Tracee& tracee, const CallPlace& place);
   /// The same for a thread whose `registers` and signal `mask` are known to be these.
   static Result<RemoteSyscalls> Begin(Tracee& tracee, const CallPlace& place,
@@ -111,6 +111,7 @@ class RemoteSyscalls {
   RemoteSyscalls(Tracee& tracee, const CallPlace& place)
       : tracee_(Tracee::Adopt(tracee.tid())), place_(place) {}
   arch::GeneralRegisters Calling(long number, const std::array<std::uint64_t, 6>& arguments) const;
+  Status Enter(const arch::GeneralRegisters& registers, std::uint64_t mask);
   Status Start(long number, const std::array<std::uint64_t, 6>& arguments);
   Result<std::uint64_t> Run(std::string_view what, long number,
                             std::array<std::uint64_t, 6> arguments);
@@ -120,6 +121,9 @@ class RemoteSyscalls {
   CallPlace place_;
   arch::GeneralRegisters saved_ = {};
   std::uint64_t saved_mask_ = 0;
+  std::vector<std::byte> frame_;       // for `place_`, until it is there
+  bool entered_ = false;               // the registers are ours
+  std::optional<std::uint64_t> mask_;  // that it has, once it is ours
   std::uint64_t used_ = 0;
   bool stop_pending_ = false;  // a SIGSTOP came that is the thread's, not ours
 };
