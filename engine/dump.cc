@@ -12,7 +12,6 @@
 #include <span>
 #include <utility>
 
-#include "engine/base/in_halves.h"
 #include "engine/base/io.h"
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
@@ -78,7 +77,14 @@ struct Checkpoint {
 
 Status ReadTasks(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(CheckTree(checkpoint.tree));
-  BesideLook beside(checkpoint.tree, checkpoint.namespaces);
+  ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
+  BesideLook beside(checkpoint.tree, checkpoint.namespaces,
+                    [&](const FrozenProcess& process) -> Result<std::vector<Area>> {
+                      ASSIGN_OR_RETURN(
+                          std::vector<Vma> vmas,
+                          checkpoint.pre_copy.ReadVmas(process, checkpoint.request.fate));
+                      return ClassifyAreas(std::move(vmas), process.ns_pid, shmem);
+                    });
   for (FrozenProcess& process : checkpoint.tree.processes()) {
     checkpoint.request.log.Debug(Name(process) + ", " + std::to_string(process.threads.size()) +
                                  " threads");
@@ -110,22 +116,6 @@ Status ReadAioRings(DumpedProcess& process, DumpReport& report) {
         "that had not ended by then never will");
   }
   return OkStatus();
-}
-
-Status ReadAreas(Checkpoint& checkpoint) {
-  ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
-  const auto read = [&](DumpedProcess& process) -> Status {
-    if (process.zombie) return OkStatus();
-    ASSIGN_OR_RETURN(std::vector<Vma> vmas,
-                     checkpoint.pre_copy.ReadVmas(*process.frozen, checkpoint.request.fate));
-    ASSIGN_OR_RETURN(process.areas, ClassifyAreas(std::move(vmas), process.frozen->ns_pid, shmem));
-    return OkStatus();
-  };
-  RETURN_IF_ERROR(InHalves(std::span(checkpoint.processes), [&](DumpedProcess& process) {
-    return Annotate(read(process), Name(*process.frozen));
-  }));
-  return checkpoint.ForEach(
-      [&](DumpedProcess& process) { return ReadAioRings(process, checkpoint.report); });
 }
 
 // Descriptors, and the files that executable, directories and mappings name.
@@ -280,7 +270,8 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
 Status ReadAll(Checkpoint& checkpoint, ImageSink& sink) {
   const DumpReport& report = checkpoint.report;
   RETURN_IF_ERROR(ReadTasks(checkpoint));
-  RETURN_IF_ERROR(ReadAreas(checkpoint));
+  RETURN_IF_ERROR(checkpoint.ForEach(
+      [&](DumpedProcess& process) { return ReadAioRings(process, checkpoint.report); }));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
   RETURN_IF_ERROR(ReadSegments(checkpoint));
   RETURN_IF_ERROR(ReadCgroups(checkpoint));

@@ -3,38 +3,52 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/tasks/dump_outside.h"
 #include "engine/tasks/dump_tree.h"
 #include "engine/tasks/settings.h"
 
 namespace stasis::engine {
 
-BesideLook::BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces)
-    : namespaces_(namespaces) {
+BesideLook::BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas)
+    : namespaces_(namespaces), areas_of_(std::move(areas)) {
   for (const FrozenProcess& process : tree.processes()) {
+    if (process.zombie) continue;
+    processes_.push_back({.process = &process});
     for (const FrozenThread& thread : process.threads) threads_.push_back({&process, &thread});
   }
   other_ = std::async(std::launch::async, [this] { return LookAtTheRest(); });
 }
 
 BesideLook::~BesideLook() {
-  next_ = threads_.size();  // an early return: what is not begun is not wanted
+  // An early return: what is not begun is not wanted.
+  next_process_ = processes_.size();
+  next_thread_ = threads_.size();
   if (other_.valid()) other_.wait();
 }
 
-Status BesideLook::LookAt(Seen& seen) const {
+Status BesideLook::LookAt(SeenProcess& seen) const {
+  RETURN_IF_ERROR(ReadFilesOfProc(*seen.process, seen.core, seen.mm));
+  ASSIGN_OR_RETURN(seen.areas, areas_of_(*seen.process));
+  return OkStatus();
+}
+
+Status BesideLook::LookAt(SeenThread& seen) const {
   RETURN_IF_ERROR(namespaces_.CheckSame(*seen.process, *seen.thread));
   ASSIGN_OR_RETURN(seen.cgroups, seen.thread->files.Read(TaskFiles::kCgroup));
   return ReadSettings(*seen.thread, seen.settings);
 }
 
 Status BesideLook::LookAtTheRest() {
+  for (std::size_t i = next_process_++; i < processes_.size(); i = next_process_++) {
+    RETURN_IF_ERROR(Annotate(LookAt(processes_[i]), Name(*processes_[i].process)));
+  }
   constexpr std::size_t kPiece = 8;
   while (true) {
-    const std::size_t begin = next_.fetch_add(kPiece);
+    const std::size_t begin = next_thread_.fetch_add(kPiece);
     if (begin >= threads_.size()) return OkStatus();
     const std::size_t end = std::min(begin + kPiece, threads_.size());
     for (std::size_t i = begin; i < end; ++i) {
-      Seen& seen = threads_[i];
+      SeenThread& seen = threads_[i];
       RETURN_IF_ERROR(Annotate(
           LookAt(seen), Name(*seen.process) + ": tid " + std::to_string(seen.thread->ns_tid())));
     }
@@ -45,13 +59,18 @@ Status BesideLook::Take(std::vector<DumpedProcess>& processes, CgroupDumper& cgr
   const Status ours = LookAtTheRest();
   RETURN_IF_ERROR(other_.get());
   RETURN_IF_ERROR(ours);
-  auto seen = threads_.begin();
+  auto seen = processes_.begin();
+  auto seen_thread = threads_.begin();
   for (DumpedProcess& process : processes) {
     if (process.zombie) continue;
+    process.threads.front().core.mutable_tc()->MergeFrom(seen->core);
+    process.mm.MergeFrom(seen->mm);
+    process.areas = std::move(seen->areas);
+    ++seen;
     for (DumpedThread& thread : process.threads) {
-      thread.core.mutable_thread_core()->MergeFrom(seen->settings);
-      RETURN_IF_ERROR(cgroups.Add(seen->thread->tid(), seen->cgroups));
-      ++seen;
+      thread.core.mutable_thread_core()->MergeFrom(seen_thread->settings);
+      RETURN_IF_ERROR(cgroups.Add(seen_thread->thread->tid(), seen_thread->cgroups));
+      ++seen_thread;
     }
   }
   return OkStatus();

@@ -1,14 +1,17 @@
-// What /proc tells anybody of the threads of a frozen tree: looked at by a thread of ours, beside the one
-// that traces and asks by ptrace(2).
+// What /proc tells anybody of a frozen tree: looked at by a thread of ours, beside the one that traces and asks
+// by ptrace(2).
 #pragma once
 
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <future>
 #include <string>
 #include <vector>
 
+#include "engine/image/schema/memory.pb.h"
 #include "engine/image/schema/tasks.pb.h"
+#include "engine/memory/dump_areas.h"
 #include "engine/tasks/cgroups.h"
 #include "engine/tasks/dump_namespaces.h"
 #include "engine/tasks/dumped_process.h"
@@ -18,29 +21,41 @@ namespace stasis::engine {
 
 class BesideLook {
  public:
-  /// Begins to look. Both must stay as they are, and where they are.
-  BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces);
+  /// What else is to be read of a process that is no zombie; by any thread of ours.
+  using OfProcess = std::function<Result<std::vector<Area>>(const FrozenProcess& process)>;
+
+  /// Begins to look. The first two must stay as they are, and where they are.
+  BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas);
   BesideLook(const BesideLook&) = delete;
   BesideLook& operator=(const BesideLook&) = delete;
   ~BesideLook();
 
   /// Helps to look at what is left, and adds what was seen to `cgroups` and to `processes`, those of the tree
-  /// in its order. Unimplemented: a thread that is not in the tree's namespaces.
+  /// in its order. Unimplemented: a thread that is not in the tree's namespaces, and what `areas` refuses.
   Status Take(std::vector<DumpedProcess>& processes, CgroupDumper& cgroups);
 
  private:
-  struct Seen {
+  struct SeenThread {
     const FrozenProcess* process;
     const FrozenThread* thread;
     image::ThreadCoreEntry settings = {};
     std::string cgroups = {};
   };
-  Status LookAt(Seen& seen) const;
+  struct SeenProcess {
+    const FrozenProcess* process;
+    image::TaskCoreEntry core = {};
+    image::MmEntry mm = {};
+    std::vector<Area> areas = {};
+  };
+  Status LookAt(SeenThread& seen) const;
+  Status LookAt(SeenProcess& seen) const;
   Status LookAtTheRest();
 
   const NamespaceDumper& namespaces_;
-  std::vector<Seen> threads_;  // of the tree, in its order
-  std::atomic<std::size_t> next_ = 0;
+  const OfProcess areas_of_;
+  std::vector<SeenProcess> processes_;  // of the tree, in its order, without zombies
+  std::vector<SeenThread> threads_;     // of those
+  std::atomic<std::size_t> next_process_ = 0, next_thread_ = 0;
   std::future<Status> other_;
 };
 

@@ -232,22 +232,6 @@ Status ReadTaskCore(const FrozenProcess& process, image::TaskCoreEntry& core) {
   core.set_exit_code(0);
   core.set_flags(process.stat.flags);
   core.set_comm(process.status.name);
-  ASSIGN_OR_RETURN(const auto personality,
-                   ReadNumber<std::uint32_t>(process, "personality", 16, 0));
-  core.set_personality(personality);
-  ASSIGN_OR_RETURN(const auto score, ReadNumber<std::int32_t>(process, "oom_score_adj", 10, 0));
-  core.set_oom_score_adj(score);
-  constexpr std::uint32_t kNoLoginUid = ~std::uint32_t{0};
-  ASSIGN_OR_RETURN(const auto login, ReadNumber(process, "loginuid", 10, kNoLoginUid));
-  core.set_loginuid(login);
-  ASSIGN_OR_RETURN(const std::string limits_text, ReadFileAt(process.proc.get(), "limits"));
-  ASSIGN_OR_RETURN(const auto limits, ParseLimits(limits_text));
-  for (const ResourceLimit& limit : limits) {
-    image::RlimitEntry& entry = *core.mutable_rlimits()->add_rlimits();
-    entry.set_cur(limit.soft);
-    entry.set_max(limit.hard);
-  }
-  RETURN_IF_ERROR(ReadSettings(process, core));
   return ReadPendingSignals(process.threads.front().tid(), kPeekShared, *core.mutable_signals_s());
 }
 
@@ -312,9 +296,29 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
   RETURN_IF_ERROR(ReadTaskCore(process, *leader.mutable_tc()));
   leader.mutable_tc()->set_blk_sigset(leader.thread_core().blk_sigset());
   ReadMemoryBounds(process.stat, dumped.mm);
-  RETURN_IF_ERROR(ReadAuxiliaryVector(process, dumped.mm));
   dumped.fs.set_umask(process.status.umask);
   return dumped;
+}
+
+Status ReadFilesOfProc(const FrozenProcess& process, image::TaskCoreEntry& core,
+                       image::MmEntry& mm) {
+  ASSIGN_OR_RETURN(const auto personality,
+                   ReadNumber<std::uint32_t>(process, "personality", 16, 0));
+  core.set_personality(personality);
+  ASSIGN_OR_RETURN(const auto score, ReadNumber<std::int32_t>(process, "oom_score_adj", 10, 0));
+  core.set_oom_score_adj(score);
+  constexpr std::uint32_t kNoLoginUid = ~std::uint32_t{0};
+  ASSIGN_OR_RETURN(const auto login, ReadNumber(process, "loginuid", 10, kNoLoginUid));
+  core.set_loginuid(login);
+  ASSIGN_OR_RETURN(const std::string limits_text, ReadFileAt(process.proc.get(), "limits"));
+  ASSIGN_OR_RETURN(const auto limits, ParseLimits(limits_text));
+  for (const ResourceLimit& limit : limits) {
+    image::RlimitEntry& entry = *core.mutable_rlimits()->add_rlimits();
+    entry.set_cur(limit.soft);
+    entry.set_max(limit.hard);
+  }
+  RETURN_IF_ERROR(ReadSettings(process, core));
+  return ReadAuxiliaryVector(process, mm);
 }
 
 namespace {

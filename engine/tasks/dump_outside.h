@@ -1,4 +1,4 @@
-// What /proc and ptrace(2) tell of a task that stands still, without anything running in it.
+// What ptrace(2) and /proc tell of a task that stands still, without anything running in it.
 #pragma once
 
 #include "engine/base/status.h"
@@ -7,9 +7,13 @@
 
 namespace stasis::engine {
 
-/// Reads everything of `process` but its memory and files. Unimplemented for what no image can
+/// Reads what ptrace(2) tells of `process`, and what was read when it was frozen. Unimplemented for what no image can
 /// hold.
 Result<DumpedProcess> ReadOutside(FrozenProcess& process);
+
+/// Adds what files of /proc alone tell of a process, not of its threads; by any thread of ours.
+Status ReadFilesOfProc(const FrozenProcess& process, image::TaskCoreEntry& core,
+                       image::MmEntry& mm);
 
 /// Reads the pending signals of `process` once more. True when others are pending than were.
 Result<bool> ReadSignalsAgain(DumpedProcess& process);
