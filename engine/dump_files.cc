@@ -357,6 +357,12 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
   file.flags = flags;
   ASSIGN_OR_RETURN(file.link, ReadLinkAt(process.proc.get(), path));
   file.link = InRoot(std::move(file.link));
+  // Most processes have the program and the directories of another.
+  struct stat st = {};
+  if (::fstatat(process.proc.get(), path.c_str(), &st, 0) == 0) {
+    const auto known = links_.find(LinkKey(st.st_dev, st.st_ino, file.link, flags));
+    if (known != links_.end()) return known->second;
+  }
   ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_PATH));
   RETURN_IF_ERROR(Describe(file));
   const bool memory_device = S_ISCHR(file.st.st_mode) && major(file.st.st_rdev) == 1;  // /dev/zero
@@ -382,21 +388,31 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
   return links_[key] = file.id;
 }
 
-Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
+namespace {
+
+// The link's own permissions tell how the file was open when it was mapped: of a private mapping it makes no
+// difference, whose pages may be written once they are the process's own.
+Result<std::uint32_t> FlagsOfMapping(const FrozenProcess& process, const Area& area) {
+  if (!area.vma.shared) return O_RDONLY;
   const std::string link = area.LinkName();
   struct stat st = {};
   if (::fstatat(process.proc.get(), link.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
     return SyscallError(errno, "stat " + link);
   }
-  // The link's own permissions tell how the file was open when it was mapped.
   const bool read = (st.st_mode & S_IRUSR) != 0, write = (st.st_mode & S_IWUSR) != 0;
-  const std::uint32_t flags = read && write ? O_RDWR : write ? O_WRONLY : O_RDONLY;
+  return read && write ? O_RDWR : write ? O_WRONLY : O_RDONLY;
+}
+
+}  // namespace
+
+Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
+  ASSIGN_OR_RETURN(const std::uint32_t flags, FlagsOfMapping(process, area));
   // Most files are mapped in several areas and processes.
   const LinkKey key(makedev(area.vma.dev_major, area.vma.dev_minor), area.vma.inode, area.vma.path,
                     flags);
   auto known = mappings_.find(key);
   if (known == mappings_.end()) {
-    ASSIGN_OR_RETURN(const std::uint32_t id, AddLink(process, link, flags));
+    ASSIGN_OR_RETURN(const std::uint32_t id, AddLink(process, area.LinkName(), flags));
     known = mappings_.emplace(key, id).first;
   }
   area.entry.set_shmid(known->second);

@@ -181,7 +181,7 @@ class Round {
     ASSIGN_OR_RETURN(const auto stream, sink_.Open(ImageName("pages", pages_id),
                                                    PageCount(process.taken) * kPageBytes));
     const PageSource source = {.kind = PageSource::Kind::kRunning, .fd = process.memory.get()};
-    PageCopier copier(source, [&](std::span<const std::byte> bytes) {
+    PageCopier copier(source, buffer_, [&](std::span<const std::byte> bytes) {
       const Status status = stream->Write(bytes);
       return status.ok() ? Progress(bytes.size()) : status;
     });
@@ -203,6 +203,7 @@ class Round {
   ImageSink& sink_;
   const std::uint64_t total_bytes_;
   std::uint64_t done_bytes_ = 0;
+  const PageBuffer buffer_;
 };
 
 }  // namespace

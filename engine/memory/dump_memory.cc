@@ -243,7 +243,7 @@ Status MemoryDumper::Write(const Content& content, ImageSink& sink) {
       .kind = content.pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
       .fd = content.memory.get(),
       .pid = content.pid};
-  PageCopier copier(source, [&](std::span<const std::byte> bytes) {
+  PageCopier copier(source, buffer_, [&](std::span<const std::byte> bytes) {
     const Status status = stream->Write(bytes);
     return status.ok() ? Progress(bytes.size()) : status;
   });

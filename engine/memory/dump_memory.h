@@ -9,6 +9,7 @@
 #include "engine/base/unique_fd.h"
 #include "engine/dump.h"
 #include "engine/memory/dump_areas.h"
+#include "engine/memory/page_copy.h"
 #include "engine/memory/page_map.h"
 #include "engine/memory/page_runs.h"
 #include "engine/pre_copy.h"
@@ -79,6 +80,7 @@ class MemoryDumper {
   std::map<std::uint64_t, Content> objects_;  // by id
   std::uint32_t next_pages_id_ = 1;
   std::uint64_t total_bytes_ = 0, done_bytes_ = 0;
+  const PageBuffer buffer_;
 };
 
 }  // namespace stasis::engine

@@ -18,8 +18,6 @@
 namespace stasis::engine {
 namespace {
 
-// What is read stays in the processor's cache until it is written on.
-constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxPieces = 1024;
 
 // The last page of an object ends with zeros where the object ends within it.
@@ -51,8 +49,8 @@ void ReadWhatIsThere(int fd, std::span<std::byte> bytes, std::uint64_t offset) {
 
 }  // namespace
 
-PageCopier::PageCopier(const PageSource& source, Take take)
-    : source_(source), take_(std::move(take)), buffer_(kBufferBytes) {}
+PageCopier::PageCopier(const PageSource& source, const PageBuffer& buffer, Take take)
+    : source_(source), take_(std::move(take)), buffer_(buffer.bytes()) {}
 
 Status PageCopier::Add(PageRange pages, bool copied_on_write) {
   if (copied_on_write != copied_on_write_) RETURN_IF_ERROR(Flush());
@@ -72,7 +70,7 @@ Status PageCopier::Flush() {
   RETURN_IF_ERROR(Fill());
   const std::size_t size = std::exchange(used_, 0);
   pieces_.clear();
-  return take_(std::span(buffer_).first(size));
+  return take_(buffer_.first(size));
 }
 
 Status PageCopier::Read(std::span<std::byte> bytes, std::uint64_t offset) const {
@@ -102,7 +100,7 @@ Status PageCopier::Fill() {
     if (done < end) {
       const std::size_t skip = std::max(done, begin) - begin;
       const auto offset = reinterpret_cast<std::uint64_t>(piece.iov_base) + skip;
-      const auto rest = std::span(buffer_).subspan(begin + skip, piece.iov_len - skip);
+      const auto rest = buffer_.subspan(begin + skip, piece.iov_len - skip);
       RETURN_IF_ERROR(Annotate(Read(rest, offset), "read memory at " + std::to_string(offset)));
     }
     begin = end;

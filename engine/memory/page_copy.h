@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -27,12 +28,23 @@ struct PageSource {
   pid_t pid = 0;
 };
 
+/// Room for what is on its way; many copiers use it one after another. What is read stays in the processor's cache
+/// until it is written on.
+class PageBuffer {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{1} << 20;
+  std::span<std::byte> bytes() const { return {bytes_.get(), kBytes}; }
+
+ private:
+  std::unique_ptr<std::byte[]> bytes_ = std::make_unique_for_overwrite<std::byte[]>(kBytes);
+};
+
 /// Gathers pieces of a source in a buffer and hands it on whenever that is full.
 class PageCopier {
  public:
   using Take = std::function<Status(std::span<const std::byte>)>;
 
-  PageCopier(const PageSource& source, Take take);
+  PageCopier(const PageSource& source, const PageBuffer& buffer, Take take);
 
   /// `copied_on_write`: the process may have them in common with its parent or children.
   Status Add(PageRange pages, bool copied_on_write);
@@ -45,7 +57,7 @@ class PageCopier {
 
   const PageSource source_;
   Take take_;
-  std::vector<std::byte> buffer_;
+  const std::span<std::byte> buffer_;
   std::vector<iovec> pieces_;
   std::size_t used_ = 0;
   bool copied_on_write_ = false;  // of all pieces
