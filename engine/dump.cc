@@ -205,7 +205,7 @@ Status AskAll(Checkpoint& checkpoint) {
   return OkStatus();
 }
 
-Status ReadMemory(Checkpoint& checkpoint, ImageSink& sink) {
+Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {
   const auto start = steady_clock::now();
   std::vector<MemoryDumper::Process> processes;
   for (DumpedProcess& process : checkpoint.processes) {
@@ -267,7 +267,7 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
 }
 
 // All that must be seen while the tree stands still.
-Status ReadAll(Checkpoint& checkpoint, ImageSink& sink) {
+Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
   const DumpReport& report = checkpoint.report;
   RETURN_IF_ERROR(ReadTasks(checkpoint));
   RETURN_IF_ERROR(checkpoint.ForEach(

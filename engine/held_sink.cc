@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 namespace stasis::engine {
@@ -31,35 +30,39 @@ HeldSink::~HeldSink() {
 
 class HeldSink::Stream : public ImageStream {
  public:
-  explicit Stream(File& file) : file_(file) {}
+  Stream(std::string_view name, std::span<std::byte> room) : name_(name), rest_(room) {}
 
   Status Write(std::span<const std::byte> bytes) override {
-    if (bytes.size() > file_.bytes.size() - file_.written) return NotAsAnnounced();
-    if (!bytes.empty()) std::memcpy(file_.bytes.data() + file_.written, bytes.data(), bytes.size());
-    file_.written += bytes.size();
+    if (bytes.size() > rest_.size()) return NotAsAnnounced();
+    std::ranges::copy(bytes, rest_.begin());
+    rest_ = rest_.subspan(bytes.size());
     return OkStatus();
   }
-  Status Finish() override {
-    return file_.written == file_.bytes.size() ? OkStatus() : NotAsAnnounced();
-  }
+  Status Finish() override { return rest_.empty() ? OkStatus() : NotAsAnnounced(); }
 
  private:
   Status NotAsAnnounced() const {
-    return FailedPrecondition(file_.name + ": not as many bytes as announced");
+    return FailedPrecondition(name_ + ": not as many bytes as announced");
   }
 
-  File& file_;
+  const std::string name_;
+  std::span<std::byte> rest_;
 };
+
+std::optional<std::span<std::byte>> HeldSink::Hold(std::string_view name,
+                                                   std::uint64_t size_bytes) {
+  if (arena_ == nullptr || size_bytes > limit_ - held_bytes_) return std::nullopt;
+  const std::span<std::byte> room = {arena_ + held_bytes_, size_bytes};
+  files_.push_back({.name = std::string(name), .bytes = room});
+  held_bytes_ += size_bytes;
+  return room;
+}
 
 Result<std::unique_ptr<ImageStream>> HeldSink::Open(std::string_view name,
                                                     std::uint64_t size_bytes) {
-  if (arena_ == nullptr || size_bytes > limit_ - held_bytes_) {
-    return sink_.Open(name, size_bytes);
-  }
-  files_.push_back(
-      {.name = std::string(name), .bytes = {arena_ + held_bytes_, size_bytes}, .written = 0});
-  held_bytes_ += size_bytes;
-  return std::make_unique<Stream>(files_.back());
+  const auto room = Hold(name, size_bytes);
+  if (!room) return sink_.Open(name, size_bytes);
+  return std::make_unique<Stream>(name, *room);
 }
 
 Status HeldSink::BeginIncrement() {

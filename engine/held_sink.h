@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,9 @@ class HeldSink : public ImageSink {
 
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                             std::uint64_t size_bytes) override;
+  /// A file of `size_bytes` that is held, for the caller to fill before PassOn(), by any thread; nothing when there is
+  /// no room for it.
+  std::optional<std::span<std::byte>> Hold(std::string_view name, std::uint64_t size_bytes);
   /// FailedPrecondition while files are held.
   Status BeginIncrement() override;
 
@@ -41,7 +45,6 @@ class HeldSink : public ImageSink {
   struct File {
     std::string name;
     std::span<std::byte> bytes;  // of the arena
-    std::size_t written = 0;
   };
 
   ImageSink& sink_;

@@ -229,30 +229,61 @@ Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
   return OkStatus();
 }
 
-Status MemoryDumper::WritePages(ImageSink& sink) {
-  for (const Content& content : processes_) RETURN_IF_ERROR(Write(content, sink));
-  for (const auto& [id, content] : objects_) RETURN_IF_ERROR(Write(content, sink));
+namespace {
+
+PageSource SourceOf(pid_t pid, int fd) {
+  return {.kind = pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
+          .fd = fd,
+          .pid = pid};
+}
+
+}  // namespace
+
+Status MemoryDumper::WritePages(HeldSink& sink) {
+  std::vector<Held> held;
+  std::vector<const Content*> others;
+  const auto add = [&](const Content& content) {
+    const auto room =
+        sink.Hold(ImageName("pages", content.pages_id), content.page_count() * kPageBytes);
+    if (room) {
+      held.push_back({&content, *room});
+    } else {
+      others.push_back(&content);
+    }
+    report_.pages_written += content.page_count();
+  };
+  for (const Content& content : processes_) add(content);
+  for (const auto& [id, content] : objects_) add(content);
+  const Status filled = InHalves(std::span(held), [this](const Held& file) -> Status {
+    RETURN_IF_ERROR(StillWanted(request_));
+    const Content& content = *file.content;
+    return Fill(content, PageCopier(SourceOf(content.pid, content.memory.get()), file.room));
+  });
+  RETURN_IF_ERROR(filled);
+  std::uint64_t bytes = 0;
+  for (const Held& file : held) bytes += file.room.size();
+  RETURN_IF_ERROR(Progress(bytes));
+  for (const Content* const content : others) RETURN_IF_ERROR(Write(*content, sink));
   return OkStatus();
 }
 
-Status MemoryDumper::Write(const Content& content, ImageSink& sink) {
-  const std::uint64_t size = content.page_count() * kPageBytes;
-  const std::string name = ImageName("pages", content.pages_id);
-  ASSIGN_OR_RETURN(const std::unique_ptr<ImageStream> stream, sink.Open(name, size));
-  const PageSource source = {
-      .kind = content.pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
-      .fd = content.memory.get(),
-      .pid = content.pid};
-  PageCopier copier(source, buffer_, [&](std::span<const std::byte> bytes) {
-    const Status status = stream->Write(bytes);
-    return status.ok() ? Progress(bytes.size()) : status;
-  });
+Status MemoryDumper::Fill(const Content& content, PageCopier copier) {
   for (const Run& run : content.runs) {
     if ((run.flags & kRunPresent) == 0) continue;
     RETURN_IF_ERROR(copier.Add(run.pages, run.copied_on_write));
   }
-  RETURN_IF_ERROR(copier.Flush());
-  report_.pages_written += content.page_count();
+  return copier.Flush();
+}
+
+Status MemoryDumper::Write(const Content& content, HeldSink& sink) {
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<ImageStream> stream,
+      sink.Open(ImageName("pages", content.pages_id), content.page_count() * kPageBytes));
+  RETURN_IF_ERROR(Fill(content, PageCopier(SourceOf(content.pid, content.memory.get()), buffer_,
+                                           [&](std::span<const std::byte> bytes) {
+                                             const Status status = stream->Write(bytes);
+                                             return status.ok() ? Progress(bytes.size()) : status;
+                                           })));
   return stream->Finish();
 }
 

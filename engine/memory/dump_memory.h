@@ -8,6 +8,7 @@
 
 #include "engine/base/unique_fd.h"
 #include "engine/dump.h"
+#include "engine/held_sink.h"
 #include "engine/memory/dump_areas.h"
 #include "engine/memory/page_copy.h"
 #include "engine/memory/page_map.h"
@@ -41,8 +42,9 @@ class MemoryDumper {
   /// Adds shared memory object or memory file `id`, open to be read as `fd`, unless it is there.
   Status AddObject(std::uint64_t id, UniqueFd fd);
 
-  /// pages-N.img of every process and every shared memory object.
-  Status WritePages(ImageSink& sink);
+  /// pages-N.img of every process and every shared memory object. Those that `sink` holds are filled by two
+  /// threads.
+  Status WritePages(HeldSink& sink);
   /// pagemap-PID.img and pagemap-shmem-ID.img; the tree may run.
   Status WritePageMaps(ImageSink& sink) const;
 
@@ -71,7 +73,12 @@ class MemoryDumper {
   static Status Scan(Found& found);
   static void AddArea(const Area& area, PageRanges content, const PageRanges& in_parent,
                       Found& found);
-  Status Write(const Content& content, ImageSink& sink);
+  struct Held {
+    const Content* content;
+    std::span<std::byte> room;
+  };
+  static Status Fill(const Content& content, PageCopier copier);
+  Status Write(const Content& content, HeldSink& sink);
   Status Progress(std::uint64_t bytes);
 
   const DumpRequest& request_;

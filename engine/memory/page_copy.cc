@@ -52,6 +52,9 @@ void ReadWhatIsThere(int fd, std::span<std::byte> bytes, std::uint64_t offset) {
 PageCopier::PageCopier(const PageSource& source, const PageBuffer& buffer, Take take)
     : source_(source), take_(std::move(take)), buffer_(buffer.bytes()) {}
 
+PageCopier::PageCopier(const PageSource& source, std::span<std::byte> target)
+    : source_(source), take_(), buffer_(target) {}
+
 Status PageCopier::Add(PageRange pages, bool copied_on_write) {
   if (copied_on_write != copied_on_write_) RETURN_IF_ERROR(Flush());
   copied_on_write_ = copied_on_write;
@@ -70,7 +73,9 @@ Status PageCopier::Flush() {
   RETURN_IF_ERROR(Fill());
   const std::size_t size = std::exchange(used_, 0);
   pieces_.clear();
-  return take_(buffer_.first(size));
+  if (take_) return take_(buffer_.first(size));
+  buffer_ = buffer_.subspan(size);
+  return OkStatus();
 }
 
 Status PageCopier::Read(std::span<std::byte> bytes, std::uint64_t offset) const {

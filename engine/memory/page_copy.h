@@ -45,6 +45,8 @@ class PageCopier {
   using Take = std::function<Status(std::span<const std::byte>)>;
 
   PageCopier(const PageSource& source, const PageBuffer& buffer, Take take);
+  /// Fills `target`, which has room for all, and hands nothing on.
+  PageCopier(const PageSource& source, std::span<std::byte> target);
 
   /// `copied_on_write`: the process may have them in common with its parent or children.
   Status Add(PageRange pages, bool copied_on_write);
@@ -57,7 +59,7 @@ class PageCopier {
 
   const PageSource source_;
   Take take_;
-  const std::span<std::byte> buffer_;
+  std::span<std::byte> buffer_;
   std::vector<iovec> pieces_;
   std::size_t used_ = 0;
   bool copied_on_write_ = false;  // of all pieces

@@ -269,10 +269,22 @@ class Questions {
   }
 
  private:
+  const Vma* Find(std::string_view path) const {
+    const auto found = std::ranges::find_if(
+        process_.areas, [path](const Area& area) { return area.vma.path == path; });
+    return found == process_.areas.end() ? nullptr : &found->vma;
+  }
+
+  Result<Foothold> TakeFoothold(Tracee& leader) const {
+    const Vma* const vdso = Find("[vdso]");
+    return vdso == nullptr ? Foothold::Take(leader)
+                           : Foothold::Take(leader, *vdso, Find("[stack]"));
+  }
+
   // Threads that are asked together need more room than there is in a foothold.
   Result<CallPlace> TakePlace(Tracee& leader) {
     if (process_.threads.size() == 1) {
-      ASSIGN_OR_RETURN(Foothold foothold, Foothold::Take(leader));
+      ASSIGN_OR_RETURN(Foothold foothold, TakeFoothold(leader));
       if (foothold.place().argument_bytes != 0) {
         foothold_.emplace(std::move(foothold));
         return foothold_->place();

@@ -46,17 +46,19 @@ Result<bool> IsUntouched(pid_t tid, std::uint64_t start, std::size_t size) {
                              [](std::uint64_t word) { return (word & kPresentOrSwapped) == 0; });
 }
 
+std::uint64_t CodeIn(const Vma& area) { return area.end - kCodeBytes; }
+
 // Where kCodeBytes may be written for a while: at the end of the vDSO, or of another executable area, at best
 // one of zeros.
 Result<std::uint64_t> ChooseCode(const std::vector<Vma>& areas, int memory_fd,
                                  std::uint64_t avoid) {
-  if (const Vma* const vdso = Find(areas, "[vdso]")) return vdso->end - kCodeBytes;
+  if (const Vma* const vdso = Find(areas, "[vdso]")) return CodeIn(*vdso);
   std::uint64_t chosen = 0;
   for (const Vma& area : areas) {
     if ((area.prot & PROT_EXEC) == 0 || area.shared || area.path == "[vsyscall]" ||
         area.start == avoid)
       continue;
-    const std::uint64_t at = area.end - kCodeBytes;
+    const std::uint64_t at = CodeIn(area);
     std::array<std::byte, kCodeBytes> bytes;
     // The last page may be behind the end of its file.
     if (!ReadMemoryForced(memory_fd, at, bytes).ok()) continue;
@@ -102,18 +104,30 @@ Result<CallPlace> Foothold::ChooseFrame(const Tracee& tracee, int memory_fd, con
   return place;
 }
 
+Result<UniqueFd> Foothold::OpenMemory(const Tracee& tracee) {
+  return OpenAt(AT_FDCWD, "/proc/" + std::to_string(tracee.tid()) + "/mem", O_RDWR);
+}
+
 Result<Foothold> Foothold::Take(const Tracee& tracee, std::uint64_t avoid) {
-  const std::string folder = "/proc/" + std::to_string(tracee.tid());
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, folder + "/maps"));
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(tracee.tid()) + "/maps"));
   ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
+  ASSIGN_OR_RETURN(UniqueFd memory, OpenMemory(tracee));
+  ASSIGN_OR_RETURN(const std::uint64_t code, ChooseCode(areas, memory.get(), avoid));
+  return TakeAt(tracee, std::move(memory), code, Find(areas, "[stack]"));
+}
+
+Result<Foothold> Foothold::Take(const Tracee& tracee, const Vma& vdso, const Vma* stack) {
+  ASSIGN_OR_RETURN(UniqueFd memory, OpenMemory(tracee));
+  return TakeAt(tracee, std::move(memory), CodeIn(vdso), stack);
+}
+
+Result<Foothold> Foothold::TakeAt(const Tracee& tracee, UniqueFd memory, std::uint64_t code,
+                                  const Vma* stack) {
   ASSIGN_OR_RETURN(const arch::Registers registers, arch::Read(tracee.tid()));
   const std::size_t frame_size = arch::SignalFrame(registers, 0, 0).size();
-
-  ASSIGN_OR_RETURN(UniqueFd memory, OpenAt(AT_FDCWD, folder + "/mem", O_RDWR));
-  ASSIGN_OR_RETURN(const std::uint64_t code, ChooseCode(areas, memory.get(), avoid));
   Foothold foothold(std::move(memory));
-  ASSIGN_OR_RETURN(foothold.place_,
-                   ChooseFrame(tracee, foothold.memory_.get(), Find(areas, "[stack]"), frame_size));
+  ASSIGN_OR_RETURN(foothold.place_, ChooseFrame(tracee, foothold.memory_.get(), stack, frame_size));
   const CallPlace& place = foothold.place_;
   // What is free is zeros, and is made zeros again.
   foothold.data_bytes_.resize(place.argument_bytes == 0

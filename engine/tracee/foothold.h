@@ -21,6 +21,8 @@ class Foothold {
  public:
   /// `tracee` is in a ptrace stop. Not in the area that begins at `avoid`: it is about to go.
   static Result<Foothold> Take(const Tracee& tracee, std::uint64_t avoid = 0);
+  /// The same, without a look at maps: in `vdso`, and in `stack`, its first program's, where there is one.
+  static Result<Foothold> Take(const Tracee& tracee, const Vma& vdso, const Vma* stack);
 
   static constexpr std::uint64_t kArgumentBytes = 8 << 10;
 
@@ -36,6 +38,9 @@ class Foothold {
 
  private:
   explicit Foothold(UniqueFd memory) : memory_(std::move(memory)) {}
+  static Result<UniqueFd> OpenMemory(const Tracee& tracee);
+  static Result<Foothold> TakeAt(const Tracee& tracee, UniqueFd memory, std::uint64_t code,
+                                 const Vma* stack);
   static Result<CallPlace> ChooseFrame(const Tracee& tracee, int memory_fd, const Vma* stack,
                                        std::size_t size);
 
