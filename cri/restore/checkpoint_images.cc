@@ -202,9 +202,12 @@ Result<CheckpointPlace> CheckpointImages::Open(const CheckpointImage& image,
   leases::CreateRequest lease;
   lease.set_id(place.snapshot_key);
   (*lease.mutable_labels())[kOwnerLabel] = snapshotter;
-  RETURN_IF_ERROR(Annotate(
-      Call(&leases::Leases::Stub::Create, upstream_.leases(), lease, limits, kNamespace).status(),
-      "take a lease in containerd"));
+  const Status taken =
+      Call(&leases::Leases::Stub::Create, upstream_.leases(), lease, limits, kNamespace).status();
+  if (!taken.ok()) {
+    (void)Close(place, {});  // a call that was given up may have come through
+    return Annotate(taken, "take a lease in containerd");
+  }
   snapshots::ViewSnapshotRequest request;
   request.set_snapshotter(snapshotter);
   request.set_key(place.snapshot_key);

@@ -202,7 +202,7 @@ Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
     runtime::v1::RemoveContainerRequest removal;
     removal.set_container_id(record.id);
     (void)Call(&runtime::v1::RuntimeService::Stub::RemoveContainer, upstream_.containers(), removal,
-               limits);
+               ForCleanup());
     return Annotate(recorded, "remember the container");
   }
   log::Info(record.phase == RestorePhase::kFresh ? "container begins anew after a restored one"

@@ -12,13 +12,13 @@ namespace {
 constexpr auto kRecoverPause = std::chrono::seconds(1);
 constexpr auto kCleanupTime = std::chrono::seconds(30);
 
-CallLimits ForCleanup() { return {.deadline = std::chrono::system_clock::now() + kCleanupTime}; }
-
 bool IsGone(const grpc::Status& status) {
   return status.ok() || status.error_code() == grpc::StatusCode::NOT_FOUND;
 }
 
 }  // namespace
+
+CallLimits ForCleanup() { return {.deadline = std::chrono::system_clock::now() + kCleanupTime}; }
 
 CallLimits LimitsOf(const IncomingCall& call) { return {call.context.deadline(), call.stop}; }
 

@@ -77,6 +77,9 @@ EventSubject SubjectOf(const RestoredContainer& record);
 /// What the client of `call` grants.
 CallLimits LimitsOf(const IncomingCall& call);
 
+/// For what is put in order again, which its client may not wait for.
+CallLimits ForCleanup();
+
 /// An answer that is an error.
 Reply Failed(const Status& status);
 

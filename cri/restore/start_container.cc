@@ -18,8 +18,6 @@
 namespace stasis::cri {
 namespace {
 
-constexpr auto kStopTime = std::chrono::seconds(30);
-
 std::chrono::steady_clock::time_point SteadyDeadline(const IncomingCall& call) {
   if (call.context.deadline() == std::chrono::system_clock::time_point::max()) {
     return std::chrono::steady_clock::time_point::max();
@@ -90,7 +88,8 @@ Result<Reply> Restorer::StartRestored(const IncomingCall& call, RestoredContaine
     return restored;
   }
   record.phase = RestorePhase::kRestored;
-  const Status closed = images_.Close(std::exchange(record.checkpoint, {}), LimitsOf(call));
+  // Not within the call's time: it runs, and whoever asked for it may be gone.
+  const Status closed = images_.Close(std::exchange(record.checkpoint, {}), ForCleanup());
   const Status recorded = records_.Put(record);
   for (const Status& status : {closed, recorded}) {
     if (!status.ok()) {
@@ -169,7 +168,7 @@ void Restorer::Fail(RestoredContainer record, const Status& reason) {
   record.phase = RestorePhase::kFailed;
   record.failure = Message(reason);
   activity_.Warn(SubjectOf(record), "RestoreFailed", "not restored: " + record.failure);
-  const CallLimits limits{.deadline = std::chrono::system_clock::now() + kStopTime, .stop = {}};
+  const CallLimits limits = ForCleanup();
   runtime::v1::StopContainerRequest request;
   request.set_container_id(record.id);  // timeout 0: SIGKILL, there is nothing to end in order
   const Status stopped = Call(&runtime::v1::RuntimeService::Stub::StopContainer,

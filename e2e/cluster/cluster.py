@@ -39,6 +39,12 @@ class Addresses:
         self.pods = dict(zip(NODES, map(str, ip_network(self.all_pods).subnets(1))))
         self.services, self.api_service = f"{net(216)}.0/24", f"{net(216)}.1"
 
+    @staticmethod
+    def hardware(address):
+        """The hardware address of who has an address, as it is after a reboot, too: neighbours remember it for a
+        minute. A bridge that was not given one takes the lowest of its ports, which come and go."""
+        return "02:00:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+
 
 def take_lock(path):
     """The open lock file, which a process holds as long as it lives; or nothing, when another has it."""
@@ -127,7 +133,7 @@ class Cluster:
     def _connect_control_plane(self):
         """A bridge in its network namespace, and a veth between the bridge and this machine."""
         plane, link = self.control_plane, f"stasis{self.number}"
-        plane.run("ip", "link", "add", "cluster", "type", "bridge")
+        plane.run("ip", "link", "add", "cluster", "address", Addresses.hardware(plane.address), "type", "bridge")
         plane.run("ip", "address", "add", f"{plane.address}/24", "dev", "cluster")
         plane.run("ip", "link", "set", "cluster", "up")
         ip("link", "add", link, "type", "veth", "peer", "name", "host", "netns", str(plane.pid))
@@ -139,8 +145,8 @@ class Cluster:
             plane.run("ip", "route", "add", pods, "via", self.addresses.nodes[name])
 
     def _connect_node(self, machine):
-        ip("link", "add", "eth0", "netns", str(machine.pid), "type", "veth", "peer", "name", machine.name,
-           "netns", str(self.control_plane.pid))
+        ip("link", "add", "eth0", "address", Addresses.hardware(machine.address), "netns", str(machine.pid), "type",
+           "veth", "peer", "name", machine.name, "netns", str(self.control_plane.pid))
         self.control_plane.run("ip", "link", "set", machine.name, "master", "cluster", "up")
         machine.run("ip", "address", "add", f"{machine.address}/24", "dev", "eth0")
         machine.run("ip", "link", "set", "eth0", "up")

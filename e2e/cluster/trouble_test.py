@@ -1,15 +1,12 @@
-"""Programs that crash, and services that are stopped or killed, around checkpoints and restores."""
+"""Programs that crash, and services and nodes that stop, between checkpoints and restores."""
 
-import os
 import signal
 import subprocess
-import threading
 
 import pytest
 
-from e2e import journey
 from e2e.cluster.kubectl import KubectlError
-from e2e.cluster.workload import controller
+from e2e.cluster.workload import checkpointed, controller
 from e2e.wait import until
 
 FRESH = {"stasis.dev/on-restart": "fresh"}
@@ -79,87 +76,6 @@ def test_a_killed_stasisd_leaves_pods_as_they_are(namespace):
     until(lambda: checkpointed(namespace, "two"), what="a checkpoint after the restart", every=0.2)
     status = namespace.status("two")
     assert (status["containerID"], status["restartCount"], status["image"]) == (container, 0, image)
-
-
-def checkpointed(namespace, pod):
-    try:
-        return namespace.raw_checkpoint(pod)
-    except KubectlError:  # the kubelet connects again by itself
-        return None
-
-
-def sizes(folder):
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if os.path.exists(entry.path)}
-
-
-def begin_checkpoint(namespace, stage):
-    """A checkpoint of pod `one` that has got as far as `stage`, and whose end the thread waits for. It has so much
-    memory that this takes longer than a look at its files."""
-    node = namespace.cluster.nodes["node1"]
-    checkpointed(namespace, "one")  # makes the folder
-    old = sizes(node.checkpoints)
-    asking = threading.Thread(target=checkpointed, args=(namespace, "one"))
-    asking.start()
-    if stage != "asked":
-        grown = lambda size: size >= (16 << 20 if stage == "written" else 0)
-        until(lambda: any(grown(size) for path, size in sizes(node.checkpoints).items() if path not in old)
-              or not asking.is_alive(), what="a new archive", every=0.001)
-    return asking
-
-
-@pytest.mark.parametrize("stage", ["asked", "begun", "written"])
-@pytest.mark.parametrize("service", ["stasisd", "kubelet"])
-def test_a_service_killed_in_a_checkpoint_harms_nobody(namespace, service, stage):
-    namespace.run("one")
-    namespace.ask("one", "/grow?256")
-    before = namespace.count("one")
-    node = namespace.cluster.nodes["node1"]
-    asking = begin_checkpoint(namespace, stage)
-    node.stop(service, signal.SIGKILL)
-    asking.join()
-    node.start_stasisd() if service == "stasisd" else node.start_kubelet()
-    until(lambda: checkpointed(namespace, "one"), 120, what="a checkpoint", every=1)
-    after = namespace.count("one")
-    assert (after["count"], after["born"]) == (before["count"] + 1, before["born"])
-    assert namespace.status("one")["restartCount"] == 0
-    assert [name for name in sizes(node.checkpoints) if not name.endswith(".tar")] == []
-
-
-def test_a_node_that_lost_power_in_a_checkpoint_has_no_half_archive(namespace):
-    namespace.run("one")
-    namespace.ask("one", "/grow?256")
-    born = namespace.count("one")["born"]
-    asking = begin_checkpoint(namespace, "written")
-    namespace.cluster.reboot("node1")
-    asking.join()
-    until(lambda: namespace.status("one")["restartCount"] > 0 and namespace.status("one")["ready"], 180,
-          what="the pod after the reboot", every=0.3)
-    assert namespace.count("one")["born"] != born
-    for path in namespace.cluster.nodes["node1"].checkpoints.glob(f"*_{namespace.name}-*.tar"):
-        journey.stasis("verify", path)
-    assert until(lambda: checkpointed(namespace, "one"), 120, what="a checkpoint", every=1)
-
-
-def test_stasisd_killed_in_a_restore_is_made_up_for_by_the_kubelet(namespace):
-    namespace.run("one")
-    before = namespace.count("one")
-    image = namespace.checkpoint_image("one")
-    node = namespace.cluster.nodes["node2"]
-    for number in range(3):
-        pod = f"again-{number}"
-        namespace.run(pod, "node2", image, wait=False)
-        until(lambda pod=pod: "container created from its checkpoint" in node.log("stasisd", 2) or ready(namespace, pod),
-              what="a restore under way", every=0.002)
-        node.stop("stasisd", signal.SIGKILL)
-        node.start_stasisd()
-        namespace.wait_ready(pod, 90)
-        assert namespace.count(pod) == {"count": before["count"] + 1, "born": before["born"]}
-
-
-def ready(namespace, pod):
-    statuses = namespace.get("pod", pod)["status"].get("containerStatuses", [{}])
-    return statuses[0].get("ready")
 
 
 def test_a_node_that_lost_power_restores_its_pods_again(namespace):
