@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/xattr.h>
 
 #include <cerrno>
 #include <map>
@@ -24,6 +23,7 @@
 #include "archive/libarchive.h"
 #include "archive/member_name.h"
 #include "archive/rootfs_diff.h"
+#include "archive/xattrs.h"
 #include "engine/base/io.h"
 
 namespace stasis::archive {
@@ -32,34 +32,8 @@ namespace {
 constexpr int kMaxDepth = 512;  // one descriptor a level
 constexpr std::size_t kPiece = std::size_t{256} << 10;
 
-using Xattrs = std::map<std::string, std::string>;
-
 /// A path that names the file behind `fd` for calls that take no O_PATH descriptor.
 std::string ProcPath(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
-
-Result<Xattrs> ReadXattrs(int path_fd) {
-  const std::string path = ProcPath(path_fd);
-  std::string names(65536, '\0');  // XATTR_LIST_MAX
-  const ssize_t length = ::listxattr(path.c_str(), names.data(), names.size());
-  if (length < 0 && errno == EOPNOTSUPP) return Xattrs{};
-  if (length < 0) {
-    return SyscallError(errno, "listxattr");
-  }
-  Xattrs xattrs;
-  for (std::size_t at = 0; at < static_cast<std::size_t>(length);) {
-    const std::string name = names.c_str() + at;
-    at += name.size() + 1;
-    std::string value(65536, '\0');  // XATTR_SIZE_MAX
-    const ssize_t size = ::getxattr(path.c_str(), name.c_str(), value.data(), value.size());
-    if (size < 0 && errno == ENODATA) continue;
-    if (size < 0) {
-      return SyscallError(errno, "getxattr " + name);
-    }
-    value.resize(static_cast<std::size_t>(size));
-    xattrs[name] = std::move(value);
-  }
-  return xattrs;
-}
 
 std::optional<std::string> OverlayXattr(const Xattrs& xattrs, const std::string& name) {
   for (const char* const space : {"trusted.overlay.", "user.overlay."}) {

@@ -1,5 +1,6 @@
 // The content of a tmpfs of a container, as CRIU keeps it beside its images (tmpfs-dev-N.tar.gz.img):
-// a tar, compressed by gzip.
+// a tar, compressed by gzip. Owners, modes, times, extended attributes, hard links and holes are in it; sockets
+// are not, which live in the kernel and get their names back by bind(2).
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,14 @@ Result<std::string> ReadTmpfsContent(int fd, std::uint64_t max_bytes);
 struct TmpfsRestoreReport {
   /// What was there already, and stays as it is.
   std::vector<std::string> kept;
+  /// What is not as it was, a sentence each.
+  std::vector<std::string> notes;
+};
+
+/// What the owner of a tmpfs that is made again could have put into it.
+struct TmpfsRights {
+  bool devices = false;
+  bool capabilities = false;
 };
 
 /// Puts what ReadTmpfsContent gave, or another tar of plain files, folders and FIFOs, into the folder `fd`.
@@ -25,5 +34,10 @@ struct TmpfsRestoreReport {
 /// an entry that climbs out or is of another type; ResourceExhausted: more than `max_bytes`.
 Result<TmpfsRestoreReport> RestoreTmpfsContent(int fd, std::string_view tar,
                                                std::uint64_t max_bytes);
+
+/// The same into a tmpfs that is new and the tar's alone: its root gets the owner and mode that it had, and links,
+/// devices and extended attributes come back as far as `rights` goes.
+Result<TmpfsRestoreReport> RestoreWholeTmpfs(int fd, std::string_view tar, std::uint64_t max_bytes,
+                                             const TmpfsRights& rights);
 
 }  // namespace stasis::archive

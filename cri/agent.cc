@@ -2,6 +2,8 @@
 
 #include <tuple>
 
+#include "cri/checkpoint/own_mounts.h"
+#include "cri/checkpoint/own_mounts.h"
 #include "cri/checkpoint/pinned_process.h"
 
 namespace stasis::cri {
@@ -41,7 +43,8 @@ Result<std::string> Agent::Find(const PodContainer& names, const CallLimits& lim
 Result<engine::DumpCheck> Agent::Check(const std::string& id, const CallLimits& limits) {
   ASSIGN_OR_RETURN(const ContainerFacts facts, DescribeRunning(upstream_, id, limits));
   ASSIGN_OR_RETURN(const PinnedProcess pinned, PinnedProcess::Of(facts));
-  ASSIGN_OR_RETURN(engine::DumpCheck found, engine::CheckDump(facts.pid, checkpointer_.options()));
+  ASSIGN_OR_RETURN(engine::DumpCheck found, engine::CheckDump(facts.pid, checkpointer_.options(),
+                                                              CompareWithSpecification(facts)));
   RETURN_IF_ERROR(pinned.StillThere());  // else it may be about another's process
   return found;
 }

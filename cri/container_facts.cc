@@ -81,4 +81,10 @@ std::vector<std::string> BindDestinations(const nlohmann::json& spec) {
   return destinations;
 }
 
+bool HasCapability(const nlohmann::json& spec, const char* name) {
+  const nlohmann::json& sets = archive::Field(archive::Field(spec, "process"), "capabilities");
+  const nlohmann::json& bounding = archive::ArrayField(sets, "bounding");
+  return std::find(bounding.begin(), bounding.end(), name) != bounding.end();
+}
+
 }  // namespace stasis::cri

@@ -52,4 +52,7 @@ std::vector<std::string> MountDestinations(const nlohmann::json& spec);
 /// Those of them that come from outside the container: bind mounts.
 std::vector<std::string> BindDestinations(const nlohmann::json& spec);
 
+/// Whether processes of a container of `spec` could have it, such as "CAP_MKNOD".
+bool HasCapability(const nlohmann::json& spec, const char* name);
+
 }  // namespace stasis::cri

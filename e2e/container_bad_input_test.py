@@ -177,16 +177,3 @@ def test_a_base_image_that_is_nowhere_is_named(bed, pods, folder, counting):
         bed.cri.create(pods("without-base"), "count", image)
     assert refused.value.code == "NotFound"
     assert missing in refused.value.message and "pull it to the node" in refused.value.message
-
-
-def test_a_mount_of_the_containers_own_is_named(bed, pods, folder):
-    script = "mkdir -p /own && mount -t tmpfs own /own && echo mounted; while :; do sleep 0.1; done"
-    pod = pods("mounting")
-    container = bed.cri.run(pod, "mount", bed.image("busybox"), command=["sh", "-c", script],
-                            security={"capabilities": {"add_capabilities": ["SYS_ADMIN"]}})
-    until(lambda: "mounted" in bed.cri.log(pod, "mount"))
-    with pytest.raises(CriError, match="has mounted tmpfs at /own") as refused:
-        journey.checkpoint(bed.cri, container, folder / "a.tar")
-    assert refused.value.code == "Unimplemented"
-    bed.cri.exec(container, "umount", "/own")
-    journey.checkpoint(bed.cri, container, folder / "a.tar")

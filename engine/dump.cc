@@ -97,7 +97,8 @@ Status ReadTasks(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(beside.Take(checkpoint.processes, checkpoint.cgroups));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
-  return checkpoint.namespaces.Read(checkpoint.tree.root());
+  return checkpoint.namespaces.Read(checkpoint.tree.root(), checkpoint.request.compare_mounts,
+                                    checkpoint.request.outside_mounts);
 }
 
 Status ReadAioRings(DumpedProcess& process, DumpReport& report) {
@@ -260,8 +261,7 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
     checkpoint.namespaces.NumberTree(ids);
     RETURN_IF_ERROR(sink.Put(ImageName("ipcns-shm", ids.ipc_ns_id()), checkpoint.segments.bytes()));
   }
-  RETURN_IF_ERROR(checkpoint.namespaces.WriteImages(checkpoint.uts_names,
-                                                    checkpoint.request.outside_mounts, sink));
+  RETURN_IF_ERROR(checkpoint.namespaces.WriteImages(checkpoint.uts_names, sink));
   RETURN_IF_ERROR(StillWanted(checkpoint.request));
   return WriteInventory(checkpoint, sink);
 }

@@ -15,6 +15,7 @@
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
 #include "engine/log.h"
+#include "engine/mounts/mount_changes.h"
 #include "engine/options.h"
 
 namespace stasis::engine {
@@ -24,9 +25,6 @@ enum class Fate { kLeaveRunning, kLeaveStopped, kKill };
 
 struct DumpReport;
 
-/// Mount points in a container that its runtime gives again at a restore; unset where nobody knows.
-using OutsideMounts = std::optional<std::vector<std::string>>;
-
 struct DumpRequest {
   pid_t root = 0;  ///< Root of the tree, as the caller's pid namespace sees it.
   Fate fate = Fate::kLeaveRunning;
@@ -34,8 +32,12 @@ struct DumpRequest {
   Options options;
   Log log;
 
-  /// For CRIU, which makes all other mounts anew; unset: none of them. A restore of ours makes none.
+  /// For CRIU, which makes all other mounts anew; unset: none of them. A restore of ours makes those that
+  /// `compare_mounts` calls made inside; without it none.
   OutsideMounts outside_mounts;
+
+  /// Called while the tree stands still, when it has a mount namespace of its own. An error ends the dump.
+  CompareMounts compare_mounts;
 
   /// Ends the dump early with Cancelled; the tree runs on.
   std::stop_token stop;

@@ -40,7 +40,7 @@ class Checker {
     if (!status.ok() && !Ends(process)) Add(Annotate(status, Name(process)));
   }
 
-  void Tasks() {
+  void Tasks(const CompareMounts& compare_mounts) {
     Status shared = CheckTree(tree_);
     while (!shared.ok() && ForgetEnded()) shared = CheckTree(tree_);
     Add(shared);
@@ -57,7 +57,7 @@ class Checker {
     }
     if (!namespaces.ok()) return;
     NamespaceDumper reader = *namespaces;
-    Add(reader.Read(tree_.root()));
+    Add(reader.Read(tree_.root(), compare_mounts, std::nullopt));
     for (FrozenProcess& process : tree_.processes()) {
       DumpedProcess& dumped = processes_.emplace_back();
       dumped.frozen = &process;
@@ -124,12 +124,13 @@ class Checker {
 
 }  // namespace
 
-Result<DumpCheck> CheckDump(pid_t root, const Options& options) {
+Result<DumpCheck> CheckDump(pid_t root, const Options& options,
+                            const CompareMounts& compare_mounts) {
   RETURN_IF_ERROR(CheckRoot(root));
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Look(root));
   DumpCheck found;
   Checker checker(tree, found);
-  checker.Tasks();
+  checker.Tasks(compare_mounts);
   RETURN_IF_ERROR(checker.Files(options));
   return found;
 }

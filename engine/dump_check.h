@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/mounts/mount_changes.h"
 #include "engine/options.h"
 
 namespace stasis::engine {
@@ -22,10 +23,11 @@ struct DumpCheck {
 };
 
 /// Looks at the tree under `root`, which runs on undisturbed: nothing of it is stopped, traced or changed.
-/// So the answer holds for that moment, and what only a stopped thread tells (a local descriptor table,
+/// `compare_mounts` is that of a DumpRequest. The answer holds for that moment, and what only a stopped thread tells (a local descriptor table,
 /// syscall user dispatch) is not in it. What ends meanwhile is left out.
 ///
 /// NotFound, InvalidArgument: `root` is no process that could be checkpointed.
-Result<DumpCheck> CheckDump(pid_t root, const Options& options);
+Result<DumpCheck> CheckDump(pid_t root, const Options& options,
+                            const CompareMounts& compare_mounts = {});
 
 }  // namespace stasis::engine

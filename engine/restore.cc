@@ -16,6 +16,7 @@
 #include "engine/ipc/ipc_objects.h"
 #include "engine/memory/lazy_pages.h"
 #include "engine/memory/restore_memory.h"
+#include "engine/mounts/restore_mounts.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/cgroups.h"
 #include "engine/tasks/pid_reserver.h"
@@ -141,6 +142,7 @@ class Restoration {
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
                                   request_.options.clocks_may_go_back, report.notes));
+    RETURN_IF_ERROR(MakeMounts(root));
     const std::uint32_t ipc = images_.processes.front().ids.ipc_ns_id();
     RETURN_IF_ERROR(RestoreSemaphores(root, source_, ImageName("ipcns-sem", ipc), report.notes));
     RETURN_IF_ERROR(RestoreMessageQueues(root, source_, ImageName("ipcns-msg", ipc), report.notes));
@@ -150,6 +152,16 @@ class Restoration {
     RETURN_IF_ERROR(files_->RestoreAll());
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
     return Grow(area);
+  }
+
+  // What a container's processes mounted. On the host a mount namespace is made with all that it had.
+  Status MakeMounts(RestoredProcess& root) {
+    if (request_.options.own_namespaces) return OkStatus();
+    const std::uint32_t number = images_.processes.front().ids.mnt_ns_id();
+    ASSIGN_OR_RETURN(
+        const auto mounts,
+        ReadRecords<image::MntEntry>(source_, ImageName("mountpoints", number), "mountpoints"));
+    return RestoreMounts(root, mounts, request_.fill_tmpfs, report.notes);
   }
 
   // Each process has its memory before it is forked, so that its children share what they had in common.

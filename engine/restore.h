@@ -15,6 +15,7 @@
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
 #include "engine/log.h"
+#include "engine/mounts/fill_tmpfs.h"
 #include "engine/options.h"
 
 namespace stasis::engine {
@@ -33,6 +34,9 @@ struct RestoreRequest {
 
   Options options;
   Log log;
+
+  /// For each tmpfs that is made again; without it they come back empty.
+  FillTmpfs fill_tmpfs;
 
   std::stop_token stop;
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();

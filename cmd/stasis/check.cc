@@ -8,6 +8,7 @@
 #include "cmd/stasis/engine_options.h"
 #include "cmd/stasis/probes.h"
 #include "cri/checkpoint/container_checkpoint.h"
+#include "cri/checkpoint/own_mounts.h"
 #include "cri/client.h"
 #include "engine/dump_check.h"
 
@@ -79,6 +80,7 @@ void Print(const engine::DumpCheck& found, pid_t pid, bool as_json) {
 }
 
 Status CheckWorkload(Options& options) {
+  engine::CompareMounts compare;
   if (!options.container.empty()) {
     if (options.runtime_endpoint.empty()) {
       ASSIGN_OR_RETURN(options.runtime_endpoint, cri::UsualEndpoint());
@@ -86,8 +88,10 @@ Status CheckWorkload(Options& options) {
     ASSIGN_OR_RETURN(const cri::ContainerFacts facts,
                      cri::DescribeRunningAt(options.runtime_endpoint, options.container, {}));
     options.pid = facts.pid;
+    compare = cri::CompareWithSpecification(facts);
   }
-  ASSIGN_OR_RETURN(const engine::DumpCheck found, engine::CheckDump(options.pid, options.engine));
+  ASSIGN_OR_RETURN(const engine::DumpCheck found,
+                   engine::CheckDump(options.pid, options.engine, compare));
   Print(found, options.pid, options.json);
   if (found.obstacles.empty()) return OkStatus();
   const std::size_t count = found.obstacles.size();

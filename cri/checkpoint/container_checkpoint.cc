@@ -89,7 +89,6 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   FreeSpace space(location.substr(0, location.rfind('/') + 1), rules.least_free_percent);
   RETURN_IF_ERROR(space.Check());
   ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location, rules.compression));
-  RETURN_IF_ERROR(RefuseOwnMounts(facts));
   ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
   LogExtent log = OpenContainerLog(facts);
 
@@ -97,11 +96,18 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   request.root = facts.pid;
   HurryWhileStopped(request, *writer);
   request.outside_mounts = BindDestinations(facts.spec);
+  engine::MountChanges changes;
+  request.compare_mounts =
+      [&, compare = CompareWithSpecification(facts)](
+          std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
+    ASSIGN_OR_RETURN(changes, compare(mounts));
+    return changes;
+  };
   request.while_frozen = [&]() -> Status {
     // It stands still and has not ended, so what was seized by its number is its tree.
     RETURN_IF_ERROR(pinned.StillThere());
-    RETURN_IF_ERROR(
-        WriteTmpfsMounts(facts.pid, *request.outside_mounts, writer->images(), done.notes));
+    RETURN_IF_ERROR(WriteTmpfsMounts(facts.pid, *request.outside_mounts, changes, writer->images(),
+                                     done.notes));
     RETURN_IF_ERROR(WriteSharedMemory(facts, *writer));
     if (!upper) return SetExtent(log);
     ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));

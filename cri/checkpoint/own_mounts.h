@@ -1,13 +1,15 @@
-// Mounts that a container made by itself.
+// Mounts that processes of a container made, changed or took away.
 #pragma once
 
+#include <span>
+
 #include "cri/container_facts.h"
-#include "engine/base/status.h"
+#include "engine/mounts/mount_changes.h"
 
 namespace stasis::cri {
 
-/// Unimplemented, naming the place, when the container has a mount that its runtime did not make: a restored
-/// container would lack it, and what it holds.
-Status RefuseOwnMounts(const ContainerFacts& facts);
+/// What is mounted in the container, whose first process runs or stands still, and was not by what its
+/// specification says; a volume's own mounts come with it. Facts are copied.
+engine::CompareMounts CompareWithSpecification(const ContainerFacts& facts);
 
 }  // namespace stasis::cri

@@ -7,48 +7,143 @@
 #include <algorithm>
 #include <cerrno>
 #include <set>
+#include <span>
+#include <utility>
 
 #include "archive/tmpfs_content.h"
+#include "cri/log.h"
+#include "cri/restore/container_root.h"
 #include "engine/base/io.h"
 #include "engine/proc/mountinfo.h"
 
 namespace stasis::cri {
 namespace {
 
+using engine::Mount;
+
 // Held in memory, and read while the container stands still.
 constexpr std::uint64_t kMaxBytes = std::uint64_t{16} << 20;
+constexpr std::uint64_t kMaxBytesOfOwn = std::uint64_t{64} << 20;  // each
+constexpr std::uint64_t kMaxTarBytes = kMaxBytesOfOwn + (std::uint64_t{64} << 20);
+
+// As the kernel packs it, and as root_dev of the mount in the images is.
+std::uint32_t DeviceOf(const Mount& mount) { return mount.dev_major << 20 | mount.dev_minor; }
+
+std::string ImageOf(std::uint32_t device) {
+  return "tmpfs-dev-" + std::to_string(device) + ".tar.gz.img";
+}
+
+class TmpfsWriter {
+ public:
+  TmpfsWriter(pid_t pid, const engine::MountChanges& changes, engine::ImageSink& images,
+              std::vector<std::string>& notes)
+      : pid_(pid), changes_(changes), images_(images), notes_(notes) {}
+
+  Status Write(const Mount& mount) {
+    const std::uint32_t device = DeviceOf(mount);
+    if (written_.contains(device)) return OkStatus();
+    const bool is_own = changes_.made.contains(mount.id);
+    const bool is_alone = is_own && !IsUnbindable(mount);
+    ASSIGN_OR_RETURN(const UniqueFd folder, is_alone ? OpenMountAlone(pid_, mount) : Open(mount));
+    if (!folder) return OkStatus();
+    written_.insert(device);
+    const Result<std::string> content =
+        archive::ReadTmpfsContent(folder.get(), is_own ? kMaxBytesOfOwn : kMaxBytes);
+    if (content.status().code() == StatusCode::kResourceExhausted && !is_own) {
+      notes_.push_back(mount.mountpoint +
+                       ": too large for a copy, without which CRIU restores nothing");
+      return OkStatus();
+    }
+    if (content.ok()) return images_.Put(ImageOf(device), *content);
+    if (content.status().code() != StatusCode::kResourceExhausted) return content.status();
+    return ResourceExhausted(
+        Message(content.status()) +
+        "; a tmpfs that a process has mounted can be checkpointed with up to " +
+        std::to_string(kMaxBytesOfOwn >> 20) + " MiB in it");
+  }
+
+  // An unbindable one cannot be looked at alone, so nothing of it may be hidden by what is mounted on it.
+  static Status CheckSeen(const Mount& mount, std::span<const Mount> all) {
+    if (!IsUnbindable(mount)) return OkStatus();
+    const auto on_it = std::ranges::find(all, mount.id, &Mount::parent);
+    if (on_it == all.end()) return OkStatus();
+    return Unimplemented("a process has mounted " + on_it->fs_type + " at " + on_it->mountpoint +
+                         ", on a tmpfs that is unbindable, which cannot be checkpointed");
+  }
+
+  Status CheckWritten(const Mount& mount) const {
+    if (written_.contains(DeviceOf(mount))) return OkStatus();
+    return Unimplemented("a process has mounted tmpfs at " + mount.mountpoint +
+                         " and another mount over it, so that its content cannot be checkpointed");
+  }
+
+ private:
+  static bool IsUnbindable(const Mount& mount) {
+    return std::ranges::find(mount.propagation, "unbindable") != mount.propagation.end();
+  }
+
+  // Empty where something is mounted over it.
+  Result<UniqueFd> Open(const Mount& mount) const {
+    ASSIGN_OR_RETURN(UniqueFd folder,
+                     OpenAt(AT_FDCWD, "/proc/" + std::to_string(pid_) + "/root" + mount.mountpoint,
+                            O_RDONLY | O_DIRECTORY));
+    struct stat st = {};
+    if (::fstat(folder.get(), &st) != 0) return SyscallError(errno, "fstat");
+    if (st.st_dev != makedev(mount.dev_major, mount.dev_minor)) return UniqueFd();
+    return folder;
+  }
+
+  const pid_t pid_;
+  const engine::MountChanges& changes_;
+  engine::ImageSink& images_;
+  std::vector<std::string>& notes_;
+  std::set<std::uint32_t> written_;
+};
 
 }  // namespace
 
 Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
-                        engine::ImageSink& images, std::vector<std::string>& notes) {
-  const std::string proc = "/proc/" + std::to_string(pid);
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, proc + "/mountinfo"));
-  ASSIGN_OR_RETURN(const std::vector<engine::Mount> mounts, engine::ParseMountinfo(text));
-  std::set<std::uint32_t> written;
-  for (const engine::Mount& mount : mounts) {
-    const bool is_outside = std::ranges::find(outside, mount.mountpoint) != outside.end();
-    if (mount.fs_type != "tmpfs" || mount.root != "/" || is_outside) continue;
-    // As the kernel packs it, and as root_dev of the mount in the images is.
-    const std::uint32_t device = mount.dev_major << 20 | mount.dev_minor;
-    if (!written.insert(device).second) continue;
-    ASSIGN_OR_RETURN(const UniqueFd folder,
-                     OpenAt(AT_FDCWD, proc + "/root" + mount.mountpoint, O_RDONLY | O_DIRECTORY));
-    struct stat st = {};
-    if (::fstat(folder.get(), &st) != 0) {
-      return SyscallError(errno, "fstat " + mount.mountpoint);
-    }
-    if (st.st_dev != makedev(mount.dev_major, mount.dev_minor)) continue;  // mounted over
-    const Result<std::string> content = archive::ReadTmpfsContent(folder.get(), kMaxBytes);
-    if (content.status().code() == StatusCode::kResourceExhausted) {
-      notes.push_back(mount.mountpoint +
-                      ": too large for a copy, without which CRIU restores nothing");
-      continue;
-    }
-    if (!content.ok()) return Annotate(content.status(), mount.mountpoint);
-    RETURN_IF_ERROR(images.Put("tmpfs-dev-" + std::to_string(device) + ".tar.gz.img", *content));
+                        const engine::MountChanges& changes, engine::ImageSink& images,
+                        std::vector<std::string>& notes) {
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/mountinfo"));
+  ASSIGN_OR_RETURN(std::vector<Mount> mounts, engine::ParseMountinfo(text));
+  const std::vector<Mount> all = mounts;
+  std::erase_if(mounts, [&](const Mount& mount) {
+    const bool is_outside = !changes.made.contains(mount.id) &&
+                            std::ranges::find(outside, mount.mountpoint) != outside.end();
+    return mount.fs_type != "tmpfs" || mount.root != "/" || is_outside;
+  });
+  TmpfsWriter writer(pid, changes, images, notes);
+  for (const Mount& mount : mounts) {
+    const Status written = writer.Write(mount);
+    // One that is hidden may be to be seen elsewhere.
+    const bool is_hidden =
+        written.code() == StatusCode::kNotFound && changes.made.contains(mount.id);
+    if (!is_hidden) RETURN_IF_ERROR(Annotate(written, mount.mountpoint));
+  }
+  for (const Mount& mount : mounts) {
+    if (!changes.made.contains(mount.id)) continue;
+    RETURN_IF_ERROR(writer.CheckWritten(mount));
+    RETURN_IF_ERROR(TmpfsWriter::CheckSeen(mount, all));
   }
   return OkStatus();
+}
+
+engine::FillTmpfs FillFrom(const archive::Archive& checkpoint, const ContainerFacts& facts) {
+  return [&checkpoint, &facts](std::uint32_t device, int folder) -> Status {
+    const std::string name = ImageOf(device);
+    ASSIGN_OR_RETURN(const std::string content, checkpoint.images().Get(name, kMaxTarBytes));
+    const archive::TmpfsRights rights = {.devices = HasCapability(facts.spec, "CAP_MKNOD"),
+                                         .capabilities = HasCapability(facts.spec, "CAP_SETFCAP")};
+    const auto report = archive::RestoreWholeTmpfs(folder, content, kMaxBytesOfOwn, rights);
+    if (!report.ok()) return Annotate(report.status(), name);
+    for (const std::string& note : report->notes) {
+      log::Warn("a tmpfs of the container's own lacks something of the checkpoint, ignoring",
+                {{"container", facts.status.id()}, {"what", note}});
+    }
+    return OkStatus();
+  };
 }
 
 }  // namespace stasis::cri

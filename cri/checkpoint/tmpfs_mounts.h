@@ -1,20 +1,30 @@
-// What a container has in the tmpfs mounts that its runtime made for it (/dev is one).
+// What is in the tmpfs mounts of a container.
 #pragma once
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "archive/archive.h"
+#include "cri/container_facts.h"
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
+#include "engine/mounts/fill_tmpfs.h"
+#include "engine/mounts/mount_changes.h"
 
 namespace stasis::cri {
 
-/// Writes tmpfs-dev-N.tar.gz.img for each tmpfs of process `pid` that is not mounted at one of
-/// `outside`. For CRIU, which makes them anew at a restore; a runtime that restores through us does so
-/// itself. What is too large is left out, with a note. To be called while the container stands still.
+/// For CRIU, whose restore makes each tmpfs of a container anew, but those mounted at `outside`, and wants its
+/// content: what is in those of process `pid`, which stands still. What is too large is left out and named in
+/// `notes`. Those that processes made, as `changes` says, are for a restore of ours too. ResourceExhausted: these
+/// hold too much; Unimplemented: one of them cannot be read.
 Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
-                        engine::ImageSink& images, std::vector<std::string>& notes);
+                        const engine::MountChanges& changes, engine::ImageSink& images,
+                        std::vector<std::string>& notes);
+
+/// Puts back what was in those that processes made, as far as a container of `facts` could do it. Outlived by both.
+engine::FillTmpfs FillFrom(const archive::Archive& checkpoint, const ContainerFacts& facts);
 
 }  // namespace stasis::cri

@@ -4,6 +4,7 @@
 #include <linux/mount.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -40,6 +41,26 @@ Status InMountNamespace(pid_t pid, const std::function<Status()>& work) {
 }
 
 }  // namespace
+
+Result<UniqueFd> OpenMountAlone(pid_t pid, const engine::Mount& mount) {
+  UniqueFd clone;
+  const auto open = [&]() -> Status {
+    ASSIGN_OR_RETURN(const UniqueFd top,
+                     OpenAt(AT_FDCWD, mount.mountpoint, O_PATH | O_NOFOLLOW | O_DIRECTORY));
+    struct statx st = {};
+    if (::statx(top.get(), "", AT_EMPTY_PATH, STATX_MNT_ID, &st) != 0) {
+      return SyscallError(errno, "statx " + mount.mountpoint);
+    }
+    if (st.stx_mnt_id != static_cast<std::uint64_t>(mount.id)) {
+      return NotFound(mount.mountpoint + ": another mount is over it");
+    }
+    clone = UniqueFd(static_cast<int>(::syscall(
+        SYS_open_tree, top.get(), "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)));
+    return clone ? OkStatus() : SyscallError(errno, "open_tree of " + mount.mountpoint);
+  };
+  RETURN_IF_ERROR(InMountNamespace(pid, open));
+  return OpenAt(clone.get(), ".", O_RDONLY | O_DIRECTORY);
+}
 
 Result<UniqueFd> OpenWritableRoot(pid_t pid) {
   UniqueFd root;

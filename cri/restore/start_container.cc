@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "archive/json_fields.h"
 #include "archive/rootfs_diff.h"
 #include "cri/checkpoint/shared_memory.h"
+#include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/log.h"
 #include "cri/restore/container_root.h"
 #include "cri/restore/placeholder.h"
@@ -24,12 +24,6 @@ std::chrono::steady_clock::time_point SteadyDeadline(const IncomingCall& call) {
   }
   return std::chrono::steady_clock::now() +
          (call.context.deadline() - std::chrono::system_clock::now());
-}
-
-bool HasCapability(const nlohmann::json& spec, const char* name) {
-  const nlohmann::json& sets = archive::Field(archive::Field(spec, "process"), "capabilities");
-  const nlohmann::json& bounding = archive::ArrayField(sets, "bounding");
-  return std::find(bounding.begin(), bounding.end(), name) != bounding.end();
 }
 
 }  // namespace
@@ -112,6 +106,7 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
   request.placeholder = facts.pid;
   request.options.clocks_may_go_back = record.clocks_may_go_back;
   request.options.lazy_pages = record.lazy_pages;
+  request.fill_tmpfs = FillFrom(checkpoint, facts);
   request.placeholder_program = options_.placeholder;
   request.page_server_program = options_.page_server;
   request.stop = call.stop;

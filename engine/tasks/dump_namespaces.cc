@@ -9,7 +9,6 @@
 #include "engine/tasks/dump_namespaces.h"
 
 #include <fcntl.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -17,11 +16,14 @@
 #include <cerrno>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
+#include "engine/mounts/mount_entry.h"
+#include "engine/mounts/mount_plan.h"
 #include "engine/proc/mountinfo.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_ipc.h"
@@ -68,74 +70,6 @@ Result<std::uint64_t> InodeOf(int ns_fd, const char* name) {
 
 Result<UniqueFd> OpenNamespaces(int task_fd) { return OpenAt(task_fd, "ns", O_PATH | O_DIRECTORY); }
 
-std::uint32_t FsTypeNumber(std::string_view name) {
-  constexpr std::pair<std::string_view, image::Fstype> kTypes[] = {
-      {"proc", image::FSTYPE_PROC},         {"sysfs", image::FSTYPE_SYSFS},
-      {"devtmpfs", image::FSTYPE_DEVTMPFS}, {"tmpfs", image::FSTYPE_TMPFS},
-      {"devpts", image::FSTYPE_DEVPTS},     {"cgroup", image::FSTYPE_CGROUP},
-      {"cgroup2", image::FSTYPE_CGROUP2},   {"mqueue", image::FSTYPE_MQUEUE},
-      {"overlay", image::FSTYPE_OVERLAYFS}, {"fuse", image::FSTYPE_FUSE},
-      {"debugfs", image::FSTYPE_DEBUGFS},   {"tracefs", image::FSTYPE_TRACEFS},
-  };
-  for (const auto& [known, number] : kTypes) {
-    if (known == name) return number;
-  }
-  return image::FSTYPE_AUTO;
-}
-
-std::uint32_t MountFlags(std::string_view options) {
-  constexpr std::pair<std::string_view, unsigned long> kFlags[] = {
-      {"ro", MS_RDONLY},         {"nosuid", MS_NOSUID},   {"nodev", MS_NODEV},
-      {"noexec", MS_NOEXEC},     {"noatime", MS_NOATIME}, {"nodiratime", MS_NODIRATIME},
-      {"relatime", MS_RELATIME},
-  };
-  unsigned long flags = 0;
-  while (!options.empty()) {
-    const std::string_view option = text::Cut(options, ',');
-    for (const auto& [name, flag] : kFlags) {
-      if (name == option) flags |= flag;
-    }
-  }
-  return static_cast<std::uint32_t>(flags);
-}
-
-// The key under which a mount is given again at restore; empty for one that is made anew. As runc has
-// it, which knows these keys at its restore: its bind mounts and each hierarchy of cgroup v1 by their
-// places, and what hides a file of /proc by its source.
-std::string ExternalKey(const Mount& mount, const OutsideMounts& outside) {
-  if (mount.mountpoint == "/") return "";
-  if (!outside || mount.fs_type == "cgroup") return mount.mountpoint;
-  if (mount.root == "/null" && !mount.mountpoint.starts_with("/dev/")) return "/dev/null";
-  return std::ranges::find(*outside, mount.mountpoint) != outside->end() ? mount.mountpoint : "";
-}
-
-image::MntEntry ToEntry(const Mount& mount, const OutsideMounts& outside) {
-  image::MntEntry entry;
-  const std::uint32_t type = FsTypeNumber(mount.fs_type);
-  entry.set_fstype(type);
-  if (type == image::FSTYPE_AUTO) entry.set_fsname(mount.fs_type);
-  entry.set_mnt_id(static_cast<std::uint32_t>(mount.id));
-  entry.set_root_dev(mount.dev_major << 20 | mount.dev_minor);
-  entry.set_parent_mnt_id(static_cast<std::uint32_t>(mount.parent));
-  entry.set_flags(MountFlags(mount.options));
-  entry.set_sb_flags(MountFlags(mount.super_options));
-  entry.set_root(mount.root);
-  entry.set_mountpoint(mount.mountpoint);
-  entry.set_source(mount.source);
-  entry.set_options(mount.super_options);
-  for (std::string_view peers : mount.propagation) {
-    const std::string_view key = text::Cut(peers, ':');
-    const Result<std::uint32_t> group = text::Number<std::uint32_t>(peers);
-    if (!group.ok()) continue;
-    if (key == "shared") entry.set_shared_id(*group);
-    if (key == "master") entry.set_master_id(*group);
-  }
-  if (std::string key = ExternalKey(mount, outside); !key.empty()) {
-    entry.set_ext_key(std::move(key));
-  }
-  return entry;
-}
-
 void SetTime(std::chrono::nanoseconds time, image::Timespec& entry) {
   constexpr std::int64_t kSecond = 1'000'000'000;
   entry.set_tv_sec(static_cast<std::uint64_t>(time.count() / kSecond));
@@ -143,8 +77,6 @@ void SetTime(std::chrono::nanoseconds time, image::Timespec& entry) {
 }
 
 }  // namespace
-
-image::MntEntry ToMountEntry(const Mount& mount) { return ToEntry(mount, std::nullopt); }
 
 Result<NamespaceDumper::Inodes> NamespaceDumper::ReadInodes(int task_fd) {
   ASSIGN_OR_RETURN(const UniqueFd ns, OpenNamespaces(task_fd));
@@ -214,10 +146,30 @@ bool NamespaceDumper::has_own_ipc() const { return tree_[kIpc] != ours_[kIpc]; }
 bool NamespaceDumper::has_own_pid() const { return tree_[kPid] != ours_[kPid]; }
 std::uint64_t NamespaceDumper::pid_namespace() const { return tree_[kPid]; }
 
-Status NamespaceDumper::Read(const FrozenProcess& root) {
-  if (tree_[kMnt] != ours_[kMnt]) {
-    ASSIGN_OR_RETURN(mountinfo_, ReadFileAt(root.proc.get(), "mountinfo"));
+Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMounts& compare,
+                                   const OutsideMounts& outside) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
+  ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(text));
+  MountChanges changes;
+  if (compare) {
+    ASSIGN_OR_RETURN(changes, compare(mounts));
   }
+  for (const Mount& mount : mounts) {
+    image::MntEntry& entry = mounts_.emplace_back(ToMountEntry(mount, outside, changes));
+    if (mount.mountpoint != "/") continue;
+    for (const std::string& place : std::exchange(changes.unmounted, {})) {
+      entry.add_unmounted(place);
+    }
+  }
+  if (!changes.unmounted.empty()) {
+    return Unimplemented("mounts were changed below the first process's root directory only");
+  }
+  return PlanMounts(mounts_).status();
+}
+
+Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& compare,
+                             const OutsideMounts& outside) {
+  if (tree_[kMnt] != ours_[kMnt]) RETURN_IF_ERROR(ReadMounts(root, compare, outside));
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
   }
@@ -225,14 +177,12 @@ Status NamespaceDumper::Read(const FrozenProcess& root) {
   return OkStatus();
 }
 
-Status NamespaceDumper::WriteImages(const UtsNames& names, const OutsideMounts& outside,
-                                    ImageSink& sink) const {
+Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) const {
   if (tree_[kMnt] != ours_[kMnt]) {
-    ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(mountinfo_));
     ImageFileBuilder file("mountpoints");
     // Children come first in CRIU's, the root mount last.
-    for (auto mount = mounts.rbegin(); mount != mounts.rend(); ++mount) {
-      RETURN_IF_ERROR(file.Add(ToEntry(*mount, outside)));
+    for (auto mount = mounts_.rbegin(); mount != mounts_.rend(); ++mount) {
+      RETURN_IF_ERROR(file.Add(*mount));
     }
     RETURN_IF_ERROR(sink.Put(ImageName("mountpoints", tree_numbers_[kMnt]), file.bytes()));
   }

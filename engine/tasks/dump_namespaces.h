@@ -18,9 +18,6 @@
 
 namespace stasis::engine {
 
-/// As it is in an image, but for what is given from outside.
-image::MntEntry ToMountEntry(const Mount& mount);
-
 class NamespaceDumper {
  public:
   /// Numbers our namespaces and those of the tree's root. Unimplemented: a user namespace of its
@@ -43,25 +40,28 @@ class NamespaceDumper {
   bool has_own_pid() const;
   std::uint64_t pid_namespace() const;  ///< Its inode.
 
-  /// Reads what is dumped of the namespaces; the tree stands still.
-  Status Read(const FrozenProcess& root);
+  /// Reads what is dumped of the namespaces; the tree stands still. Unimplemented: mounts that processes made
+  /// and that cannot be made again. `compare` and `outside` as in DumpRequest.
+  Status Read(const FrozenProcess& root, const CompareMounts& compare,
+              const OutsideMounts& outside);
   /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
   std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
 
   /// mountpoints-N, utsns-N, ipcns-var-N, netns-N for namespaces that are not ours, and timens-0.
-  /// `outside` as in DumpRequest.
-  Status WriteImages(const UtsNames& names, const OutsideMounts& outside, ImageSink& sink) const;
+  Status WriteImages(const UtsNames& names, ImageSink& sink) const;
 
  private:
   static constexpr std::size_t kKinds = 8;
   using Inodes = std::array<std::uint64_t, kKinds>;
 
   static Result<Inodes> ReadInodes(int task_fd);
+  Status ReadMounts(const FrozenProcess& root, const CompareMounts& compare,
+                    const OutsideMounts& outside);
   Status CheckThread(int ns_fd, bool is_leader) const;
 
   Inodes ours_ = {}, tree_ = {};
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
-  std::string mountinfo_;
+  std::vector<image::MntEntry> mounts_;  // in the order of mountinfo
   std::optional<IpcObjects> ipc_;
   Clocks clocks_;
 };

@@ -21,8 +21,8 @@
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
+#include "engine/mounts/mount_entry.h"
 #include "engine/proc/mountinfo.h"
-#include "engine/tasks/dump_namespaces.h"
 #include "engine/tasks/process_tree.h"
 
 #ifndef CLONE_NEWTIME

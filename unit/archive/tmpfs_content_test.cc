@@ -57,9 +57,68 @@ TEST_F(TmpfsContentTest, HasFoldersFilesAndLinks) {
   ASSERT_EQ(::mkfifo((folder_ + "/fifo").c_str(), 0600), 0);
   const auto content = ReadTmpfsContent(fd_.get(), 4);
   ASSERT_THAT(content, IsOk());
-  EXPECT_THAT(Read(*content),
-              ElementsAre(Pair("./fd", "/proc/self/fd"), Pair("./fifo", ""), Pair("./pts/", ""),
-                          Pair("./pts/file", "text"), Pair("./pts/inner/", "")));
+  EXPECT_THAT(Read(*content), ElementsAre(Pair("./", ""), Pair("./fd", "/proc/self/fd"),
+                                          Pair("./fifo", ""), Pair("./pts/", ""),
+                                          Pair("./pts/file", "text"), Pair("./pts/inner/", "")));
+}
+
+TEST_F(TmpfsContentTest, PutsAllBackIntoANewFileSystem) {
+  std::filesystem::create_directory(folder_ + "/from");
+  std::filesystem::create_directory(folder_ + "/to");
+  const std::string from = folder_ + "/from/", to = folder_ + "/to/";
+  std::ofstream(from + "file") << "text";
+  std::filesystem::create_hard_link(from + "file", from + "second");
+  std::filesystem::create_symlink("/etc/passwd", from + "link");
+  std::ofstream(from + "holes") << "begin";
+  std::filesystem::resize_file(from + "holes", 10 << 20);
+  std::ofstream(from + "hole");
+  std::filesystem::resize_file(from + "hole", 1 << 20);
+  ASSERT_EQ(::chmod((from + "file").c_str(), 04711), 0);
+  ASSERT_EQ(::chmod(from.c_str(), 01733), 0);
+  const UniqueFd source(::open(from.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const UniqueFd target(::open(to.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const auto tar = ReadTmpfsContent(source.get(), 1 << 20);
+  ASSERT_THAT(tar, IsOk());
+  ASSERT_THAT(RestoreWholeTmpfs(target.get(), *tar, 1 << 20, {}), IsOk());
+
+  struct stat st = {}, second = {};
+  ASSERT_EQ(::stat((to + "file").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 04711u);
+  ASSERT_EQ(::stat((to + "second").c_str(), &second), 0);
+  EXPECT_EQ(st.st_ino, second.st_ino);
+  EXPECT_EQ(std::filesystem::read_symlink(to + "link"), "/etc/passwd");
+  for (const auto& [name, size] : {std::pair("holes", 10 << 20), std::pair("hole", 1 << 20)}) {
+    ASSERT_EQ(::stat((to + name).c_str(), &st), 0);
+    EXPECT_EQ(st.st_size, size) << name;
+    EXPECT_LT(st.st_blocks, 64) << name;
+  }
+  ASSERT_EQ(::stat(to.c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 01733u);
+}
+
+TEST_F(TmpfsContentTest, DoesNotLeaveTheFolderForALinkOfTheTars) {
+  std::filesystem::create_directory(folder_ + "/to");
+  const UniqueFd target(::open((folder_ + "/to").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  for (const auto& [link, path] : {std::pair("./out", "./out/file"), std::pair("./x", "./../file"),
+                                   std::pair("./y", "/file")}) {
+    std::string tar(64 << 10, '\0');
+    std::size_t used = 0;
+    const WriteHandle writer(archive_write_new());
+    archive_write_set_format_pax(writer.get());
+    archive_write_open_memory(writer.get(), tar.data(), tar.size(), &used);
+    const EntryHandle entry(archive_entry_new());
+    archive_entry_set_pathname(entry.get(), link);
+    archive_entry_set_filetype(entry.get(), AE_IFLNK);
+    archive_entry_set_symlink(entry.get(), folder_.c_str());
+    archive_write_header(writer.get(), entry.get());
+    archive_entry_clear(entry.get());
+    archive_entry_set_pathname(entry.get(), path);
+    archive_entry_set_filetype(entry.get(), AE_IFREG);
+    archive_write_header(writer.get(), entry.get());
+    archive_write_close(writer.get());
+    EXPECT_FALSE(RestoreWholeTmpfs(target.get(), {tar.data(), used}, 99, {}).ok()) << path;
+    EXPECT_FALSE(std::filesystem::exists(folder_ + "/file")) << path;
+  }
 }
 
 TEST_F(TmpfsContentTest, RefusesMoreThanTheLimit) {

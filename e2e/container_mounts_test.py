@@ -1,0 +1,149 @@
+"""Mounts that processes of a container made: they come back with what is in them, in their places and as they were;
+what cannot is refused, by its place."""
+
+import pytest
+
+from e2e import journey
+from e2e.testbed.cri import CriError
+from e2e.wait import until
+
+MAY_MOUNT = {"capabilities": {"add_capabilities": ["SYS_ADMIN"]}}
+GOES_ON = 'exec 4>>/ticks; echo ready; while :; do echo tick >&4; sleep 0.05; done'
+
+
+class Mounting:
+    """A container whose shell has mounted what its script says, and goes on in a loop."""
+
+    def __init__(self, bed, pods, folder, script, name="mounting", security=None, **config):
+        self.bed, self.pods, self.folder, self.name = bed, pods, folder, name
+        self.security = security or MAY_MOUNT
+        self.config = config
+        self.round = 0
+        self.pod = pods(name)
+        self.container = bed.cri.run(self.pod, "mount", bed.image("busybox"), security=self.security,
+                                     command=["sh", "-ec", script + "\n" + GOES_ON], **config)
+        until(lambda: "ready" in bed.cri.log(self.pod, "mount"), what="the mounts")
+
+    def sh(self, script):
+        done = self.bed.cri.exec(self.container, "sh", "-c", script)
+        assert done.code == 0, done
+        return done.out
+
+    def mounts(self):
+        """Of each mount: place, options, type and whether it is shared."""
+        rows = []
+        for line in self.sh("cat /proc/1/mountinfo").splitlines():
+            fields, of_type = line.split(" - ")
+            fields = fields.split()
+            sharing = sorted(word.split(":")[0] for word in fields[6:])
+            if fields[4] != "/dev/stasis-placeholder":
+                rows.append((fields[4], fields[5], of_type.split()[0], sharing))
+        return sorted(rows)
+
+    def checkpoint(self):
+        self.archive = self.folder / f"{self.name}-{self.round}.tar"
+        journey.checkpoint(self.bed.cri, self.container, self.archive)
+        return self.archive
+
+    def restore(self):
+        image = journey.push_image(self.archive, f"{self.bed.registry.address}/{self.name}-{self.round}:1")
+        self.bed.cri.remove_pod(self.pod.id)
+        self.round += 1
+        self.pod = self.pods(f"{self.name}-{self.round}")
+        self.container = self.bed.cri.run(self.pod, "mount", image, security=self.security, **self.config)
+        self.goes_on()
+
+    def goes_on(self):
+        before = len(self.sh("cat /ticks"))
+        until(lambda: len(self.sh("cat /ticks")) > before, what="more ticks")
+
+
+def comes_back(mounting, look="true"):
+    """Twice through a checkpoint and a restore."""
+    mounts, seen = mounting.mounts(), mounting.sh(look)
+    for _ in range(2):
+        mounting.checkpoint()
+        mounting.restore()
+        assert mounting.mounts() == mounts
+        assert mounting.sh(look) == seen
+    return mounts
+
+
+@pytest.fixture
+def mounting(bed, pods, folder):
+    return lambda script, **config: Mounting(bed, pods, folder, script, **config)
+
+
+def test_a_tmpfs_comes_back_with_all_that_is_in_it(mounting):
+    made = mounting("""
+        mkdir /own; mount -t tmpfs -o size=8m,mode=711,nosuid own /own
+        cd /own; echo kept >file; ln file second; ln -s file link; mkfifo pipe; mknod null c 1 3
+        mkdir -m 1750 folder; chown 5:6 folder; echo inner >folder/inner; chmod 4755 folder/inner
+        truncate -s 100M holes; echo end >>holes; truncate -s 1G all-hole; chown 7:8 /own; chmod 1733 /own
+        touch -d 2001-02-03 folder file; exec 3<file 5>>grows; rm -f gone; echo x >&5; cd /""")
+    comes_back(made, "cd /own; stat -c '%n %A %u %g %s %h %Y %t' . * folder/*; cat file folder/inner;"
+                     "readlink link; md5sum holes; df . | tail -n 1; find . -size +1k | sort; readlink /proc/1/fd/3")
+
+
+def test_mounts_in_mounts_come_back_with_what_they_hide(mounting):
+    made = mounting("""
+        mkdir /own; mount -t tmpfs own /own; mkdir /own/inner; echo hidden >/own/inner/hidden
+        mkdir /bound; mount --bind /own/inner /bound
+        mount -t tmpfs inner /own/inner; mkdir /own/inner/deep; echo deep >/own/inner/deep/file
+        mount -t tmpfs deep /own/inner/deep; echo deepest >/own/inner/deep/file""")
+    comes_back(made, "cat /own/inner/deep/file /bound/hidden")
+    assert made.sh("umount /own/inner/deep; cat /own/inner/deep/file; umount /own/inner; cat /own/inner/hidden"
+                   ) == "deep\nhidden\n"
+
+
+def test_bind_mounts_of_folders_and_files_come_back(mounting, place):
+    made = mounting("""
+        mkdir -p /to /etc/a /own /to-volume /dev/made; echo a >/etc/a/file; touch /over /share/inside
+        mount --bind /etc/a /to; mount -o remount,bind,ro,nosuid,noexec,noatime /to
+        mount -t tmpfs own /own; echo over >/own/file; mount --bind /own/file /over
+        mkdir /share/part; mount --bind /share/part /to-volume; echo volume >/to-volume/file
+        mount --bind /etc/a /dev/made; mount --bind /etc/a /share/inside-2 2>/dev/null ||
+          { mkdir /share/inside-2; mount --bind /etc/a /share/inside-2; }""",
+                    mounts=[{"container_path": "/share", "host_path": str(place)}])
+    comes_back(made, "cat /to/file /over /to-volume/file /dev/made/file /share/inside-2/file; ! touch /to/x")
+    made.sh("echo more >>/own/file")
+    assert made.sh("cat /over") == "over\nmore\n"
+
+
+def test_file_systems_of_the_kernels_come_back(mounting):
+    made = mounting("""
+        mkdir /p /s /q /t; mount -t proc -o ro proc /p; mount -t sysfs sysfs /s; mount -t mqueue q /q
+        mount -t devpts -o ptmxmode=666 pts /t""")
+    comes_back(made, "cat /p/1/comm; ls /s /t")
+
+
+def test_what_was_changed_about_the_runtimes_mounts_comes_back(mounting):
+    made = mounting("umount /dev/mqueue; mount -o remount,bind,ro /dev/shm; mount -t tmpfs over /dev/shm;"
+                    "echo over >/dev/shm/over; mount --make-private /; mount --make-rshared /dev;"
+                    "mkdir /u; mount -t tmpfs u /u; mount --make-unbindable /u; echo u >/u/file;"
+                    "mkdir /v; mount -t tmpfs v /v; mount --make-shared /v")
+    mounts = comes_back(made, "cat /dev/shm/over /u/file")
+    assert "/dev/mqueue" not in [row[0] for row in mounts]
+
+
+@pytest.mark.parametrize("script, reason", [
+    ("mount -t ramfs r /own", "ramfs at /own.*only tmpfs"),
+    ("mkdir /l /u /w; mount -t tmpfs t /u; mkdir /u/u /u/w;"
+     "mount -t overlay -o lowerdir=/l,upperdir=/u/u,workdir=/u/w o /own", "overlay at /own.*only tmpfs"),
+    ("mount -t tmpfs a /own; mount -t tmpfs b /own", "tmpfs at /own and another mount over it"),
+    ("mount -t tmpfs a /own; dd if=/dev/zero of=/own/large bs=1M count=65 2>/dev/null", "/own: .*64 MiB"),
+    ("mkdir /x; mount --bind /x /own; rmdir /x", "at /own.*was removed"),
+], ids=["ramfs", "overlay", "hidden", "large", "removed"])
+def test_what_cannot_come_back_is_named(mounting, script, reason):
+    made = mounting(f"mkdir /own; {script}")
+    with pytest.raises(CriError, match=reason):
+        made.checkpoint()
+    made.goes_on()
+
+
+def test_who_may_not_mount_gets_none(mounting, bed):
+    made = mounting("mkdir /own; mount -t tmpfs own /own")
+    made.checkpoint()
+    made.security = None
+    with pytest.raises(CriError, match="mounts that processes of it had made.*Operation not permitted"):
+        made.restore()
