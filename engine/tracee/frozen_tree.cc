@@ -214,11 +214,13 @@ class FrozenTree::Freezer {
     }
     if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
     RETURN_IF_ERROR(tracee->Interrupt());
+    Thread& thread = threads_[tid];
+    thread = {.tracee = *std::move(tracee), .files = TaskFiles(pid, tid), .pid = pid};
     const auto files = before_.files.find(tid);
-    threads_.emplace(tid, Thread{.tracee = *std::move(tracee),
-                                 .files = files != before_.files.end() ? std::move(files->second)
-                                                                       : TaskFiles(pid, tid),
-                                 .pid = pid});
+    // A number may have gone from one process to another since.
+    if (files != before_.files.end() && files->second.pid() == pid) {
+      thread.files = std::move(files->second);
+    }
     return true;
   }
 

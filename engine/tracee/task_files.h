@@ -26,6 +26,8 @@ class TaskFiles {
   TaskFiles& operator=(TaskFiles&& other) noexcept;
   ~TaskFiles() { Close(); }
 
+  pid_t pid() const { return pid_; }
+
   /// Opens all, or none where those that are open by now are many for the limit of open files.
   void Open();
   void Close();
