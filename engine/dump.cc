@@ -32,6 +32,7 @@
 #include "engine/tasks/dump_outside.h"
 #include "engine/tasks/dump_seccomp.h"
 #include "engine/tasks/dump_tree.h"
+#include "engine/tasks/security_label.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -238,7 +239,7 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
   if (checkpoint.files->HasConnections() && !checkpoint.request.options.tcp_established) {
     inventory.set_tcp_close(true);
   }
-  inventory.set_lsmtype(image::LSM_NO_LSM);
+  inventory.set_lsmtype(ActiveModule());
   inventory.mutable_plugins_entry();  // CRIU takes its absence for "all of them"
   image::TaskKobjIdsEntry& ids = *inventory.mutable_root_ids();
   ids.set_vm_id(1);

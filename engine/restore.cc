@@ -24,6 +24,7 @@
 #include "engine/tasks/restore_attributes.h"
 #include "engine/tasks/restore_clocks.h"
 #include "engine/tasks/restore_namespaces.h"
+#include "engine/tasks/security_label.h"
 
 namespace stasis::engine {
 namespace {
@@ -77,8 +78,8 @@ class Restoration {
       if (process.image->zombie) continue;
       RETURN_IF_ERROR(Named(RestoreRoot(process, images_), process));
       RETURN_IF_ERROR(Named(RestoreSignals(process), process));
-      RETURN_IF_ERROR(
-          Named(RestoreConfinement(process, images_, live_filters_, report.notes), process));
+      RETURN_IF_ERROR(Named(
+          RestoreConfinement(process, images_, live_filters_, *labels_, report.notes), process));
     }
     RETURN_IF_ERROR(Goon());
     for (RestoredProcess& process : processes_) {
@@ -140,6 +141,8 @@ class Restoration {
     RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, report.notes));
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
+    ASSIGN_OR_RETURN(
+        labels_, Labels::Create(images_, request_.placeholder, request_.options.own_namespaces));
     RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
                                   request_.options.clocks_may_go_back, report.notes));
     RETURN_IF_ERROR(MakeMounts(root));
@@ -276,6 +279,7 @@ class Restoration {
   std::unique_ptr<CgroupRestorer> cgroups_;
   std::vector<RestoredProcess> processes_;
   std::vector<std::string> live_filters_;
+  std::optional<Labels> labels_;
   bool taken_ = false, released_ = false;
 };
 

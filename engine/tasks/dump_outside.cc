@@ -24,6 +24,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/security_label.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/rseq.h"
 #include "engine/tracee/waits.h"
@@ -291,6 +292,9 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
     Result<DumpedThread> thread = ReadThread(frozen);
     if (!thread.ok()) return Annotate(thread.status(), TidName(frozen));
     dumped.threads.push_back(*std::move(thread));
+    ASSIGN_OR_RETURN(const std::string label, ReadLabel(process.proc.get(), frozen.tid()));
+    if (label.empty()) continue;
+    dumped.threads.back().core.mutable_thread_core()->mutable_creds()->set_lsm_profile(label);
   }
   image::CoreEntry& leader = dumped.threads.front().core;
   RETURN_IF_ERROR(ReadTaskCore(process, *leader.mutable_tc()));

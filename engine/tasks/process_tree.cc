@@ -31,6 +31,7 @@
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/fork_plan.h"
+#include "engine/tasks/security_label.h"
 #include "engine/tracee/fd_channel.h"
 
 namespace stasis::engine {
@@ -421,6 +422,7 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
                       const PathlessFiles& pathless) {
   const std::string path = images.Path(process.image->mm.exe_file_id());
   const std::string context = PidText(*process.image) + ", program " + path;
+  RETURN_IF_ERROR(Annotate(ExecuteUnconfined(process), context));
   RemoteSyscalls& remote = *process.remote;
   int program = -1;
   if (const auto found = pathless.find(process.image->mm.exe_file_id()); found != pathless.end()) {

@@ -9,6 +9,8 @@
 
 namespace stasis::engine {
 
+class Labels;  // security_label.h
+
 /// What the restore's report is told: rights or limits that the live container does not give.
 using Notes = std::vector<std::string>;
 
@@ -30,11 +32,12 @@ bool IsToStop(const ProcessImage& process);
 /// Signal actions, pending signals, interval and POSIX timers. After all zombies have ended.
 Status RestoreSignals(RestoredProcess& process);
 
-/// Credentials and seccomp filters of every thread: never more than the live process has.
+/// Credentials, seccomp filters and label of every thread: never more than the live process has.
 /// `live_filters` are the filters that the runtime put on the placeholder, oldest first.
 /// FailedPrecondition: the process ran under an id that this container may not take.
 Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& images,
-                          const std::vector<std::string>& live_filters, Notes& notes);
+                          const std::vector<std::string>& live_filters, const Labels& labels,
+                          Notes& notes);
 
 /// The seccomp filters of a stopped thread as the kernel gives them (struct sock_filter), oldest first.
 Result<std::vector<std::string>> ReadSeccompFilters(pid_t tid);

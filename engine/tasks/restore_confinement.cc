@@ -1,4 +1,4 @@
-// Credentials and seccomp filters.
+// Credentials, seccomp filters, and labels (security_label.h).
 //
 // Source  credentials(7), capabilities(7), seccomp(2), ptrace(2) PTRACE_SECCOMP_GET_FILTER; tested on 6.18
 // Rule    Nothing is granted: ids are changed with the capabilities that the live process has,
@@ -27,6 +27,7 @@
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/restore_attributes.h"
+#include "engine/tasks/security_label.h"
 
 namespace stasis::engine {
 namespace {
@@ -349,7 +350,8 @@ Result<std::vector<std::string>> ReadSeccompFilters(pid_t tid) {
 }
 
 Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& images,
-                          const std::vector<std::string>& live_filters, Notes& notes) {
+                          const std::vector<std::string>& live_filters, const Labels& labels,
+                          Notes& notes) {
   ASSIGN_OR_RETURN(const std::size_t common, CommonFilters(process, images));
   Filtering filtering(images, live_filters, common, notes);
   const auto confine = [&](const ThreadImage& thread, RemoteSyscalls& remote) -> Status {
@@ -362,10 +364,13 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
     remote.ResetArguments();
     RETURN_IF_ERROR(Credentials(core.creds(), std::move(live), remote, notes).Restore());
     if (!filters_first) RETURN_IF_ERROR(filtering.Install(thread, is_leader, remote));
-    if (!is_leader && core.pdeath_sig() == 0) return OkStatus();  // a fresh thread has none
-    // Here, for a change of ids clears it. 0 too: a placeholder that we started dies with us.
-    return remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
-        .status();
+    if (is_leader || core.pdeath_sig() != 0) {  // a fresh thread has none
+      // Here, for a change of ids clears it. 0 too: a placeholder that we started dies with us.
+      RETURN_IF_ERROR(
+          remote.Call("PR_SET_PDEATHSIG", SYS_prctl, PR_SET_PDEATHSIG, core.pdeath_sig(), 0, 0, 0)
+              .status());
+    }
+    return labels.Give(thread, remote);
   };
   process.remote->ResetArguments();
   std::optional<TaskStatus> born;  // as its threads were, before the leader gave up anything
@@ -376,7 +381,10 @@ Status RestoreConfinement(RestoredProcess& process, const CheckpointImages& imag
   for (RestoredProcess::Thread& thread : process.others) {
     ASSIGN_OR_RETURN(const bool as_born, filtering.HasAll(*thread.image));
     const image::ThreadCoreEntry& core = thread.image->core.thread_core();
-    if (as_born && core.pdeath_sig() == 0 && Has(*born, core.creds())) continue;
+    if (as_born && core.pdeath_sig() == 0 && Has(*born, core.creds()) &&
+        !labels.IsToChange(*thread.image)) {
+      continue;
+    }
     RETURN_IF_ERROR(RunIn(process, thread, confine));
   }
   if (!process.image->mm.has_dumpable()) return OkStatus();
