@@ -396,7 +396,10 @@ Status FrozenTree::ReadProcess(FrozenProcess& process) {
   if (!proc.ok()) return NotFound("no process with pid " + std::to_string(process.pid));
   process.proc = *std::move(proc);
   const TaskFiles unopened(process.pid, process.pid);
-  const TaskFiles& files = process.threads.empty() ? unopened : process.threads.front().files;
+  // The first of its threads here is another where its own first one has ended.
+  const bool has_leader =
+      !process.threads.empty() && process.threads.front().tracee.tid() == process.pid;
+  const TaskFiles& files = has_leader ? process.threads.front().files : unopened;
   ASSIGN_OR_RETURN(const std::string stat, files.Read(TaskFiles::kStat));
   ASSIGN_OR_RETURN(process.stat, ParseTaskStat(stat));
   ASSIGN_OR_RETURN(const std::string status, files.Read(TaskFiles::kStatus));
