@@ -41,7 +41,7 @@ using std::chrono::seconds;
 using std::chrono::steady_clock;
 
 constexpr int kPidAttempts = 50;  // others may fork in the same pid namespace between our two steps
-constexpr seconds kStopTimeout{10};
+constexpr seconds kStopTimeout{30};            // a disk that is busy keeps even execve(2) waiting
 constexpr std::chrono::milliseconds kNap{20};  // between attempts
 
 std::string ProcPath(pid_t pid) { return "/proc/" + std::to_string(pid); }
