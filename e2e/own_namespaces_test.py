@@ -70,16 +70,33 @@ def test_mounts_that_are_here_too_come_back_in_a_namespace_of_their_own(start, m
 
 
 def test_mounts_that_are_not_here_are_refused_and_can_be_given(start, mounts, folder):
-    mount = f"mount -t tmpfs own {folder}/mounted; exec \"$@\""
+    mount = f"mount -t ramfs own {folder}/mounted; exec \"$@\""
     program = started(start, inside(mounts, "unshare", "--mount", "sh", "-c", mount, "sh"), folder)
     images = dumped(program, mounts)
     refusal = restore(mounts, images, code=1)
     assert f"{folder}/mounted (own) is not mounted here" in refusal and "--join-ns mnt:PID" in refusal
-    run(*inside(mounts, "mount", "-t", "tmpfs", "other", folder / "mounted"))
+    run(*inside(mounts, "mount", "-t", "ramfs", "other", folder / "mounted"))
     restore(mounts, images, "--join-ns", f"mnt:{mounts}")
     joined = namespace(program.pid, "mnt")
     kill(program)
     assert joined == namespace(mounts, "mnt")
+
+
+def test_mounts_of_its_own_come_back_with_what_is_in_them(start, mounts, folder):
+    place = folder / "mounted"
+    script = (f"mount -t tmpfs -o mode=750 own {place}; mkdir {place}/part {folder}/bound; echo kept >{place}/part/file;"
+              f"mount --bind {place}/part {folder}/bound; mount -o remount,ro,bind {folder}/bound; exec \"$@\"")
+    program = started(start, inside(mounts, "unshare", "--mount", "sh", "-ec", script, "sh"), folder)
+    for time in range(2):
+        images = dumped(program, mounts)
+        restore(mounts, images)
+        images.rename(folder / f"images-{time}")
+        look = f"stat -c %a {place}; cat {folder}/bound/file; ! touch {folder}/bound/x 2>&1"
+        seen = subprocess.run(["nsenter", "-t", str(program.pid), "--mount", "sh", "-c", look], text=True,
+                              capture_output=True, check=False).stdout
+        assert seen.startswith("750\nkept\n") and "Read-only" in seen
+        assert not (place / "part").exists() and namespace(program.pid, "mnt") != namespace(mounts, "mnt")
+    kill(program)
 
 
 def test_a_network_of_its_own_is_refused_unless_one_is_named(start, mounts, folder):

@@ -138,7 +138,8 @@ class Restoration {
     ASSIGN_OR_RETURN(RestoredProcess root,
                      TakePlaceholder(request_.placeholder, images_.processes.front(), area));
     RETURN_IF_ERROR(CheckRootPid());
-    RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, report.notes));
+    RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, request_.fill_tmpfs,
+                                      report.notes));
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     ASSIGN_OR_RETURN(

@@ -19,10 +19,12 @@
 #include "cmd/stasis/interrupts.h"
 #include "cmd/stasis/log_file.h"
 #include "cri/checkpoint/container_checkpoint.h"
+#include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/client.h"
 #include "engine/base/io.h"
 #include "engine/dump.h"
 #include "engine/image/pending_images.h"
+#include "engine/mounts/mounts_here.h"
 
 namespace stasis::cli {
 namespace {
@@ -115,11 +117,25 @@ void Print(const Options& options, const engine::DumpReport& report,
   for (const std::string& note : notes) std::printf("note: %s\n", OneLine(note).c_str());
 }
 
+// What a tree on the host has mounted in a mount namespace of its own comes back with what is in it.
+void KeepOwnMounts(engine::DumpRequest& request, engine::ImageSink& images) {
+  const auto changes = std::make_shared<engine::MountChanges>();
+  request.compare_mounts =
+      [changes](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
+    ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts));
+    return *changes;
+  };
+  request.while_frozen = [changes, pid = request.root, &images] {
+    return cri::WriteTmpfsMadeInside(pid, *changes, images);
+  };
+}
+
 Status ToFolder(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
   ASSIGN_OR_RETURN(
       const auto images,
       engine::PendingImages::Create(options.images_dir, options.log.NameIn(options.images_dir)));
+  if (options.container.empty()) KeepOwnMounts(request, *images);
   // Durable before the tree is killed or left stopped.
   request.commit = [&](const engine::DumpReport& report) -> Status {
     RETURN_IF_ERROR(images->Put(archive::kStatsDumpName, report.StatsImage()));
@@ -141,6 +157,7 @@ Status ToArchive(const Options& options, engine::DumpRequest& request) {
     return NotFound("there is no process " + std::to_string(options.pid));
   }
   RETURN_IF_ERROR(described);
+  KeepOwnMounts(request, writer->images());
   const auto total = [&] { return duration_cast<microseconds>(steady_clock::now() - begin); };
   // Durable before the tree is killed or left stopped.
   request.commit = [&](const engine::DumpReport& report) -> Status {

@@ -14,6 +14,7 @@
 #include "cmd/stasis/engine_options.h"
 #include "cmd/stasis/interrupts.h"
 #include "cmd/stasis/log_file.h"
+#include "cri/checkpoint/tmpfs_mounts.h"
 #include "engine/base/io.h"
 #include "engine/image/image_io.h"
 #include "engine/tasks/restore_namespaces.h"
@@ -80,6 +81,9 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
   request.stop = interrupts.token();
   request.placeholder_program = PlaceholderProgram();
   request.page_server_program = PageServerProgram();
+  request.fill_tmpfs = cri::FillFrom(
+      source, {.devices = true, .capabilities = true},
+      [](const std::string& what) { std::fprintf(stderr, "note: %s\n", OneLine(what).c_str()); });
   ASSIGN_OR_RETURN(
       request.placeholder,
       engine::SpawnPlaceholder(source, {.placeholder_program = request.placeholder_program,

@@ -6,12 +6,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <set>
 #include <span>
 #include <utility>
 
-#include "archive/tmpfs_content.h"
-#include "cri/log.h"
 #include "cri/restore/container_root.h"
 #include "engine/base/io.h"
 #include "engine/proc/mountinfo.h"
@@ -100,21 +99,9 @@ class TmpfsWriter {
   std::set<std::uint32_t> written_;
 };
 
-}  // namespace
-
-Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
-                        const engine::MountChanges& changes, engine::ImageSink& images,
-                        std::vector<std::string>& notes) {
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/mountinfo"));
-  ASSIGN_OR_RETURN(std::vector<Mount> mounts, engine::ParseMountinfo(text));
-  const std::vector<Mount> all = mounts;
-  std::erase_if(mounts, [&](const Mount& mount) {
-    const bool is_outside = !changes.made.contains(mount.id) &&
-                            std::ranges::find(outside, mount.mountpoint) != outside.end();
-    return mount.fs_type != "tmpfs" || mount.root != "/" || is_outside;
-  });
-  TmpfsWriter writer(pid, changes, images, notes);
+// Of those in `mounts`; `all` are those of the process.
+Status WriteThose(std::span<const Mount> mounts, std::span<const Mount> all, TmpfsWriter& writer,
+                  const engine::MountChanges& changes) {
   for (const Mount& mount : mounts) {
     const Status written = writer.Write(mount);
     // One that is hidden may be to be seen elsewhere.
@@ -130,18 +117,51 @@ Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
   return OkStatus();
 }
 
-engine::FillTmpfs FillFrom(const archive::Archive& checkpoint, const ContainerFacts& facts) {
-  return [&checkpoint, &facts](std::uint32_t device, int folder) -> Status {
+Result<std::vector<Mount>> MountsOf(pid_t pid) {
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/mountinfo"));
+  return engine::ParseMountinfo(text);
+}
+
+bool IsWholeTmpfs(const Mount& mount) { return mount.fs_type == "tmpfs" && mount.root == "/"; }
+
+}  // namespace
+
+Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
+                        const engine::MountChanges& changes, engine::ImageSink& images,
+                        std::vector<std::string>& notes) {
+  ASSIGN_OR_RETURN(const std::vector<Mount> all, MountsOf(pid));
+  std::vector<Mount> mounts;
+  std::ranges::copy_if(all, std::back_inserter(mounts), [&](const Mount& mount) {
+    const bool is_outside = !changes.made.contains(mount.id) &&
+                            std::ranges::find(outside, mount.mountpoint) != outside.end();
+    return IsWholeTmpfs(mount) && !is_outside;
+  });
+  TmpfsWriter writer(pid, changes, images, notes);
+  return WriteThose(mounts, all, writer, changes);
+}
+
+Status WriteTmpfsMadeInside(pid_t pid, const engine::MountChanges& changes,
+                            engine::ImageSink& images) {
+  if (changes.made.empty()) return OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<Mount> all, MountsOf(pid));
+  std::vector<Mount> mounts;
+  std::ranges::copy_if(all, std::back_inserter(mounts), [&](const Mount& mount) {
+    return IsWholeTmpfs(mount) && changes.made.contains(mount.id);
+  });
+  std::vector<std::string> none;  // what is too large is refused
+  TmpfsWriter writer(pid, changes, images, none);
+  return WriteThose(mounts, all, writer, changes);
+}
+
+engine::FillTmpfs FillFrom(const engine::ImageSource& images, const archive::TmpfsRights& rights,
+                           std::function<void(const std::string&)> note) {
+  return [&images, rights, note = std::move(note)](std::uint32_t device, int folder) -> Status {
     const std::string name = ImageOf(device);
-    ASSIGN_OR_RETURN(const std::string content, checkpoint.images().Get(name, kMaxTarBytes));
-    const archive::TmpfsRights rights = {.devices = HasCapability(facts.spec, "CAP_MKNOD"),
-                                         .capabilities = HasCapability(facts.spec, "CAP_SETFCAP")};
+    ASSIGN_OR_RETURN(const std::string content, images.Get(name, kMaxTarBytes));
     const auto report = archive::RestoreWholeTmpfs(folder, content, kMaxBytesOfOwn, rights);
     if (!report.ok()) return Annotate(report.status(), name);
-    for (const std::string& note : report->notes) {
-      log::Warn("a tmpfs of the container's own lacks something of the checkpoint, ignoring",
-                {{"container", facts.status.id()}, {"what", note}});
-    }
+    for (const std::string& text : report->notes) note(text);
     return OkStatus();
   };
 }

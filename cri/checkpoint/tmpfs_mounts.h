@@ -3,12 +3,11 @@
 
 #include <sys/types.h>
 
-#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
-#include "archive/archive.h"
-#include "cri/container_facts.h"
+#include "archive/tmpfs_content.h"
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
 #include "engine/mounts/fill_tmpfs.h"
@@ -24,7 +23,13 @@ Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
                         const engine::MountChanges& changes, engine::ImageSink& images,
                         std::vector<std::string>& notes);
 
-/// Puts back what was in those that processes made, as far as a container of `facts` could do it. Outlived by both.
-engine::FillTmpfs FillFrom(const archive::Archive& checkpoint, const ContainerFacts& facts);
+/// The latter alone.
+Status WriteTmpfsMadeInside(pid_t pid, const engine::MountChanges& changes,
+                            engine::ImageSink& images);
+
+/// Puts back what was in those that processes made, as far as `rights` goes, and tells what of it is not as it was.
+/// Outlived by `images`.
+engine::FillTmpfs FillFrom(const engine::ImageSource& images, const archive::TmpfsRights& rights,
+                           std::function<void(const std::string&)> note);
 
 }  // namespace stasis::cri

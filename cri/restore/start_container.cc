@@ -106,7 +106,14 @@ Status Restorer::FillContainer(const IncomingCall& call, const RestoredContainer
   request.placeholder = facts.pid;
   request.options.clocks_may_go_back = record.clocks_may_go_back;
   request.options.lazy_pages = record.lazy_pages;
-  request.fill_tmpfs = FillFrom(checkpoint, facts);
+  request.fill_tmpfs = FillFrom(
+      checkpoint.images(),
+      {.devices = HasCapability(facts.spec, "CAP_MKNOD"),
+       .capabilities = HasCapability(facts.spec, "CAP_SETFCAP")},
+      [&](const std::string& what) {
+        log::Warn("a tmpfs of the container's own lacks something of the checkpoint, ignoring",
+                  {{"container", record.id}, {"what", what}});
+      });
   request.placeholder_program = options_.placeholder;
   request.page_server_program = options_.page_server;
   request.stop = call.stop;

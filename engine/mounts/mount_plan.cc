@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "engine/mounts/mount_entry.h"
+#include "engine/mounts/mount_options.h"
 
 namespace stasis::engine {
 namespace {
@@ -151,7 +152,9 @@ class Planner {
     if (best == nullptr) return Unimplemented("only a part of its file system is mounted");
     if (best == &entry) {
       mount.is_new = true;
-      if (std::ranges::find(kNewTypes, FsTypeName(entry)) != std::end(kNewTypes)) return OkStatus();
+      if (std::ranges::find(kNewTypes, FsTypeName(entry)) != std::end(kNewTypes)) {
+        return OptionsOf(entry).status();
+      }
       return Unimplemented(
           "only tmpfs, proc, sysfs, mqueue, devpts and bind mounts of what the container has can "
           "be made again");

@@ -27,6 +27,7 @@
 
 #include "engine/base/io.h"
 #include "engine/mounts/mount_entry.h"
+#include "engine/mounts/mount_options.h"
 #include "engine/mounts/mount_plan.h"
 #include "engine/proc/fdinfo.h"
 #include "engine/proc/text.h"
@@ -36,19 +37,6 @@ namespace stasis::engine {
 namespace {
 
 using Sharing = PlannedMount::Sharing;
-
-// Of a new file system, as its options show them. Others are the kernel's own words, or a label of the host's.
-struct KnownOptions {
-  std::string_view type;
-  std::vector<std::string_view> with_value, flags;
-};
-const KnownOptions kOptions[] = {
-    {"tmpfs",
-     {"size", "nr_blocks", "nr_inodes", "mode", "uid", "gid", "huge", "mpol"},
-     {"inode32", "inode64", "noswap"}},
-    {"proc", {"hidepid", "gid", "subset"}, {}},
-    {"devpts", {"gid", "uid", "mode", "ptmxmode", "max"}, {}},
-};
 
 std::uint64_t Attributes(const image::MntEntry& entry) {
   constexpr std::pair<unsigned long, std::uint64_t> kFlags[] = {
@@ -163,7 +151,11 @@ class Mounter {
     const int fd = static_cast<int>(context);
     RETURN_IF_ERROR(Configure(fd, FSCONFIG_SET_STRING, "source",
                               entry.source().empty() ? "none" : entry.source()));
-    RETURN_IF_ERROR(SetFileSystemOptions(fd, type, entry.options()));
+    ASSIGN_OR_RETURN(const std::vector<MountOption> options, OptionsOf(entry));
+    for (const auto& [key, value] : options) {
+      const unsigned command = value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG;
+      RETURN_IF_ERROR(Configure(fd, command, key, value));
+    }
     RETURN_IF_ERROR(
         remote_.Call("make the file system", SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, 0, 0, 0)
             .status());
@@ -261,21 +253,6 @@ class Mounter {
         .Call("set " + key + (value ? "=" + *value : ""), SYS_fsconfig, context, command, name,
               address, 0)
         .status();
-  }
-
-  Status SetFileSystemOptions(int context, const std::string& type, std::string_view options) {
-    const auto known = std::ranges::find(kOptions, type, &KnownOptions::type);
-    if (known == std::end(kOptions)) return OkStatus();
-    while (!options.empty()) {
-      std::string_view value = text::Cut(options, ',');
-      const std::string key(text::Cut(value, '='));
-      if (std::ranges::find(known->flags, key) != known->flags.end()) {
-        RETURN_IF_ERROR(Configure(context, FSCONFIG_SET_FLAG, key, std::nullopt));
-      } else if (std::ranges::find(known->with_value, key) != known->with_value.end()) {
-        RETURN_IF_ERROR(Configure(context, FSCONFIG_SET_STRING, key, std::string(value)));
-      }
-    }
-    return OkStatus();
   }
 
   RestoredProcess& root_;

@@ -1,7 +1,7 @@
 // Source  namespaces(7), setns(2), unshare(2), mount(2), proc_pid_mountinfo(5); tested on 6.18
 // Rule    In the images a namespace that was the dumper's has the number of the inventory's root_ids
-// Rule    A new mount namespace is a copy of the caller's. So a tree finds its mounts in one exactly when they
-//         are there already. New ones of the network have nothing in them
+// Rule    A new mount namespace is a copy of the caller's. So a tree finds its mounts in one when they are there
+//         already, or are made there. New ones of the network have nothing in them
 // Not here namespaces of pids (whoever starts the root makes it), of users (refused by the dump), of cgroups and
 //         time (restore_cgroups.cc, restore_clocks.cc)
 #include "engine/tasks/restore_namespaces.h"
@@ -21,8 +21,8 @@
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
-#include "engine/mounts/mount_entry.h"
-#include "engine/proc/mountinfo.h"
+#include "engine/mounts/mounts_here.h"
+#include "engine/mounts/restore_mounts.h"
 #include "engine/tasks/process_tree.h"
 
 #ifndef CLONE_NEWTIME
@@ -115,12 +115,6 @@ Status MakeUts(RestoredProcess& root, const Kind& kind, const CheckpointImages& 
       .status();
 }
 
-// Where it is, what of a file system is there, and of which kind.
-using MountKey = std::tuple<std::string, std::string, std::uint32_t, std::string>;
-MountKey KeyOf(const image::MntEntry& mount) {
-  return {mount.mountpoint(), mount.root(), mount.fstype(), mount.fsname()};
-}
-
 // What the tree had to itself, or got from the namespace that it was copied from, it does again.
 Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mounts) {
   const auto any = [&](bool (image::MntEntry::*has)() const) {
@@ -135,22 +129,23 @@ Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mo
 }
 
 Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
-                  const ImageSource& source, std::vector<std::string>& notes) {
+                  const ImageSource& source, const FillTmpfs& fill,
+                  std::vector<std::string>& notes) {
   const std::uint32_t number = images.processes.front().ids.mnt_ns_id();
-  ASSIGN_OR_RETURN(const auto before, ReadRecords<image::MntEntry>(
-                                          source, ImageName("mountpoints", number), "mountpoints"));
+  ASSIGN_OR_RETURN(auto before, ReadRecords<image::MntEntry>(
+                                    source, ImageName("mountpoints", number), "mountpoints"));
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
-  ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(text));
-  std::multiset<MountKey> here;
-  for (const Mount& mount : mounts) here.insert(KeyOf(ToMountEntry(mount)));
-  for (const image::MntEntry& mount : before) {
+  ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
+  for (image::MntEntry& mount : before) {
     const auto found = here.find(KeyOf(mount));
+    if (found == here.end() && mount.made_inside()) continue;
     if (found == here.end()) {
       return FailedPrecondition("the tree had mounts of its own, and " + mount.mountpoint() + " (" +
                                 mount.source() +
                                 ") is not mounted here: make them in a mount namespace (unshare "
                                 "--mount) and name that: --join-ns mnt:PID");
     }
+    mount.clear_made_inside();
     here.erase(found);
   }
   if (!here.empty()) {
@@ -159,18 +154,19 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
                     std::get<0>(*here.begin()));
   }
   RETURN_IF_ERROR(Unshare(root, kind));
-  return SetPropagation(root, before);
+  RETURN_IF_ERROR(SetPropagation(root, before));
+  return RestoreMounts(root, before, fill, notes);
 }
 
 Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
-            const ImageSource& source, std::vector<std::string>& notes) {
+            const ImageSource& source, const FillTmpfs& fill, std::vector<std::string>& notes) {
   switch (kind.flag) {
     case CLONE_NEWUTS:
       return MakeUts(root, kind, images, source);
     case CLONE_NEWIPC:
       return Unshare(root, kind);  // what was in it comes with the rest of the checkpoint
     case CLONE_NEWNS:
-      return MakeMounts(root, kind, images, source, notes);
+      return MakeMounts(root, kind, images, source, fill, notes);
     default:
       return FailedPrecondition(
           "the tree had a network namespace of its own, whose interfaces are not in a checkpoint: "
@@ -195,7 +191,7 @@ Status CheckJoinNs(const std::string& text) {
 }
 
 Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
-                         const ImageSource& source, const Options& options,
+                         const ImageSource& source, const Options& options, const FillTmpfs& fill,
                          std::vector<std::string>& notes) {
   for (const std::string& text : options.join_ns) RETURN_IF_ERROR(CheckJoinNs(text));
   for (const Kind& kind : kKinds) {
@@ -209,7 +205,7 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
     ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
     if (!is_missing) continue;
     if (options.own_namespaces) {
-      RETURN_IF_ERROR(Make(root, kind, images, source, notes));
+      RETURN_IF_ERROR(Make(root, kind, images, source, fill, notes));
       continue;
     }
     notes.push_back("the tree had a " + std::string(kind.name) +

@@ -203,9 +203,9 @@ arch::GeneralRegisters RemoteSyscalls::Calling(
 Result<std::uint64_t> RemoteSyscalls::Run(std::string_view what, long number,
                                           std::array<std::uint64_t, 6> arguments) {
   RETURN_IF_ERROR(Start(number, arguments));
-  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  RETURN_IF_ERROR(Annotate(AwaitSyscallStop(tracee_, on_event, stop_pending_), what));
   RETURN_IF_ERROR(tracee_.ContinueToSyscall());
-  RETURN_IF_ERROR(AwaitSyscallStop(tracee_, on_event, stop_pending_));
+  RETURN_IF_ERROR(Annotate(AwaitSyscallStop(tracee_, on_event, stop_pending_), what));
   ASSIGN_OR_RETURN(const arch::GeneralRegisters after, arch::ReadGeneral(tracee_.tid()));
   const std::int64_t result = arch::SyscallResult(after);
   if (result < 0 && result >= -kMaxErrno) {

@@ -1,0 +1,21 @@
+// Options of a new file system, as /proc/PID/mountinfo shows them and fsconfig(2) takes them.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/image/schema/namespaces.pb.h"
+
+namespace stasis::engine {
+
+/// A key, and its value where it has one.
+using MountOption = std::pair<std::string, std::optional<std::string>>;
+
+/// Those of `entry` that make its file system what it is; not that it is read-only, nor a label of the host's.
+/// Unimplemented: it has others.
+Result<std::vector<MountOption>> OptionsOf(const image::MntEntry& entry);
+
+}  // namespace stasis::engine

@@ -1,0 +1,39 @@
+#include "engine/mounts/mounts_here.h"
+
+#include <fcntl.h>
+
+#include "engine/base/io.h"
+#include "engine/mounts/mount_plan.h"
+
+namespace stasis::engine {
+
+MountKey KeyOf(const image::MntEntry& mount) {
+  return {mount.mountpoint(), mount.root(), mount.fstype(), mount.fsname()};
+}
+
+Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo) {
+  ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(mountinfo));
+  std::multiset<MountKey> keys;
+  for (const Mount& mount : mounts) keys.insert(KeyOf(ToMountEntry(mount)));
+  return keys;
+}
+
+Result<MountChanges> CompareWithHere(std::span<const Mount> mounts) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, "/proc/thread-self/mountinfo"));
+  ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
+  MountChanges changes;
+  std::vector<image::MntEntry> entries;
+  for (const Mount& mount : mounts) {
+    const auto found = here.find(KeyOf(ToMountEntry(mount)));
+    if (found == here.end()) {
+      changes.made.insert(mount.id);
+    } else {
+      here.erase(found);
+    }
+    entries.push_back(ToMountEntry(mount));
+    entries.back().set_made_inside(changes.made.contains(mount.id));
+  }
+  return PlanMounts(entries).ok() ? changes : MountChanges();
+}
+
+}  // namespace stasis::engine
