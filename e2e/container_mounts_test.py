@@ -1,9 +1,12 @@
 """Mounts that processes of a container made: they come back with what is in them, in their places and as they were;
 what cannot is refused, by its place."""
 
+import tarfile
+
 import pytest
 
 from e2e import journey
+from e2e.container_bad_input_test import repacked
 from e2e.testbed.cri import CriError
 from e2e.wait import until
 
@@ -146,4 +149,28 @@ def test_who_may_not_mount_gets_none(mounting, bed):
     made.checkpoint()
     made.security = None
     with pytest.raises(CriError, match="mounts that processes of it had made.*Operation not permitted"):
+        made.restore()
+
+
+def images_of(archive, kind):
+    with tarfile.open(archive) as tar:
+        return [name for name in tar.getnames() if name.startswith(f"checkpoint/{kind}")]
+
+
+@pytest.mark.parametrize("image, before, after, reason", [
+    ("mountpoints", b"/own", b"/../", "not a path of a mount"),
+    ("mountpoints", b"/own", b"/lnk", "Too many levels of symbolic links"),
+    ("mountpoints", b"/dir/bound", b"/../../etc", "not a path of a file system"),
+    ("mountpoints", b"/dir/bound", b"/lnk/1/cwd", "Too many levels of symbolic links"),
+    ("mountpoints", b"size=1024k", b"evil=1024k", "option evil"),
+    ("mountpoints", b"size=1024k", b"size=xxxxk", "size=xxxxk: Invalid argument"),
+    ("tmpfs-dev", b"\x1f\x8b", b"\x1f\x8c", "content of a tmpfs"),
+], ids=["climbs", "link", "source-climbs", "source-link", "option", "value", "tar"])
+def test_what_no_checkpoint_says_is_refused(mounting, image, before, after, reason):
+    made = mounting("mkdir -p /own /dir/bound /to; mount -t tmpfs -o size=1024k own /own; mount --bind /dir/bound /to;"
+                    "ln -s /proc /lnk")
+    archive = made.checkpoint()
+    made.archive = repacked(archive, {name: lambda content: content.replace(before, after)
+                                      for name in images_of(archive, image)})
+    with pytest.raises(CriError, match=reason):
         made.restore()

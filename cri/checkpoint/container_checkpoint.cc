@@ -1,5 +1,6 @@
 #include "cri/checkpoint/container_checkpoint.h"
 
+#include <algorithm>
 #include <iterator>
 #include <optional>
 #include <utility>
@@ -50,6 +51,15 @@ class WantedStream : public engine::ImageStream {
   FreeSpace& space_;
 };
 
+constexpr char kHiddenSharedMemory[] =
+    "a process has mounted over /dev/shm: what the pod's holds is not in here";
+
+bool HidesSharedMemory(std::span<const engine::Mount> mounts, const engine::MountChanges& changes) {
+  return std::ranges::any_of(mounts, [&](const engine::Mount& mount) {
+    return mount.mountpoint == "/dev/shm" && changes.made.contains(mount.id);
+  });
+}
+
 std::chrono::microseconds Since(steady_clock::time_point begin) {
   return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - begin);
 }
@@ -97,10 +107,12 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   HurryWhileStopped(request, *writer);
   request.outside_mounts = BindDestinations(facts.spec);
   engine::MountChanges changes;
+  bool is_shm_hidden = false;
   request.compare_mounts =
       [&, compare = CompareWithSpecification(facts)](
           std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
     ASSIGN_OR_RETURN(changes, compare(mounts));
+    is_shm_hidden = HidesSharedMemory(mounts, changes);
     return changes;
   };
   request.while_frozen = [&]() -> Status {
@@ -108,7 +120,8 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
     RETURN_IF_ERROR(pinned.StillThere());
     RETURN_IF_ERROR(WriteTmpfsMounts(facts.pid, *request.outside_mounts, changes, writer->images(),
                                      done.notes));
-    RETURN_IF_ERROR(WriteSharedMemory(facts, *writer));
+    if (!is_shm_hidden) RETURN_IF_ERROR(WriteSharedMemory(facts, *writer));
+    if (is_shm_hidden) done.notes.emplace_back(kHiddenSharedMemory);
     if (!upper) return SetExtent(log);
     ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));
     WantedStream wanted(*member, request, space);

@@ -113,7 +113,7 @@ class Mounter {
     remote_.ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t name, remote_.Put(path));
     open_how how = {};
-    how.flags = O_PATH | O_CLOEXEC | O_NOFOLLOW;
+    how.flags = O_PATH | O_CLOEXEC;
     how.resolve = resolve | RESOLVE_NO_SYMLINKS;
     ASSIGN_OR_RETURN(const std::uint64_t address, remote_.PutValue(how));
     ASSIGN_OR_RETURN(const std::uint64_t fd,
