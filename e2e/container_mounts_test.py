@@ -1,6 +1,7 @@
 """Mounts that processes of a container made: they come back with what is in them, in their places and as they were;
 what cannot is refused, by its place."""
 
+import json
 import tarfile
 
 import pytest
@@ -10,7 +11,7 @@ from e2e.container_bad_input_test import repacked
 from e2e.testbed.cri import CriError
 from e2e.wait import until
 
-MAY_MOUNT = {"capabilities": {"add_capabilities": ["SYS_ADMIN"]}}
+MAY_MOUNT = {"capabilities": {"add_capabilities": ["SYS_ADMIN"]}, "seccomp": {"profile_type": "RuntimeDefault"}}
 GOES_ON = 'exec 4>>/ticks; echo ready; while :; do echo tick >&4; sleep 0.05; done'
 
 
@@ -149,6 +150,17 @@ def test_who_may_not_mount_gets_none(mounting, bed):
     made.checkpoint()
     made.security = None
     with pytest.raises(CriError, match="mounts that processes of it had made.*Operation not permitted"):
+        made.restore()
+
+
+def test_who_may_not_call_mount_gets_none(mounting, folder):
+    made = mounting("mkdir /own; mount -t tmpfs own /own")
+    made.checkpoint()
+    profile = folder / "no-mount.json"
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mount"], "action": "SCMP_ACT_ERRNO"}]}))
+    made.security = {**MAY_MOUNT, "seccomp": {"profile_type": "Localhost", "localhost_ref": str(profile)}}
+    with pytest.raises(CriError, match="its seccomp profile does not allow mount"):
         made.restore()
 
 
