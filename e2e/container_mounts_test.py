@@ -18,13 +18,13 @@ GOES_ON = 'exec 4>>/ticks; echo ready; while :; do echo tick >&4; sleep 0.05; do
 class Mounting:
     """A container whose shell has mounted what its script says, and goes on in a loop."""
 
-    def __init__(self, bed, pods, folder, script, name="mounting", security=None, **config):
+    def __init__(self, bed, pods, folder, script, name="mounting", security=None, image="busybox", **config):
         self.bed, self.pods, self.folder, self.name = bed, pods, folder, name
         self.security = security or MAY_MOUNT
         self.config = config
         self.round = 0
         self.pod = pods(name)
-        self.container = bed.cri.run(self.pod, "mount", bed.image("busybox"), security=self.security,
+        self.container = bed.cri.run(self.pod, "mount", bed.image(image), security=self.security,
                                      command=["sh", "-ec", script + "\n" + GOES_ON], **config)
         until(lambda: "ready" in bed.cri.log(self.pod, "mount"), what="the mounts")
 
@@ -49,13 +49,14 @@ class Mounting:
         journey.checkpoint(self.bed.cri, self.container, self.archive)
         return self.archive
 
-    def restore(self):
+    def restore(self, goes_on=True):
         image = journey.push_image(self.archive, f"{self.bed.registry.address}/{self.name}-{self.round}:1")
         self.bed.cri.remove_pod(self.pod.id)
         self.round += 1
         self.pod = self.pods(f"{self.name}-{self.round}")
         self.container = self.bed.cri.run(self.pod, "mount", image, security=self.security, **self.config)
-        self.goes_on()
+        if goes_on:
+            self.goes_on()
 
     def goes_on(self):
         before = len(self.sh("cat /ticks"))
@@ -112,6 +113,48 @@ def test_bind_mounts_of_folders_and_files_come_back(mounting, place):
     comes_back(made, "cat /to/file /over /to-volume/file /dev/made/file /share/inside-2/file; ! touch /to/x")
     made.sh("echo more >>/own/file")
     assert made.sh("cat /over") == "over\nmore\n"
+
+
+def test_what_a_volume_brings_along_is_not_the_containers_own(mounting, mounted, folder):
+    (mounted("size=1m") / "file").write_text("the host's")
+    made = mounting("mkdir /share/own; mount -t tmpfs own /share/own; echo own >/share/own/file",
+                    mounts=[{"container_path": "/share", "host_path": str(folder)}])
+    comes_back(made, "cat /share/place/file /share/own/file")
+    assert not (folder / "own" / "file").exists()
+
+
+SERVER = """
+import mmap, os, socket
+os.chdir("/own/folder")
+file, gone = open("/own/file", "r+b"), open("/own/gone", "w+b", 0)
+gone.write(b"gone"), os.unlink("/own/gone")
+area = mmap.mmap(file.fileno(), 4)
+server = socket.socket(socket.AF_UNIX)
+server.bind("/own/socket"), server.listen()
+print("ready", flush=True)
+while True:
+    client = server.accept()[0]
+    area[0] += 1
+    client.sendall(area[:] + os.pread(gone.fileno(), 9, 0) + os.getcwd().encode() + file.read())
+    client.close(), file.seek(0)
+"""
+CLIENT = """
+import socket
+server = socket.socket(socket.AF_UNIX)
+server.connect("/own/socket")
+print(server.makefile().read())
+"""
+
+
+def test_what_is_open_on_a_mount_stays_open(mounting):
+    made = mounting("mkdir /own; mount -t tmpfs own /own; mkdir /own/folder; printf 0123 >/own/file\n"
+                    f"exec python3 -c '{SERVER}'", image="python")
+    ask = f"python3 -c '{CLIENT}'"
+    assert made.sh(ask) == "1123gone/own/folder1123\n"
+    for digit in "23":
+        made.checkpoint()
+        made.restore(goes_on=False)
+        assert made.sh(ask) == f"{digit}123gone/own/folder{digit}123\n"
 
 
 def test_file_systems_of_the_kernels_come_back(mounting):
