@@ -13,12 +13,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "archive/compression.h"
@@ -66,6 +68,10 @@ class ArchiveWriter {
   /// Whether a container stands still until what is written from here on is taken: what is to be
   /// compressed waits for that meanwhile, in a file without a name beside the archive.
   void Hurry(bool hurried) { output_->Hurry(hurried); }
+
+  /// `wanted` is asked now and then while what waited is compressed: what it says but OK is what Commit()
+  /// says then, and there is no archive.
+  void StopUnless(std::function<Status()> wanted) { output_->StopUnless(std::move(wanted)); }
 
   /// Ends the archive: manifest, end mark, fsync, the name. AlreadyExists: another took the name.
   Status Commit(const CheckpointTimes& times, const std::vector<std::string>& notes);

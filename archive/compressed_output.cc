@@ -60,6 +60,7 @@ class CompressedOutput : public TarOutput {
   }
   std::uint64_t file_bytes() const override { return frames_.stored_bytes(); }
   void Hurry(bool hurried) override { hurried_ = hurried; }
+  void StopUnless(std::function<Status()> wanted) override { wanted_ = std::move(wanted); }
   CompressionReport report() const override {
     return {.plain_bytes = frames_.plain_bytes(),
             .stored_bytes = frames_.stored_bytes(),
@@ -132,6 +133,7 @@ class CompressedOutput : public TarOutput {
     constexpr std::uint64_t kPiece = std::uint64_t{256} << 10;
     const auto piece = std::make_unique_for_overwrite<std::byte[]>(std::min(size, kPiece));
     for (const std::uint64_t end = offset + size; offset < end;) {
+      if (wanted_) RETURN_IF_ERROR(wanted_());
       const std::span part(piece.get(), std::min(end - offset, kPiece));
       RETURN_IF_ERROR(ReadExactAt(spool_.get(), part, offset));
       RETURN_IF_ERROR(frames_.Write(part));
@@ -148,6 +150,7 @@ class CompressedOutput : public TarOutput {
   UniqueFd spool_;             // the tar from plain_bytes() of frames_ on
   std::uint64_t spooled_ = 0;  // bytes in it
   std::vector<Step> steps_;    // what it has, in order
+  std::function<Status()> wanted_;
   FrameWriter frames_;
 };
 

@@ -7,6 +7,7 @@ namespace {
 
 // From 20 on zstd takes windows that decoders refuse by default, and memory to fill them.
 constexpr int kHighestLevel = 19;
+constexpr int kUsersHighestLevel = 9;
 
 }  // namespace
 
@@ -26,6 +27,14 @@ Result<std::optional<Compression>> ParseCompression(std::string_view text) {
                          "\" is no compression: it is none, zstd, or zstd:LEVEL with a level from "
                          "1 to " +
                          std::to_string(kHighestLevel));
+}
+
+Result<std::optional<Compression>> ParseUsersCompression(std::string_view text) {
+  ASSIGN_OR_RETURN(const std::optional<Compression> compression, ParseCompression(text));
+  if (!compression || compression->level <= kUsersHighestLevel) return compression;
+  return InvalidArgument("\"" + std::string(text) + "\": a level over " +
+                         std::to_string(kUsersHighestLevel) +
+                         " is the node's administrator's to choose (--compress of stasisd)");
 }
 
 std::optional<Compression> CompressionPolicy::For(const std::string& pod_namespace) const {

@@ -21,6 +21,13 @@ struct Compression {
 /// InvalidArgument: anything else.
 Result<std::optional<Compression>> ParseCompression(std::string_view text);
 
+/// How one archive is to be compressed, where its makers said so: unset means that they did not.
+using ChosenCompression = std::optional<std::optional<Compression>>;
+
+/// As ParseCompression, of what users of a node say: levels over 9, which take the node's processors for
+/// minutes a GB, are its administrator's.
+Result<std::optional<Compression>> ParseUsersCompression(std::string_view text);
+
 /// What the archives of an agent are compressed with.
 struct CompressionPolicy {
   std::optional<Compression> usual;

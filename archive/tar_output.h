@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,6 +35,8 @@ class TarOutput {
   /// Bytes in the file, once finished.
   virtual std::uint64_t file_bytes() const = 0;
 
+  /// Asked now and then while what waited is compressed; what it says but OK ends that.
+  virtual void StopUnless(std::function<Status()>) {}
   /// Whether somebody waits for what is written from here on: a container that stands still.
   virtual void Hurry(bool) {}
   /// Once finished.

@@ -22,8 +22,9 @@ class Agent {
 
   /// As CheckpointContainer. Blocks its thread, which becomes the tracer for that time.
   Result<ContainerCheckpoint> Checkpoint(const std::string& id, const std::string& location,
-                                         const CallLimits& limits) {
-    return checkpointer_.Checkpoint(id, location, limits);
+                                         const CallLimits& limits,
+                                         const archive::ChosenCompression& chosen = {}) {
+    return checkpointer_.Checkpoint(id, location, limits, chosen);
   }
 
   /// What would be in the way of a checkpoint of container `id`, which runs on undisturbed.

@@ -78,3 +78,13 @@ def test_another_root_directory(folder, images):
         (root / "go").touch()
         assert restored.wait(20) == 0
     assert (root / "seen").read_text() == "kept\n"
+
+
+def test_an_archive_leaves_room_on_its_disk(start, folder):
+    """More than any disk of a running system has."""
+    sleeper = start("sleep", "60")
+    words = ["checkpoint", "--pid", sleeper.pid, "--output", folder / "a.tar"]
+    done = stasis(*words, "--checkpoint-min-free", 99)
+    assert done.returncode == 1 and "--checkpoint-min-free" in done.stderr, done.stderr
+    assert not list(folder.glob("*.tar*"))
+    assert stasis(*words, "--checkpoint-min-free", 0).returncode == 0

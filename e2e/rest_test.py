@@ -22,6 +22,9 @@ from e2e.testbed.testbed import Testbed
 from e2e.wait import until
 
 
+ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
+
+
 class Api:
     """A testbed whose stasisd serves the REST API, and clients of it."""
 
@@ -53,9 +56,9 @@ def api(tmp_path_factory):
         yield Api(folder, bed, port)
 
 
-def run_counter(bed, pod_name, namespace="default", more=()):
+def run_counter(bed, pod_name, namespace="default", more=(), **pod):
     """A pod with the container "count", and `more` like it."""
-    config = bed.cri.pod_config(pod_name)
+    config = bed.cri.pod_config(pod_name) | pod
     config["metadata"]["namespace"] = namespace
     config["labels"]["io.kubernetes.pod.namespace"] = namespace
     pod = bed.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"]
@@ -104,6 +107,42 @@ def test_a_checkpoint_as_the_kubelet_makes_one(api, counter):
         answer = check(api.admin.ask("POST", path), "POST",
                        "/checkpoint/{namespace}/{pod}/{container}")
         assert (answer.code, text in answer.text) == (code, True), answer.text
+
+
+def compression_of(answer):
+    """Of a checkpoint that was made: what the answer says, after a look at the archive itself."""
+    template = "/checkpoint/{namespace}/{pod}/{container}"
+    assert check(answer, "POST", template).code == 200, answer.text
+    path, report = Path(answer.json["items"][0]), answer.json["report"]
+    assert report["sizeBytes"] == path.stat().st_size
+    assert ("compression" in report) == (path.read_bytes()[:4] == ZSTD)
+    path.unlink()  # the next one may be of the same second, and of this name
+    return report.get("compression")
+
+
+def test_a_client_says_how_its_archive_is_compressed(api, counter):
+    of = "/checkpoint/default/counters/count"
+    made = compression_of(api.admin.ask("POST", of + "?compress=zstd%3A1"))
+    assert made["ratio"] > 1 and made["plainBytes"] > 0 and made["cpuSeconds"] > 0
+    for wish in ("lz4", "zstd:19", ""):
+        answer = check(api.admin.ask("POST", f"{of}?compress={wish}"), "POST",
+                       "/checkpoint/{namespace}/{pod}/{container}")
+        assert answer.code == 400 and "zstd" in answer.text, answer.text
+
+
+@pytest.mark.parametrize("annotation, compressed", [("zstd:2", True), ("none", False), ("zstd:19", None)])
+def test_a_pod_says_how_its_archives_are_compressed_unless_a_client_does(api, annotation, compressed):
+    pod = run_counter(api.bed, "annotated", annotations={"stasis.dev/compress": annotation})
+    try:
+        of = "/checkpoint/default/annotated/count"
+        answer = api.admin.ask("POST", of)
+        if compressed is None:
+            assert answer.code == 500 and "annotation stasis.dev/compress" in answer.text
+        else:
+            assert (compression_of(answer) is not None) == compressed
+        assert compression_of(api.admin.ask("POST", of + "?compress=none")) is None
+    finally:
+        api.bed.runtime.remove_pod(pod.id)
 
 
 def test_answers_are_those_of_the_document(api, counter):

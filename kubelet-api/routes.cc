@@ -86,6 +86,26 @@ json ToJson(const cri::RunningCheckpoint& one) {
   return object;
 }
 
+json ToJson(const cri::ContainerCheckpoint& made) {
+  json object = {{"sizeBytes", made.archive_bytes},
+                 {"frozenMicroseconds", made.report.stops.total.count()},
+                 {"totalMicroseconds", made.total.count()}};
+  if (made.compression) {
+    using Seconds = std::chrono::duration<double>;
+    object["compression"] = {{"plainBytes", made.compression->plain_bytes},
+                             {"ratio", made.compression->ratio()},
+                             {"cpuSeconds", Seconds(made.compression->cpu).count()}};
+  }
+  return object;
+}
+
+Result<archive::ChosenCompression> ChosenBy(const Call& call) {
+  const auto asked = call.query.find("compress");
+  if (asked == call.query.end()) return archive::ChosenCompression();
+  ASSIGN_OR_RETURN(const auto compression, archive::ParseUsersCompression(asked->second));
+  return archive::ChosenCompression(compression);
+}
+
 Call Parse(const http::http_request& request) {
   Call call{.request = request, .path = {}, .query = {}, .identity = {}};
   const web::uri& uri = request.request_uri();
@@ -268,6 +288,7 @@ Answer Routes::Checkpoint(const Call& call, const cri::PodContainer& names) {
       return TextAnswer(404, "cannot parse value of timeout parameter");
     seconds = *number;
   }
+  ASSIGN_OR_RETURN(const archive::ChosenCompression compression, ChosenBy(call));
   const Attention attention(ExchangeOf(call.request));
   const cri::CallLimits limits = {
       .deadline = system_clock::now() + std::chrono::seconds(std::clamp(
@@ -285,9 +306,9 @@ Answer Routes::Checkpoint(const Call& call, const cri::PodContainer& names) {
   if (!id.ok()) return failed(id.status());
   const Result<std::string> path = folder_.NewPath(names);
   if (!path.ok()) return failed(path.status());
-  const auto done = agent_.Checkpoint(*id, *path, limits);
+  const auto done = agent_.Checkpoint(*id, *path, limits, compression);
   if (!done.ok()) return failed(done.status());
-  return JsonAnswer(200, {{"items", {*path}}});
+  return JsonAnswer(200, {{"items", {*path}}, {"report", ToJson(*done)}});
 }
 
 Answer Routes::List(const Call& call, const std::string* pod_namespace) {

@@ -23,6 +23,7 @@ struct Options {
   std::string format;
   std::string output;
   std::string image;
+  std::string compression;  ///< Empty: what the node says.
   bool wait = false;
   int timeout_seconds = 0;  ///< 0: none was given.
 };

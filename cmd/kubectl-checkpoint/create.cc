@@ -53,14 +53,17 @@ std::string Escaped(const std::string& text) {
   return escaped;
 }
 
-Result<std::string> MakeOne(Cluster& cluster, const Options& options, const Pod& pod,
-                            const std::string& container, const std::string& pod_namespace) {
+Result<kubelet_api::MadeCheckpoint> MakeOne(Cluster& cluster, const Options& options,
+                                            const Pod& pod, const std::string& container,
+                                            const std::string& pod_namespace) {
   const Progress progress(cluster, pod, pod_namespace, container);
-  Result<std::string> made = cluster.Checkpoint(pod, container, options.timeout_seconds);
+  const kubelet_api::CheckpointWishes wishes = {.timeout_seconds = options.timeout_seconds,
+                                                .compression = Escaped(options.compression)};
+  auto made = cluster.Checkpoint(pod, container, wishes);
   if (made.status().code() != StatusCode::kAlreadyExists) return made;
   // The kubelet names archives by the second, and the last one of this container was made in this one.
   std::this_thread::sleep_for(std::chrono::seconds(1));
-  return cluster.Checkpoint(pod, container, options.timeout_seconds);
+  return cluster.Checkpoint(pod, container, wishes);
 }
 
 // What is wanted of an archive that is made: the row of it is shown whatever becomes of that.
@@ -93,16 +96,17 @@ Result<int> Create(Cluster& cluster, const Options& options) {
   json rows = json::array();
   Status last = OkStatus();
   for (const std::string& container : containers) {
-    const Result<std::string> path = MakeOne(cluster, options, pod, container, pod_namespace);
-    if (!path.ok()) {
-      last = path.status();
+    const auto made = MakeOne(cluster, options, pod, container, pod_namespace);
+    if (!made.ok()) {
+      last = made.status();
       Report(last);
       continue;
     }
-    const std::string name = std::filesystem::path(*path).filename();
+    const std::string name = std::filesystem::path(made->path).filename();
     json row = {{"name", name},           {"pod", pod.name},
                 {"container", container}, {"namespace", pod_namespace},
-                {"node", pod.node.name},  {"path", *path}};
+                {"node", pod.node.name},  {"path", made->path}};
+    if (made->report.is_object()) row.update(made->report);
     const Status used = Use(cluster, options, pod, PathOf(pod_namespace, name), row);
     if (!used.ok()) {
       last = Annotate(used, "checkpoint " + name + " is made, but");

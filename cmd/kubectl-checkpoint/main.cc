@@ -74,6 +74,9 @@ void Declare(CLI::App& app, Options& options, Action& action) {
   app.add_option(
       "--image", options.image,
       "Has the node push an image of it, too: REGISTRY/NAME:TAG, where its agent may push to");
+  app.add_option("--compress", options.compression,
+                 "none, zstd, or zstd:LEVEL with a level from 1 to 9, by the agent alone; what the "
+                 "pod, its namespace or the node says unless given");
   app.add_option("--via", options.via, "The way: by stasisd's REST API, or by the kubelet's")
       ->check(CLI::IsMember({"auto", "agent", "kubelet"}))
       ->capture_default_str();
@@ -118,6 +121,10 @@ int Main(int argc, char** argv) {
                                                         {"kubelet", kubelet_api::Via::kKubelet}};
   options.cluster.via = ways.at(options.via);
   Cluster cluster(options.cluster);
+  if (!options.compression.empty() && options.via == "kubelet") {
+    std::fprintf(stderr, "error: --compress needs the agent: the kubelet does not know it\n");
+    return kExitUsage;
+  }
   const Result<int> code = action(cluster, options);
   return code.ok() ? *code : Report(code.status());
 }

@@ -19,10 +19,12 @@
 #include "cmd/stasis/interrupts.h"
 #include "cmd/stasis/log_file.h"
 #include "cri/checkpoint/container_checkpoint.h"
+#include "cri/checkpoint/free_space.h"
 #include "cri/checkpoint/tmpfs_mounts.h"
 #include "cri/client.h"
 #include "engine/base/io.h"
 #include "engine/dump.h"
+#include "engine/dump_watch.h"
 #include "engine/image/pending_images.h"
 #include "engine/mounts/mounts_here.h"
 
@@ -41,6 +43,7 @@ struct Options {
   std::int64_t timeout_seconds = 0;
   engine::Options engine;
   std::optional<archive::Compression> compression;
+  int least_free_percent = 5;
   LogFile log;
   bool run = false, stop = false, kill = false, json = false;
 };
@@ -148,10 +151,13 @@ Status ToFolder(const Options& options, engine::DumpRequest& request) {
 
 Status ToArchive(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
+  const std::filesystem::path location = std::filesystem::absolute(options.output);
+  cri::FreeSpace space(location.parent_path(), options.least_free_percent);
+  RETURN_IF_ERROR(space.Check());
   ASSIGN_OR_RETURN(const std::unique_ptr<archive::ArchiveWriter> writer,
-                   archive::ArchiveWriter::Create(std::filesystem::absolute(options.output),
-                                                  options.compression));
+                   archive::ArchiveWriter::Create(location, options.compression));
   cri::HurryWhileStopped(request, *writer);
+  writer->StopUnless([&request] { return engine::StillWanted(request); });
   const Status described = AddDescription(*writer, options.pid);
   if (described.code() == StatusCode::kNotFound) {
     return NotFound("there is no process " + std::to_string(options.pid));
@@ -164,7 +170,8 @@ Status ToArchive(const Options& options, engine::DumpRequest& request) {
     RETURN_IF_ERROR(writer->AddMember(archive::kStatsDumpName, report.StatsImage()));
     return writer->Commit({.frozen = report.stops.total, .total = total()}, report.notes);
   };
-  ASSIGN_OR_RETURN(const engine::DumpReport report, engine::Dump(request, writer->images()));
+  cri::SpaceKeepingSink images(writer->images(), space);
+  ASSIGN_OR_RETURN(const engine::DumpReport report, engine::Dump(request, images));
   Print(options, report, report.notes, total(), writer->compression_report());
   return OkStatus();
 }
@@ -179,9 +186,11 @@ Status CheckpointContainer(Options& options, engine::DumpRequest& request) {
   options.container = facts.status.id();
   options.pid = request.root = facts.pid;
   if (options.output.empty()) return ToFolder(options, request);
-  ASSIGN_OR_RETURN(const cri::ContainerCheckpoint done,
-                   cri::WriteArchive(facts, std::filesystem::absolute(options.output),
-                                     std::move(request), {.compression = options.compression}));
+  ASSIGN_OR_RETURN(
+      const cri::ContainerCheckpoint done,
+      cri::WriteArchive(
+          facts, std::filesystem::absolute(options.output), std::move(request),
+          {.compression = options.compression, .least_free_percent = options.least_free_percent}));
   Print(options, done.report, done.notes, done.total, done.compression);
   return OkStatus();
 }
@@ -262,6 +271,12 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
       ->check(
           [](const std::string& text) { return Message(archive::ParseCompression(text).status()); })
       ->excludes(folder);
+  command
+      ->add_option("--checkpoint-min-free", options->least_free_percent,
+                   "Percent of the disk of --output that stay free")
+      ->check(CLI::Range(0, 99))
+      ->envname("STASIS_CHECKPOINT_MIN_FREE")
+      ->capture_default_str();
   CLI::Option* running =
       command->add_flag("--leave-running,-R", options->run, "The tree runs on (the default)");
   CLI::Option* stopped =

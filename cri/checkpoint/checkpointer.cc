@@ -29,6 +29,10 @@ steady_clock::time_point Steady(system_clock::time_point deadline) {
   return steady_clock::now() + (deadline - system_clock::now());
 }
 
+/// Annotation of a pod: as --compress of stasisd, with a level up to 9. The runtime has it as it was when the pod
+/// began.
+constexpr const char* kCompress = "stasis.dev/compress";
+
 std::string Microseconds(std::chrono::microseconds time) { return std::to_string(time.count()); }
 
 }  // namespace
@@ -55,9 +59,10 @@ Reply Checkpointer::CheckpointContainer(const IncomingCall& call) {
 
 Result<ContainerCheckpoint> Checkpointer::Checkpoint(const std::string& id,
                                                      const std::string& location,
-                                                     const CallLimits& limits) {
+                                                     const CallLimits& limits,
+                                                     const archive::ChosenCompression& chosen) {
   EventSubject of;
-  Result<ContainerCheckpoint> done = Make(id, location, limits, of);
+  Result<ContainerCheckpoint> done = Make(id, location, limits, chosen, of);
   if (!done.ok()) {
     activity_.Warn(of, "CheckpointFailed", "not checkpointed: " + Message(done.status()));
     activity_.CheckpointEnded({.failed = {{done.status().code(), 1}}});
@@ -93,7 +98,9 @@ Result<ContainerCheckpoint> Checkpointer::Checkpoint(const std::string& id,
 }
 
 Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std::string& location,
-                                               const CallLimits& limits, EventSubject& of) {
+                                               const CallLimits& limits,
+                                               const archive::ChosenCompression& chosen,
+                                               EventSubject& of) {
   if (!location.starts_with('/')) {
     return InvalidArgument("the location '" + location + "' is not an absolute path");
   }
@@ -114,12 +121,34 @@ Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std:
     return FailedPrecondition("container " + facts.status.id() +
                               " is not restored yet; try again when it is ready");
   }
-  return Write(facts, location, limits);
+  ASSIGN_OR_RETURN(const std::optional<archive::Compression> compression,
+                   CompressionOf(facts, chosen, limits));
+  return Write(facts, location, limits, compression);
 }
 
-Result<ContainerCheckpoint> Checkpointer::Write(const ContainerFacts& facts,
-                                                const std::string& location,
-                                                const CallLimits& limits) {
+Result<std::optional<archive::Compression>> Checkpointer::CompressionOf(
+    const ContainerFacts& facts, const archive::ChosenCompression& chosen,
+    const CallLimits& limits) {
+  if (chosen) return *chosen;
+  if (!facts.sandbox_id.empty()) {
+    runtime::v1::PodSandboxStatusRequest request;
+    request.set_pod_sandbox_id(facts.sandbox_id);
+    ASSIGN_OR_RETURN(const runtime::v1::PodSandboxStatusResponse pod,
+                     Call(&runtime::v1::RuntimeService::Stub::PodSandboxStatus,
+                          upstream_.containers(), request, limits));
+    const auto& annotations = pod.status().annotations();
+    if (const auto own = annotations.find(kCompress); own != annotations.end()) {
+      auto compression = archive::ParseUsersCompression(own->second);
+      if (compression.ok()) return compression;
+      return Annotate(compression.status(), std::string("the pod's annotation ") + kCompress);
+    }
+  }
+  return compression_.For(NamesOf(facts.status.labels()).pod_namespace);
+}
+
+Result<ContainerCheckpoint> Checkpointer::Write(
+    const ContainerFacts& facts, const std::string& location, const CallLimits& limits,
+    const std::optional<archive::Compression>& compression) {
   const auto running = activity_.Begin({.number = 0,
                                         .of = NamesOf(facts.status.labels()),
                                         .container_id = facts.status.id(),
@@ -135,8 +164,7 @@ Result<ContainerCheckpoint> Checkpointer::Write(const ContainerFacts& facts,
   // This thread is the call's own for its whole life, as the tracer has to be.
   return WriteArchive(
       facts, location, request,
-      {.compression = compression_.For(NamesOf(facts.status.labels()).pod_namespace),
-       .least_free_percent = limits_.least_free_percent});
+      {.compression = compression, .least_free_percent = limits_.least_free_percent});
 }
 
 }  // namespace stasis::cri

@@ -41,17 +41,25 @@ class Checkpointer {
 
   /// The container with this id, or this beginning of one, becomes the archive `location`, an absolute path.
   /// Blocks its thread, which becomes the tracer for that time. The outcome is logged and counted.
+  /// `chosen` goes before the pod's annotation stasis.dev/compress, that before what is set for its namespace,
+  /// and that before the agent's usual compression.
   Result<ContainerCheckpoint> Checkpoint(const std::string& id, const std::string& location,
-                                         const CallLimits& limits);
+                                         const CallLimits& limits,
+                                         const archive::ChosenCompression& chosen = {});
 
   const engine::Options& options() const { return options_; }
 
  private:
   Reply CheckpointContainer(const IncomingCall& call);
   Result<ContainerCheckpoint> Make(const std::string& id, const std::string& location,
-                                   const CallLimits& limits, EventSubject& of);
+                                   const CallLimits& limits,
+                                   const archive::ChosenCompression& chosen, EventSubject& of);
+  Result<std::optional<archive::Compression>> CompressionOf(
+      const ContainerFacts& facts, const archive::ChosenCompression& chosen,
+      const CallLimits& limits);
   Result<ContainerCheckpoint> Write(const ContainerFacts& facts, const std::string& location,
-                                    const CallLimits& limits);
+                                    const CallLimits& limits,
+                                    const std::optional<archive::Compression>& compression);
 
   Upstream& upstream_;
   const Records& records_;

@@ -105,6 +105,7 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
   ContainerCheckpoint done;
   request.root = facts.pid;
   HurryWhileStopped(request, *writer);
+  writer->StopUnless([&request] { return engine::StillWanted(request); });
   request.outside_mounts = BindDestinations(facts.spec);
   engine::MountChanges changes;
   bool is_shm_hidden = false;

@@ -33,12 +33,23 @@ bool MayBeTriedElsewhere(const Status& status) {
          status.code() == StatusCode::kUnauthenticated || status.code() == StatusCode::kUnavailable;
 }
 
-Result<std::string> ArchiveOf(const Result<std::string>& answer) {
+Result<MadeCheckpoint> ArchiveOf(const Result<std::string>& answer) {
   RETURN_IF_ERROR(answer.status());
   ASSIGN_OR_RETURN(const json object, Parse(*answer, "the node"));
-  std::string path = TextAt(object, "/items/0");
-  if (path.empty()) return DataLoss("the node names no archive");
-  return path;
+  MadeCheckpoint made = {.path = TextAt(object, "/items/0"),
+                         .report = object.value("report", json::object())};
+  if (made.path.empty()) return DataLoss("the node names no archive");
+  return made;
+}
+
+std::string QueryOf(const CheckpointWishes& wishes) {
+  std::string query;
+  // The kubelet and the agent take less than 120 s for 120 s: who hangs up earlier ends the checkpoint, too.
+  if (wishes.timeout_seconds > 0) query = "?timeout=" + std::to_string(wishes.timeout_seconds);
+  if (!wishes.compression.empty()) {
+    query += (query.empty() ? "?compress=" : "&compress=") + wishes.compression;
+  }
+  return query;
 }
 
 }  // namespace
@@ -130,25 +141,28 @@ bool Cluster::AgentAnswers(const Node& node) {
   return agents_[node.name] = answers;
 }
 
-Result<std::string> Cluster::Checkpoint(const Pod& pod, const std::string& container,
-                                        int timeout_seconds) {
+Result<MadeCheckpoint> Cluster::Checkpoint(const Pod& pod, const std::string& container,
+                                           const CheckpointWishes& wishes) {
   ASSIGN_OR_RETURN(const std::string pod_namespace, Namespace());
-  std::string path = "/checkpoint/" + pod_namespace + "/" + pod.name + "/" + container;
-  // The kubelet and the agent take less than 120 s for 120 s: who hangs up earlier ends the checkpoint, too.
-  if (timeout_seconds > 0) path += "?timeout=" + std::to_string(timeout_seconds);
+  const std::string path =
+      "/checkpoint/" + pod_namespace + "/" + pod.name + "/" + container + QueryOf(wishes);
   const auto ask = [&](const Kubectl& kubectl, const std::string& whole) {
-    return ArchiveOf(
-        kubectl.Run({"create", "--raw", whole, "-f", "-"}, std::chrono::seconds(timeout_seconds)));
+    return ArchiveOf(kubectl.Run({"create", "--raw", whole, "-f", "-"},
+                                 std::chrono::seconds(wishes.timeout_seconds)));
   };
   Status by_agent = Unavailable("no agent answers on node " + pod.node.name);
   if (options_.via == Via::kAgent || (options_.via == Via::kAuto && AgentAnswers(pod.node))) {
-    Result<std::string> made = ask(ToAgent(pod.node), path);
+    Result<MadeCheckpoint> made = ask(ToAgent(pod.node), path);
     if (made.ok() || options_.via == Via::kAgent || !MayBeTriedElsewhere(made.status())) {
       return made;
     }
     by_agent = made.status();
   }
-  Result<std::string> made = ask(kubectl_, "/api/v1/nodes/" + pod.node.name + "/proxy" + path);
+  // It does not know the wish, and would make an archive as if there was none.
+  if (!wishes.compression.empty()) {
+    return Annotate(by_agent, "--compress, which the agent alone does");
+  }
+  Result<MadeCheckpoint> made = ask(kubectl_, "/api/v1/nodes/" + pod.node.name + "/proxy" + path);
   if (made.ok() || options_.via == Via::kKubelet || !MayBeTriedElsewhere(made.status())) {
     return made;
   }

@@ -24,6 +24,17 @@ struct Pod {
       ephemeral;  ///< Those that run to debug it (kubectl debug): meant only by name.
 };
 
+struct CheckpointWishes {
+  int timeout_seconds = 0;  ///< 0: the node's own.
+  /// As stasisd's --compress, for a query; empty: the node's own. By the agent alone.
+  std::string compression;
+};
+
+struct MadeCheckpoint {
+  std::string path;       ///< On the node.
+  nlohmann::json report;  ///< What the agent tells of it; of the kubelet nothing.
+};
+
 enum class Via { kAuto, kAgent, kKubelet };
 
 struct ClusterOptions {
@@ -49,8 +60,9 @@ class Cluster {
   /// Until the pod is ready. DeadlineExceeded: it is not, within `timeout_seconds`.
   Status WaitReady(const std::string& name, int timeout_seconds);
 
-  /// Path of the archive on the node. By the agent where it answers and allows it, else by the kubelet.
-  Result<std::string> Checkpoint(const Pod& pod, const std::string& container, int timeout_seconds);
+  /// By the agent where it answers and allows it, else by the kubelet: but for what no kubelet does.
+  Result<MadeCheckpoint> Checkpoint(const Pod& pod, const std::string& container,
+                                    const CheckpointWishes& wishes);
 
   /// What the agent of `node` answers. From any thread.
   Result<nlohmann::json> Get(const Node& node, const std::string& path) const;

@@ -136,6 +136,28 @@ TEST(CompressedArchiveTest, ImagesBecomeThoseOfTheParentAndStreamsGetTheirSize) 
   EXPECT_THAT(Verify(**archive)->problems, IsEmpty());
 }
 
+TEST(CompressedArchiveTest, WhatIsNotWantedAnyMoreIsNotCompressedToItsEnd) {
+  const TempFolder folder;
+  const auto writer = Create(folder / "a.tar");
+  ASSERT_THAT(writer, IsOk());
+  int asked = 0;
+  (*writer)->StopUnless([&] { return ++asked < 3 ? OkStatus() : Cancelled("it was cancelled"); });
+  (*writer)->Hurry(true);
+  ASSERT_THAT((*writer)->images().Put("pages-1.img", Memory(3 * kMiB)), IsOk());
+  (*writer)->Hurry(false);
+  EXPECT_THAT(Finish(**writer), StatusIs(StatusCode::kCancelled));
+  EXPECT_EQ(asked, 3);
+  EXPECT_THAT((*writer)->Commit({}, {}), StatusIs(StatusCode::kFailedPrecondition));
+  EXPECT_NE(::access((folder / "a.tar").c_str(), F_OK), 0);
+}
+
+TEST(CompressionTest, TheHighestLevelsAreTheAdministrators) {
+  EXPECT_EQ((*ParseUsersCompression("zstd:9"))->level, 9);
+  EXPECT_EQ(*ParseUsersCompression("none"), std::nullopt);
+  EXPECT_THAT(ParseUsersCompression("zstd:10"), StatusIs(StatusCode::kInvalidArgument));
+  EXPECT_EQ((*ParseCompression("zstd:19"))->level, 19);
+}
+
 TEST(CompressedArchiveTest, WhatIsWrittenInAHurryIsCompressedAfterwards) {
   const TempFolder folder;
   const auto writer = Create(folder / "a.tar");
