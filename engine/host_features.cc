@@ -29,7 +29,8 @@ std::string CpuLevel() {
 
 bool HasPagemapScan() {
   const Result<UniqueFd> self = OpenAt(AT_FDCWD, "/proc/self", O_PATH | O_DIRECTORY);
-  return self.ok() && PageMap::Open(self->get()).ok();
+  const Result<PageMap> map = self.ok() ? PageMap::Open(self->get()) : self.status();
+  return map.ok() && map->scans();
 }
 
 bool HasUserfaultfdWpAsync() {

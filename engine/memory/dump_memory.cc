@@ -68,7 +68,9 @@ class Look {
     ASSIGN_OR_RETURN(PageMap map, PageMap::Open(process.frozen.proc.get()));
     Look look(process, std::move(map));
     // One scan over all takes less time than one for each of many areas.
-    if (process.saved == nullptr) {
+    if (process.saved == nullptr && !look.map_.scans()) {
+      for (const Area& area : process.areas) RETURN_IF_ERROR(look.AddOwn(area));
+    } else if (process.saved == nullptr) {
       std::uint64_t end = 0;
       for (const Area& area : process.areas) {
         if (!area.Is(kAreaVsyscall)) end = area.vma.end;
@@ -108,6 +110,16 @@ class Look {
   }
 
  private:
+  // Reservations that are empty, of terabytes at times, are passed over.
+  Status AddOwn(const Area& area) {
+    if (area.Is(kAreaVsyscall)) return OkStatus();
+    const bool is_counted = !area.vma.Has("ht");
+    if (is_counted && area.vma.resident + area.vma.shared_or_swapped == 0) return OkStatus();
+    ASSIGN_OR_RETURN(const PageMap::Own found, map_.FindOwn(area.vma.start, area.vma.end));
+    for (const PageRange& pages : found.content) Append(own_.content, pages);
+    return OkStatus();
+  }
+
   Look(const MemoryDumper::Process& process, PageMap map)
       : process_(&process), map_(std::move(map)) {}
 

@@ -20,16 +20,20 @@ struct PageRange {
   std::uint64_t page_count() const { return (end - start) / kPageBytes; }
 };
 
-/// The page tables of one process, by the ioctl PAGEMAP_SCAN (Linux 6.7).
+/// The page tables of one process, by the ioctl PAGEMAP_SCAN (Linux 6.7), or page by page.
 class PageMap {
  public:
-  /// `proc_fd` is the directory /proc/PID. Unimplemented: the kernel has no PAGEMAP_SCAN.
-  static Result<PageMap> Open(int proc_fd);
+  /// `proc_fd` is the directory /proc/PID. Page by page also where it could scan, unless `may_scan`.
+  static Result<PageMap> Open(int proc_fd, bool may_scan = true);
+
+  /// True with PAGEMAP_SCAN: holes take no time. Without, each page of one costs some nanoseconds, and nothing
+  /// but FindOwn works.
+  bool scans() const { return scans_; }
 
   /// What is there from `start` to `end`, in rising order, adjacent pages merged.
   struct Own {
     /// Pages that are present or swapped out, of a private file mapping those that were copied on write;
-    /// neither the shared zero page nor guards.
+    /// neither the shared zero page nor guards. (Without PAGEMAP_SCAN the zero page of huge size is among them.)
     std::vector<PageRange> content;
     /// Pages that madvise(2) MADV_GUARD_INSTALL made (Linux 6.13).
     std::vector<PageRange> guards;
@@ -46,7 +50,8 @@ class PageMap {
   Result<std::vector<PageRange>> NotClean(std::uint64_t start, std::uint64_t end) const;
 
  private:
-  PageMap(UniqueFd fd, bool knows_guards) : fd_(std::move(fd)), knows_guards_(knows_guards) {}
+  PageMap(UniqueFd fd, bool scans, bool knows_guards)
+      : fd_(std::move(fd)), scans_(scans), knows_guards_(knows_guards) {}
   struct Selection {
     std::uint64_t without = 0, with = 0;  // categories that must be absent, present
     std::uint64_t any_of = 0;             // 0: no matter
@@ -59,8 +64,10 @@ class PageMap {
   Result<std::vector<PageRange>> Scan(std::uint64_t start, std::uint64_t end,
                                       const Selection& selection) const;
 
+  Result<Own> ReadOwn(std::uint64_t start, std::uint64_t end) const;
+
   UniqueFd fd_;
-  bool knows_guards_ = false;
+  bool scans_ = false, knows_guards_ = false;
 };
 
 }  // namespace stasis::engine

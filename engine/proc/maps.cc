@@ -60,6 +60,9 @@ Status ReadDetail(std::string_view line, Vma& vma) {
   } else if (key == "Shared_Clean" || key == "Shared_Dirty" || key == "Swap") {
     ASSIGN_OR_RETURN(const std::uint64_t kibibytes, Number<std::uint64_t>(CutWord(line)));
     vma.shared_or_swapped += kibibytes * 1024;
+  } else if (key == "Rss") {
+    ASSIGN_OR_RETURN(const std::uint64_t kibibytes, Number<std::uint64_t>(CutWord(line)));
+    vma.resident = kibibytes * 1024;
   } else if (key == "ProtectionKey") {
     ASSIGN_OR_RETURN(vma.protection_key, Number<int>(text::Trim(line)));
   }

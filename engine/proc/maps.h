@@ -27,6 +27,7 @@ struct Vma {
   /// Bytes of pages that others have too (Shared_Clean, Shared_Dirty) or that are swapped out; 0 when read
   /// from maps.
   std::uint64_t shared_or_swapped = 0;
+  std::uint64_t resident = 0;  ///< Bytes (Rss, without the zero page); 0 when read from maps.
 
   std::uint64_t size() const { return end - start; }
   bool Has(std::string_view flag) const;
