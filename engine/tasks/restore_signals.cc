@@ -1,7 +1,7 @@
 // Signal actions, pending signals and timers.
 //
 // Source  sigaction(2), rt_sigqueueinfo(2), setitimer(2), timer_create(2), PR_TIMER_CREATE_RESTORE_IDS
-//         (Linux 6.16); tested on 6.18
+//         (Linux 6.16); tested on 6.1 and 6.18
 // Rule    A process may queue any siginfo to itself, but from outside the kernel refuses si_code >= 0 and
 //         SI_TKILL: the calls run in the process. kernel/signal.c do_rt_sigqueueinfo()
 // Rule    Setting an action to "ignored" throws pending signals of that number away, even blocked ones
@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include "engine/base/io.h"
 #include "engine/proc/task.h"
@@ -163,7 +164,10 @@ Status RestoreTimers(RestoredProcess& process) {
   const bool by_id =
       remote.Call("PR_TIMER_CREATE_RESTORE_IDS", SYS_prctl, kTimerCreateRestoreIds, 1, 0, 0, 0)
           .ok();
-  for (const image::PosixTimerEntry& entry : timers.posix()) {
+  // Numbers only count up, and a dump may have them in any order.
+  std::vector<image::PosixTimerEntry> rising(timers.posix().begin(), timers.posix().end());
+  std::ranges::sort(rising, {}, &image::PosixTimerEntry::it_id);
+  for (const image::PosixTimerEntry& entry : rising) {
     RETURN_IF_ERROR(CreateTimer(remote, entry, by_id));
     itimerspec value = {};
     value.it_interval = {static_cast<time_t>(entry.isec()), static_cast<long>(entry.insec())};
