@@ -146,7 +146,8 @@ std::vector<Probe> RunProbes() {
       "processes with seccomp filters cannot be handled; needs CAP_SYS_ADMIN and a kernel with "
       "CONFIG_CHECKPOINT_RESTORE",
       Seize(PTRACE_O_SUSPEND_SECCOMP));
-  add("PAGEMAP_SCAN", true, "memory cannot be dumped; needs Linux 6.7", ScanPagemap());
+  add("PAGEMAP_SCAN", false, "memory is found page by page, which takes longer; needs Linux 6.7",
+      ScanPagemap());
   add("kcmp", true, "shared descriptors cannot be told from equal ones; needs CONFIG_KCMP",
       CompareObjects());
   add("map_files", true,
