@@ -3,7 +3,7 @@
 // Image    an FD_TTY a file; "tty-info" once an end: index * 2, with 1 more for /dev/ptmx
 // Restore  /dev/ptmx is opened until it gives the number; the other end is opened through it. A hung up one
 //          is opened with any number, and its other end closed
-// Lost     what waits to be read at either end: nothing reads it without taking it
+// Not here what waits to be read at either end (terminal_data.cc)
 // Source   ioctl_tty(2) TIOCGPTN, TIOCGPTPEER, TIOCSPTLCK, pts(4); drivers/tty/pty.c; tested on 6.18
 // Rule     The lowest free number is given. It is free again when both ends are closed
 // Rule     On /dev/ptmx TIOCGSID and TIOCGPGRP tell of the other end, to anybody
@@ -23,6 +23,7 @@
 
 #include "engine/files/description.h"
 #include "engine/files/kept_files.h"
+#include "engine/files/terminal_data.h"
 #include "engine/files/terminal_settings.h"
 
 namespace stasis::engine {
@@ -74,11 +75,12 @@ Status DumpSession(const OpenFile& master, FileDumpContext& context, image::TtyI
   return OkStatus();
 }
 
-void NoteWaiting(const OpenFile& file, FileDumpContext& context) {
-  int waiting = 0;
-  if (::ioctl(file.borrowed.get(), FIONREAD, &waiting) != 0 || waiting == 0) return;
-  context.Note(NameOf(file) + ": " + std::to_string(waiting) +
-               " bytes of input that nobody has read will be gone");
+// Any of the settings, TIOCGLCKTRMIOS.
+bool AnyLocked(const image::TermiosEntry& locked) {
+  const auto& characters = locked.c_cc();
+  return locked.c_iflag() != 0 || locked.c_oflag() != 0 || locked.c_cflag() != 0 ||
+         locked.c_lflag() != 0 || locked.c_line() != 0 ||
+         std::ranges::any_of(characters, [](std::uint32_t character) { return character != 0; });
 }
 
 void DumpNode(const struct stat& node, image::TtyInfoEntry& info) {
@@ -158,9 +160,8 @@ Result<UniqueFd> RestoreHungUp(int flags, FileRestoreContext& context) {
 
 Status RestoreLocked(int fd, const image::TtyInfoEntry& info) {
   const image::TermiosEntry& entry = info.termios_locked();
+  if (!AnyLocked(entry)) return OkStatus();
   termios2 locked = {};
-  bool any = entry.c_iflag() != 0 || entry.c_oflag() != 0 || entry.c_cflag() != 0 ||
-             entry.c_lflag() != 0 || entry.c_line() != 0;
   locked.c_iflag = entry.c_iflag();
   locked.c_oflag = entry.c_oflag();
   locked.c_cflag = entry.c_cflag();
@@ -168,17 +169,18 @@ Status RestoreLocked(int fd, const image::TtyInfoEntry& info) {
   locked.c_line = static_cast<cc_t>(entry.c_line());
   for (int i = 0; i < std::min<int>(entry.c_cc_size(), std::size(locked.c_cc)); ++i) {
     locked.c_cc[i] = static_cast<cc_t>(entry.c_cc(i));
-    any = any || entry.c_cc(i) != 0;
   }
-  if (any && ::ioctl(fd, TIOCSLCKTRMIOS, &locked) != 0) {
+  if (::ioctl(fd, TIOCSLCKTRMIOS, &locked) != 0) {
     return SyscallError(errno, "TIOCSLCKTRMIOS");
   }
   return OkStatus();
 }
 
 // What the end at /dev/ptmx has of its own, and what both share.
-Status CompleteMaster(int fd, const image::TtyInfoEntry& info) {
+Status CompleteMaster(int fd, int slave, const image::TtyInfoEntry& info,
+                      FileRestoreContext& context) {
   RETURN_IF_ERROR(RestoreTermios(fd, info));
+  RETURN_IF_ERROR(RestoreTerminalData(fd, slave, info, context));
   RETURN_IF_ERROR(RestoreLocked(fd, info));
   const winsize size = {.ws_row = static_cast<unsigned short>(info.winsize().ws_row()),
                         .ws_col = static_cast<unsigned short>(info.winsize().ws_col()),
@@ -247,7 +249,6 @@ Result<std::uint32_t> DumpPseudoTerminal(const OpenFile& master, FileDumpContext
   RETURN_IF_ERROR(DumpLocked(fd, own));
   ASSIGN_OR_RETURN(const short poll, PollNow(fd, 0));
   if ((poll & POLLHUP) != 0) own.set_stasis_hung_up(true);
-  NoteWaiting(master, context);
 
   const int either = slave != nullptr ? slave->borrowed.get() : fd;
   ASSIGN_OR_RETURN(image::TtyInfoEntry other, DumpSettings(either, index << 1, index));
@@ -255,7 +256,14 @@ Result<std::uint32_t> DumpPseudoTerminal(const OpenFile& master, FileDumpContext
   RETURN_IF_ERROR(DumpLocked(either, other));
   RETURN_IF_ERROR(DumpSession(master, context, other));
   DumpNode(node, other);
-  if (slave != nullptr) NoteWaiting(*slave, context);
+  const TerminalEnds ends = {.master = master,
+                             .slave = slave,
+                             .node = node,
+                             .index = index,
+                             .packets = packets != 0,
+                             .locked_settings = AnyLocked(own.termios_locked()),
+                             .hung_up = own.stasis_hung_up()};
+  RETURN_IF_ERROR(DumpTerminalData(ends, context));
   context.AddRecord("tty-info", own.SerializeAsString(), "");
   context.AddRecord("tty-info", other.SerializeAsString(), "");
   return own.id();
@@ -325,10 +333,10 @@ Status CompletePseudoTerminals(FileRestoreContext& context) {
     const bool was_open = own.stasis_hung_up() || TtyEntry(id & ~kMaster, context) != nullptr;
     UniqueFd slave;
     if (was_open || (other.ok() && other->sid() != 0)) {
-      ASSIGN_OR_RETURN(slave, OpenPeer(master, O_RDWR));
+      ASSIGN_OR_RETURN(slave, OpenPeer(master, O_RDWR | O_NONBLOCK));
       if (other.ok()) RETURN_IF_ERROR(CompleteSlave(slave.get(), *other));
     }
-    RETURN_IF_ERROR(CompleteMaster(master, own));
+    RETURN_IF_ERROR(CompleteMaster(master, slave.get(), own, context));
   }
   return OkStatus();
 }

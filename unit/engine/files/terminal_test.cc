@@ -1,6 +1,9 @@
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <termios.h>
+
+#include <cstring>
 
 #include "unit/engine/files/local_context.h"
 
@@ -9,7 +12,9 @@ namespace {
 
 using ::stasis::testing::IsOk;
 using ::stasis::testing::StatusIs;
+using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 // A pseudo-terminal: `slave` is what a program gets from its starter, who keeps `master`.
@@ -78,6 +83,85 @@ TEST(TerminalTest, InputThatNobodyReadIsNamed) {
   ASSERT_THAT(dump.DumpAll(), IsOk());
   ASSERT_THAT(dump.notes, SizeIs(1));
   EXPECT_THAT(dump.notes[0], HasSubstr("6 bytes of input"));
+}
+
+void Await(int fd) {
+  pollfd arrived = {.fd = fd, .events = POLLIN, .revents = 0};
+  ASSERT_EQ(::poll(&arrived, 1, 10'000), 1);
+}
+
+int FlagsAfter(int fd, int flags) {
+  EXPECT_EQ(::fcntl(fd, F_SETFL, flags), 0);
+  return ::fcntl(fd, F_GETFL);
+}
+
+TEST(TerminalTest, ADumpLeavesWhatWaitsAsItWas) {
+  const Pair pair;
+  const int flags = FlagsAfter(pair.master.get(), 0);
+  ASSERT_THAT(WriteAll(pair.master.get(), "one\nt"), IsOk());
+  Await(pair.slave.get());
+  Await(pair.master.get());
+  const termios before = Settings(pair.slave.get());
+  LocalDumpContext dump;
+  dump.Add(pair.slave.get());
+  dump.Add(pair.master.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  EXPECT_THAT(dump.notes, IsEmpty());
+  EXPECT_EQ(ReadSome(pair.slave.get()), "one\n");
+  EXPECT_EQ(ReadSome(pair.master.get()), "one\r\nt");
+  const termios after = Settings(pair.slave.get());
+  EXPECT_EQ(std::memcmp(&before, &after, sizeof(after)), 0);
+  EXPECT_EQ(::fcntl(pair.master.get(), F_GETFL), flags);
+  ASSERT_THAT(WriteAll(pair.master.get(), "wo\n"), IsOk());
+  Await(pair.slave.get());
+  EXPECT_EQ(ReadSome(pair.slave.get()), "two\n") << "the beginning of a line was lost";
+}
+
+TEST(TerminalTest, ALiteralNextThatWaitsForItsByteStillDoes) {
+  const Pair pair;
+  ASSERT_THAT(WriteAll(pair.master.get(), "a\x16"), IsOk());
+  Await(pair.master.get());
+  LocalDumpContext dump;
+  dump.Add(pair.slave.get());
+  dump.Add(pair.master.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  ASSERT_THAT(WriteAll(pair.master.get(), "\x04\n"), IsOk());
+  Await(pair.slave.get());
+  EXPECT_EQ(ReadSome(pair.slave.get()), "a\x04\n");
+}
+
+TEST(TerminalTest, WhatWouldRaiseASignalIsLeftAndNamed) {
+  const Pair pair;
+  FlagsAfter(pair.slave.get(), O_ASYNC);
+  ASSERT_THAT(WriteAll(pair.master.get(), "typed\n"), IsOk());
+  Await(pair.slave.get());
+  LocalDumpContext dump;
+  dump.Add(pair.slave.get());
+  dump.Add(pair.master.get());
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  EXPECT_THAT(dump.notes, Contains(HasSubstr("6 bytes of input that nobody has read")));
+  EXPECT_EQ(ReadSome(pair.slave.get()), "typed\n");
+}
+
+TEST(TerminalTest, RefusesLinesThatAreLongerThanWhatWaits) {
+  LocalDumpContext dump;
+  std::uint32_t slave_id = 0;
+  {
+    const Pair pair;
+    slave_id = dump.Add(pair.slave.get());
+    dump.Add(pair.master.get());
+    ASSERT_THAT(dump.DumpAll(), IsOk());
+    dump.Forget();
+    image::TtyDataEntry entry;
+    entry.set_tty_id(dump.entries[1].tty().tty_info_id() & ~1u);
+    entry.set_data("ab");
+    entry.set_stasis_as_is(true);
+    entry.add_stasis_lines(3);
+    dump.AddRecord("tty-data", entry.SerializeAsString(), "");
+  }
+  LocalRestoreContext restore(dump);
+  ASSERT_THAT(restore.Restore(slave_id), IsOk());
+  EXPECT_THAT(CompleteFiles(restore), StatusIs(StatusCode::kDataLoss, HasSubstr("longer")));
 }
 
 TEST(TerminalTest, RefusesWhatIsNotItsStarters) {
