@@ -130,6 +130,8 @@ class FileActor {
                                         std::uint64_t max_messages,
                                         std::uint64_t message_bytes) = 0;
   virtual Status UnlinkQueue(const std::string& name) = 0;
+  /// fanotify_init(2).
+  virtual Result<UniqueFd> Fanotify(unsigned flags, unsigned event_flags) = 0;
 };
 
 /// All that restoring one file may need. Lives until every file of the tree is restored.
@@ -180,6 +182,9 @@ class ProcessActor {
   /// inotify_add_watch(2) that gives the number `watch`.
   virtual Status AddWatch(int inotify_fd, int watch, const std::string& path,
                           std::uint32_t mask) = 0;
+  /// fanotify_mark(2) FAN_MARK_ADD with `flags`.
+  virtual Status AddMark(int fanotify_fd, unsigned flags, std::uint64_t mask,
+                         const std::string& path) = 0;
   /// fcntl(2) F_SETOWN_EX with a pid of the tree, and F_SETSIG.
   virtual Status SetOwner(int fd, const image::FownEntry& owner) = 0;
   /// tcsetpgrp(3) on the process's controlling terminal.
@@ -218,6 +223,7 @@ struct FileKind {
   X(kSignalfd)               \
   X(kEpoll)                  \
   X(kInotify)                \
+  X(kFanotify)               \
   X(kPidfd)                  \
   X(kNamespaceFile)          \
   X(kInetSocket)             \

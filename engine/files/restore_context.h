@@ -124,6 +124,12 @@ class RootActor : public FileActor {
     return remote().Call("mq_unlink " + name, SYS_mq_unlink, at).status();
   }
 
+  Result<UniqueFd> Fanotify(unsigned flags, unsigned event_flags) override {
+    ASSIGN_OR_RETURN(const std::uint64_t number,
+                     remote().Call("fanotify_init", SYS_fanotify_init, flags, event_flags));
+    return TakeAway(static_cast<int>(number));
+  }
+
   Status Unlink(const std::string& path) override {
     remote().ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));

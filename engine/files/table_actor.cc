@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -59,6 +60,16 @@ Status TableActor::AddWatch(int inotify_fd, int watch, const std::string& path,
                                                              inotify_fd, address, mask));
   if (number == static_cast<std::uint64_t>(watch)) return OkStatus();
   return FailedPrecondition(path + " is what another watch of the checkpoint watches already");
+}
+
+Status TableActor::AddMark(int fanotify_fd, unsigned flags, std::uint64_t mask,
+                           const std::string& path) {
+  remote().ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t address, remote().Put(path));
+  return remote()
+      .Call("mark " + path, SYS_fanotify_mark, fanotify_fd, flags | FAN_MARK_ADD, mask, AT_FDCWD,
+            address)
+      .status();
 }
 
 Status TableActor::TakeLock(const image::FileLockEntry& lock) {

@@ -35,6 +35,8 @@ class TableActor : public ProcessActor {
   }
   Status EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) override;
   Status AddWatch(int inotify_fd, int watch, const std::string& path, std::uint32_t mask) override;
+  Status AddMark(int fanotify_fd, unsigned flags, std::uint64_t mask,
+                 const std::string& path) override;
   Status SetOwner(int fd, const image::FownEntry& owner) override;
   Status SetForeground(int fd, pid_t group) override;
 

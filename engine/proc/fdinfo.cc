@@ -59,25 +59,51 @@ Result<std::string> ParseBytes(std::string_view digits) {
 
 // All numbers are hexadecimal: "inotify wd:1 ino:1d20 sdev:fd00000 mask:fce ignored_mask:0
 // fhandle-bytes:8 fhandle-type:1 f_handle:201d…"
+template <typename Number16>
+Status ReadHex(std::string_view value, Number16& target) {
+  ASSIGN_OR_RETURN(target, Number<Number16>(value, 16));
+  return OkStatus();
+}
+
+// What the lines of inotify and fanotify have in common.
+Status ReadWatched(std::string_view key, std::string_view value, WatchedInode& watch) {
+  if (key == "ino") return ReadHex(value, watch.inode);
+  if (key == "sdev") return ReadHex(value, watch.device);
+  if (key == "mask") return ReadHex(value, watch.mask);
+  if (key == "ignored_mask") return ReadHex(value, watch.ignored_mask);
+  if (key == "fhandle-type") return ReadHex(value, watch.handle_type);
+  if (key != "f_handle") return OkStatus();
+  ASSIGN_OR_RETURN(watch.handle, ParseBytes(value));
+  return OkStatus();
+}
+
 Result<InotifyWatch> ParseInotifyLine(std::string_view line) {
   InotifyWatch watch;
-  const auto read = [](std::string_view value, auto& target) -> Status {
-    ASSIGN_OR_RETURN(target, Number<std::remove_reference_t<decltype(target)>>(value, 16));
-    return OkStatus();
-  };
-  for (const std::string_view word : text::Words(line)) {
-    std::string_view value = word;
+  for (std::string_view value : text::Words(line)) {
     const std::string_view key = Cut(value, ':');
-    if (key == "wd") RETURN_IF_ERROR(read(value, watch.number));
-    if (key == "ino") RETURN_IF_ERROR(read(value, watch.inode));
-    if (key == "sdev") RETURN_IF_ERROR(read(value, watch.device));
-    if (key == "mask") RETURN_IF_ERROR(read(value, watch.mask));
-    if (key == "ignored_mask") RETURN_IF_ERROR(read(value, watch.ignored_mask));
-    if (key == "fhandle-type") RETURN_IF_ERROR(read(value, watch.handle_type));
-    if (key != "f_handle") continue;
-    ASSIGN_OR_RETURN(watch.handle, ParseBytes(value));
+    if (key == "wd") RETURN_IF_ERROR(ReadHex(value, watch.number));
+    RETURN_IF_ERROR(ReadWatched(key, value, watch));
   }
   return watch;
+}
+
+// "fanotify flags:17 event-flags:88000", or a mark: "fanotify ino:…", "fanotify mnt_id:…", "fanotify sdev:…".
+Status ParseFanotifyLine(std::string_view line, FanotifyInfo& info) {
+  FanotifyMark mark;
+  bool is_mark = false, has_inode = false;
+  for (std::string_view value : text::Words(line)) {
+    const std::string_view key = Cut(value, ':');
+    if (key == "flags") RETURN_IF_ERROR(ReadHex(value, info.flags));
+    if (key == "event-flags") RETURN_IF_ERROR(ReadHex(value, info.event_flags));
+    if (key == "mnt_id") RETURN_IF_ERROR(ReadHex(value, mark.mount.emplace()));
+    if (key == "mflags") RETURN_IF_ERROR(ReadHex(value, mark.flags));
+    is_mark = is_mark || key == "mflags";
+    has_inode = has_inode || key == "ino";
+    RETURN_IF_ERROR(ReadWatched(key, value, mark));
+  }
+  mark.whole_device = !has_inode && !mark.mount;
+  if (is_mark) info.marks.push_back(std::move(mark));
+  return OkStatus();
 }
 
 }  // namespace
@@ -128,6 +154,17 @@ Result<std::vector<InotifyWatch>> ParseInotify(std::string_view text) {
   }
   std::ranges::sort(watches, {}, &InotifyWatch::number);
   return watches;
+}
+
+// The newest mark comes first (fsnotify_add_mark_locked() in fs/notify/mark.c).
+Result<FanotifyInfo> ParseFanotify(std::string_view text) {
+  FanotifyInfo info;
+  while (!text.empty()) {
+    const std::string_view line = text::CutLine(text);
+    if (line.starts_with("fanotify ")) RETURN_IF_ERROR(ParseFanotifyLine(line, info));
+  }
+  std::ranges::reverse(info.marks);
+  return info;
 }
 
 Result<EventfdInfo> ParseEventfd(std::string_view text) {

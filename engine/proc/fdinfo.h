@@ -45,17 +45,32 @@ struct FileLock {
 /// open file description.
 Result<std::vector<FileLock>> ParseLocks(std::string_view text);
 
-struct InotifyWatch {
-  std::uint32_t number = 0;  ///< "wd"
+struct WatchedInode {
   std::uint64_t inode = 0;
   std::uint32_t device = 0;  ///< The kernel's dev_t: major << 20 | minor.
-  std::uint32_t mask = 0;    ///< IN_*
+  std::uint32_t mask = 0;    ///< IN_* or FAN_*
   std::uint32_t ignored_mask = 0;
   int handle_type = 0;
   std::string handle;  ///< struct file_handle's f_handle; empty where the file system has none.
 };
+
+struct InotifyWatch : WatchedInode {
+  std::uint32_t number = 0;  ///< "wd"
+};
 /// In rising order of their numbers. What is watched and deleted has no line any more.
 Result<std::vector<InotifyWatch>> ParseInotify(std::string_view text);
+
+struct FanotifyMark : WatchedInode {
+  std::uint32_t flags = 0;    ///< FAN_MARK_EVICTABLE and the like.
+  std::optional<int> mount;   ///< "mnt_id", of the mark of a mount.
+  bool whole_device = false;  ///< The mark of a file system: `device` alone.
+};
+struct FanotifyInfo {
+  std::uint32_t flags = 0;          ///< As given to fanotify_init(2).
+  std::uint32_t event_flags = 0;    ///< O_*
+  std::vector<FanotifyMark> marks;  ///< In the order in which they were made.
+};
+Result<FanotifyInfo> ParseFanotify(std::string_view text);
 
 /// The watched set: bit N - 1 is signal N.
 Result<std::uint64_t> ParseSignalfdMask(std::string_view text);

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -164,6 +165,11 @@ class LocalFileActor : public FileActor {
  public:
   Result<UniqueFd> Open(const std::string& path, int flags, unsigned mode) override {
     return OpenAt(AT_FDCWD, path, flags, mode);
+  }
+  Result<UniqueFd> Fanotify(unsigned flags, unsigned event_flags) override {
+    UniqueFd fd(::fanotify_init(flags, event_flags));
+    if (!fd) return SyscallError(errno, "fanotify_init");
+    return fd;
   }
   Result<UniqueFd> Socket(int domain, int type, int protocol) override {
     UniqueFd fd(::socket(domain, type | SOCK_CLOEXEC, protocol));
@@ -346,6 +352,13 @@ class LocalProcessActor : public ProcessActor {
     const int number = ::inotify_add_watch(inotify_fd, path.c_str(), mask);
     if (number < 0) return SyscallError(errno, "watch " + path);
     EXPECT_EQ(number, watch);
+    return OkStatus();
+  }
+  Status AddMark(int fanotify_fd, unsigned flags, std::uint64_t mask,
+                 const std::string& path) override {
+    if (::fanotify_mark(fanotify_fd, flags | FAN_MARK_ADD, mask, AT_FDCWD, path.c_str()) != 0) {
+      return SyscallError(errno, "mark " + path);
+    }
     return OkStatus();
   }
   Status SetOwner(int fd, const image::FownEntry& owner) override {
