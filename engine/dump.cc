@@ -222,8 +222,9 @@ Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {
   }
   RETURN_IF_ERROR(StillWanted(checkpoint.request));
   RETURN_IF_ERROR(checkpoint.memory.Add(std::move(processes)));
-  for (auto& [id, fd] : checkpoint.files->memory_files()) {
-    RETURN_IF_ERROR(checkpoint.memory.AddObject(id, std::move(fd)));
+  for (auto& [id, file] : checkpoint.files->memory_files()) {
+    RETURN_IF_ERROR(file.own ? checkpoint.memory.AddObject(id, std::move(file.own))
+                             : checkpoint.memory.AddBorrowed(id, file.borrowed));
   }
   RETURN_IF_ERROR(checkpoint.memory.WritePages(sink));
   checkpoint.report.memory = Since(start);

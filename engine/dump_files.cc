@@ -342,7 +342,9 @@ Status FileDumper::CheckRoot(const OpenFile& file) const {
 Status FileDumper::DumpAll() {
   for (const OpenFile& file : files_) {
     RETURN_IF_ERROR(CheckRoot(file));
+    dumping_ = &file;
     ASSIGN_OR_RETURN(image::FileEntry entry, DumpFile(file, *this));
+    dumping_ = nullptr;
     types_.push_back(entry.type());
     AddEntry(std::move(entry));
   }
@@ -459,6 +461,7 @@ void FileDumper::AbandonConnections() {
 
 void FileDumper::GiveBack() {
   known_.clear();  // its order needs the descriptors
+  found_.clear();
   for (OpenFile& file : files_) {
     file.borrowed.Reset();
     file.waiting.reset();
@@ -508,8 +511,13 @@ void FileDumper::AddRecord(std::string_view image_name, std::string record, std:
 
 Result<bool> FileDumper::SaveMemoryFile(std::uint64_t id, int fd) {
   if (memory_files_.contains(id)) return false;
-  // Not the tree's own: looking for data moves the offset.
-  ASSIGN_OR_RETURN(memory_files_[id], Reopen(fd, O_RDONLY));
+  MemoryFile& file = memory_files_[id];
+  // Thousands of them are not to need two descriptors each.
+  if (dumping_ != nullptr && dumping_->borrowed.get() == fd) {
+    file.borrowed = fd;
+  } else {
+    ASSIGN_OR_RETURN(file.own, Reopen(fd, O_RDONLY));
+  }
   return true;
 }
 

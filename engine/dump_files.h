@@ -23,6 +23,12 @@
 
 namespace stasis::engine {
 
+/// A memory file whose content is to be saved.
+struct MemoryFile {
+  UniqueFd own;       ///< Open to be read; else ...
+  int borrowed = -1;  ///< ... one of the tree's open files, whose offset is not ours to move.
+};
+
 class FileDumper : public FileDumpContext {
  public:
   /// `tree` and `options` outlive the dumper; notes go to `notes`.
@@ -46,8 +52,8 @@ class FileDumper : public FileDumpContext {
 
   /// True when a TCP socket is connected, or was until a moment ago: it comes back closed.
   bool HasConnections() const;
-  /// The memory files whose content is to be saved, by id; each is open to be read.
-  std::map<std::uint64_t, UniqueFd>& memory_files() { return memory_files_; }
+  /// The memory files whose content is to be saved, by id. Before GiveBack().
+  std::map<std::uint64_t, MemoryFile>& memory_files() { return memory_files_; }
 
   /// Lets TCP connections that stand still go on as they were. The destructor does too.
   void ResumeConnections() { connections_.clear(); }
@@ -89,6 +95,7 @@ class FileDumper : public FileDumpContext {
   std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() override {
     return remaps_;
   }
+  std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() override { return found_; }
   KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
 
  private:
@@ -151,7 +158,9 @@ class FileDumper : public FileDumpContext {
   std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
   KeptLinks kept_links_;
   image::TaskKobjIdsEntry namespaces_;
-  std::map<std::uint64_t, UniqueFd> memory_files_;
+  const OpenFile* dumping_ = nullptr;  // of files_
+  std::map<std::string, std::shared_ptr<void>, std::less<>> found_;
+  std::map<std::uint64_t, MemoryFile> memory_files_;
   std::vector<TcpHold> connections_;
   std::vector<image::FileEntry> entries_;
   std::map<std::string, ImageFileBuilder, std::less<>> shared_images_;

@@ -90,6 +90,8 @@ class FileDumpContext {
   /// What takes the place of inodes without a path, once each: by device and inode the record of the first
   /// file that needs it.
   virtual std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() = 0;
+  /// What a kind has found out about all its files at once, under a key of its own; until the dump ends.
+  virtual std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() = 0;
   /// Where to give an inode a name that it keeps until it is restored; null when the tree runs on.
   virtual KeptLinks* kept_links() { return nullptr; }
 };

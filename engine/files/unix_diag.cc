@@ -3,37 +3,56 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
+#include <linux/sockios.h>
 #include <linux/unix_diag.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/files/socket.h"
+#include "engine/files/socket_diag.h"
 
 namespace stasis::engine {
 namespace {
 
 constexpr std::size_t kAnswerBytes = 65536;  // thousands of connections that wait
+constexpr std::uint32_t kShown = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
+constexpr std::size_t kMany = 64;  // sockets of the tree: from there on all are asked for at once
 
 struct Request {
   nlmsghdr header;
   unix_diag_req body;
 };
 
+unix_diag_req BodyFor(std::uint32_t inode, std::uint32_t show) {
+  unix_diag_req body = {};
+  body.sdiag_family = AF_UNIX;
+  body.udiag_states = ~0u;
+  body.udiag_ino = inode;
+  body.udiag_show = show;
+  // INET_DIAG_NOCOOKIE: the inode alone decides.
+  body.udiag_cookie[0] = ~0u;
+  body.udiag_cookie[1] = ~0u;
+  return body;
+}
+
 Request RequestFor(const OpenFile& file) {
   Request request = {};
   request.header.nlmsg_len = sizeof(request);
   request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
   request.header.nlmsg_flags = NLM_F_REQUEST;
-  request.body.sdiag_family = AF_UNIX;
-  request.body.udiag_states = ~0u;
-  request.body.udiag_ino = static_cast<std::uint32_t>(file.st.st_ino);
-  request.body.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN | UDIAG_SHOW_ICONS;
-  // INET_DIAG_NOCOOKIE: the inode alone decides.
-  request.body.udiag_cookie[0] = ~0u;
-  request.body.udiag_cookie[1] = ~0u;
+  request.body = BodyFor(static_cast<std::uint32_t>(file.st.st_ino), kShown | UDIAG_SHOW_ICONS);
   return request;
 }
 
@@ -58,6 +77,23 @@ void ReadAttribute(int type, const char* bytes, std::size_t length, UnixDiag& di
   }
 }
 
+Result<UnixDiag> ParseBody(std::string_view body) {
+  std::size_t offset = NLMSG_ALIGN(sizeof(unix_diag_msg));
+  if (body.size() < offset) return Internal("sock_diag: a strange answer");
+  const auto message = ReadAs<unix_diag_msg>(body.data());
+  UnixDiag diag;
+  diag.type = message.udiag_type;
+  diag.state = message.udiag_state;
+  while (offset + sizeof(rtattr) <= body.size()) {
+    const auto attribute = ReadAs<rtattr>(body.data() + offset);
+    if (attribute.rta_len < RTA_LENGTH(0) || offset + attribute.rta_len > body.size()) break;
+    ReadAttribute(attribute.rta_type, body.data() + offset + RTA_LENGTH(0),
+                  attribute.rta_len - RTA_LENGTH(0), diag);
+    offset += RTA_ALIGN(attribute.rta_len);
+  }
+  return diag;
+}
+
 Result<UnixDiag> ParseAnswer(const char* bytes, std::size_t length) {
   if (length < sizeof(nlmsghdr)) return Internal("sock_diag: a short answer");
   const auto header = ReadAs<nlmsghdr>(bytes);
@@ -65,27 +101,11 @@ Result<UnixDiag> ParseAnswer(const char* bytes, std::size_t length) {
     // ENOENT: no such socket, or no unix_diag in this kernel.
     return SyscallError(-ReadAs<int>(bytes + NLMSG_HDRLEN), "sock_diag (CONFIG_UNIX_DIAG)");
   }
-  std::size_t offset = NLMSG_HDRLEN + NLMSG_ALIGN(sizeof(unix_diag_msg));
-  if (header.nlmsg_type != SOCK_DIAG_BY_FAMILY || length < offset) {
-    return Internal("sock_diag: a strange answer");
-  }
-  const auto message = ReadAs<unix_diag_msg>(bytes + NLMSG_HDRLEN);
-  UnixDiag diag;
-  diag.type = message.udiag_type;
-  diag.state = message.udiag_state;
-  while (offset + sizeof(rtattr) <= length) {
-    const auto attribute = ReadAs<rtattr>(bytes + offset);
-    if (attribute.rta_len < RTA_LENGTH(0) || offset + attribute.rta_len > length) break;
-    ReadAttribute(attribute.rta_type, bytes + offset + RTA_LENGTH(0),
-                  attribute.rta_len - RTA_LENGTH(0), diag);
-    offset += RTA_ALIGN(attribute.rta_len);
-  }
-  return diag;
+  if (header.nlmsg_type != SOCK_DIAG_BY_FAMILY) return Internal("sock_diag: a strange answer");
+  return ParseBody({bytes + NLMSG_HDRLEN, length - NLMSG_HDRLEN});
 }
 
-}  // namespace
-
-Result<UnixDiag> AskUnixDiag(const OpenFile& file) {
+Result<UnixDiag> AskAlone(const OpenFile& file) {
   ASSIGN_OR_RETURN(const UniqueFd netlink, NetlinkSocketBeside(file, NETLINK_SOCK_DIAG));
   const Request request = RequestFor(file);
   if (::send(netlink.get(), &request, sizeof(request), 0) != sizeof(request)) {
@@ -102,6 +122,75 @@ Result<UnixDiag> AskUnixDiag(const OpenFile& file) {
   Result<UnixDiag> diag = ParseAnswer(answer.data(), static_cast<std::size_t>(length));
   if (!diag.ok()) return Annotate(diag.status(), NameOf(file));
   return diag;
+}
+
+// Of a network namespace, by inode.
+using Diags = std::unordered_map<std::uint32_t, UnixDiag>;
+
+// The kernel looks through all its sockets for each that is asked for (unix_lookup_by_ino() in net/unix/diag.c).
+// Without the clients of listeners, for which an answer may be too short.
+Result<Diags> AskForAll(const OpenFile& file) {
+  const unix_diag_req body = BodyFor(0, kShown);
+  ASSIGN_OR_RETURN(const std::vector<std::string> answers,
+                   AskSocketDiag(file, std::as_bytes(std::span(&body, 1))));
+  Diags diags;
+  for (const std::string& answer : answers) {
+    ASSIGN_OR_RETURN(UnixDiag diag, ParseBody(answer));
+    diags.insert_or_assign(ReadAs<unix_diag_msg>(answer.data()).udiag_ino, std::move(diag));
+  }
+  return diags;
+}
+
+// The sockets of the tree, and what was asked of all in each of their network namespaces.
+struct Sockets {
+  std::size_t files = 0;  // how many were looked at
+  std::unordered_map<std::uint32_t, const OpenFile*> by_inode;
+  std::map<ino_t, Diags> diags;
+};
+
+Sockets& SocketsOf(FileDumpContext& context) {
+  std::shared_ptr<void>& found = context.Found()["unix sockets"];
+  if (found == nullptr) found = std::make_shared<Sockets>();
+  Sockets& sockets = *static_cast<Sockets*>(found.get());
+  const std::span<const OpenFile> files = context.files();
+  if (sockets.files == files.size()) return sockets;
+  sockets = {};
+  sockets.files = files.size();
+  for (const OpenFile& file : files) {
+    if (S_ISSOCK(file.st.st_mode))
+      sockets.by_inode.emplace(static_cast<std::uint32_t>(file.st.st_ino), &file);
+  }
+  return sockets;
+}
+
+Result<ino_t> NetworkOf(const OpenFile& file) {
+  const UniqueFd ns(::ioctl(file.borrowed.get(), SIOCGSKNS));
+  struct stat st = {};
+  if (!ns || ::fstat(ns.get(), &st) != 0) return SyscallError(errno, "SIOCGSKNS " + NameOf(file));
+  return st.st_ino;
+}
+
+}  // namespace
+
+Result<UnixDiag> AskUnixDiag(const OpenFile& file, FileDumpContext& context) {
+  Sockets& sockets = SocketsOf(context);
+  if (sockets.by_inode.size() < kMany) return AskAlone(file);
+  ASSIGN_OR_RETURN(const ino_t network, NetworkOf(file));
+  auto known = sockets.diags.find(network);
+  if (known == sockets.diags.end()) {
+    ASSIGN_OR_RETURN(Diags diags, AskForAll(file));
+    known = sockets.diags.emplace(network, std::move(diags)).first;
+  }
+  const auto diag = known->second.find(static_cast<std::uint32_t>(file.st.st_ino));
+  if (diag == known->second.end()) return AskAlone(file);
+  const bool has_clients = diag->second.state == TCP_LISTEN && diag->second.receive_queue > 0;
+  return has_clients ? AskAlone(file) : diag->second;
+}
+
+const OpenFile* SocketOfTree(std::uint32_t inode, FileDumpContext& context) {
+  const Sockets& sockets = SocketsOf(context);
+  const auto found = sockets.by_inode.find(inode);
+  return found == sockets.by_inode.end() ? nullptr : found->second;
 }
 
 }  // namespace stasis::engine

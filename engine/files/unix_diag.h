@@ -21,7 +21,10 @@ struct UnixDiag {
   int shutdown = 0;                    ///< 1 receive, 2 send, 3 both.
 };
 
-/// Asks for the socket `file`, in its own network namespace.
-Result<UnixDiag> AskUnixDiag(const OpenFile& file);
+/// Asks for the socket `file`, in its own network namespace: of many once for all.
+Result<UnixDiag> AskUnixDiag(const OpenFile& file, FileDumpContext& context);
+
+/// The socket of the tree with that inode, or null.
+const OpenFile* SocketOfTree(std::uint32_t inode, FileDumpContext& context);
 
 }  // namespace stasis::engine

@@ -39,10 +39,8 @@ namespace {
 
 bool Owns(const OpenFile& file) { return SocketFamily(file) == AF_UNIX; }
 
-bool IsInTree(std::uint32_t inode, const FileDumpContext& context) {
-  return std::ranges::any_of(context.files(), [&](const OpenFile& other) {
-    return S_ISSOCK(other.st.st_mode) && other.st.st_ino == inode;
-  });
+bool IsInTree(std::uint32_t inode, FileDumpContext& context) {
+  return SocketOfTree(inode, context) != nullptr;
 }
 
 // The name of the peer as bind(2) had it; "" for none.
@@ -57,7 +55,7 @@ std::string PeerName(const OpenFile& file) {
 }
 
 // A datagram socket connected to one outside the tree sends to its name, which a restore connects to.
-bool HasExternalPeer(const OpenFile& file, const UnixDiag& diag, const FileDumpContext& context) {
+bool HasExternalPeer(const OpenFile& file, const UnixDiag& diag, FileDumpContext& context) {
   if (diag.type != SOCK_DGRAM || diag.peer == 0 || IsInTree(diag.peer, context)) return false;
   const std::string name = PeerName(file);
   return !name.empty() && (name.front() == '/' || name.front() == '\0');
@@ -72,13 +70,13 @@ bool HasGonePeer(const OpenFile& file, const UnixDiag& diag) {
 }
 
 // The inode of the listener of the tree that `file` waits on to be accepted; 0 for none.
-Result<std::uint32_t> ListenerOf(const OpenFile& file, const FileDumpContext& context) {
+Result<std::uint32_t> ListenerOf(const OpenFile& file, FileDumpContext& context) {
   for (const OpenFile& other : context.files()) {
     if (!Owns(other) ||
         SocketOption(other.borrowed.get(), SOL_SOCKET, SO_ACCEPTCONN).value_or(0) == 0) {
       continue;
     }
-    ASSIGN_OR_RETURN(const UnixDiag listener, AskUnixDiag(other));
+    ASSIGN_OR_RETURN(const UnixDiag listener, AskUnixDiag(other, context));
     if (std::ranges::find(listener.waiting, file.st.st_ino) != listener.waiting.end()) {
       return static_cast<std::uint32_t>(other.st.st_ino);
     }
@@ -151,10 +149,9 @@ image::FileEntry ExternalPeer(const OpenFile& file, const UnixDiag& diag,
 }
 
 // A datagram socket without a name can be sent to only by the other of its pair.
-Status CheckMutual(const OpenFile& file, std::uint32_t peer, const FileDumpContext& context) {
-  for (const OpenFile& other : context.files()) {
-    if (!S_ISSOCK(other.st.st_mode) || other.st.st_ino != peer) continue;
-    ASSIGN_OR_RETURN(const UnixDiag diag, AskUnixDiag(other));
+Status CheckMutual(const OpenFile& file, std::uint32_t peer, FileDumpContext& context) {
+  if (const OpenFile* const other = SocketOfTree(peer, context)) {
+    ASSIGN_OR_RETURN(const UnixDiag diag, AskUnixDiag(*other, context));
     if (diag.peer == file.st.st_ino) return OkStatus();
   }
   return Unimplemented(NameOf(file) + ": the other of its pair is connected to another one by now");
@@ -285,7 +282,7 @@ Status DumpPeerCredentials(const OpenFile& file, FileDumpContext& context,
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   RETURN_IF_ERROR(CheckNetworkNamespace(file));
-  ASSIGN_OR_RETURN(const UnixDiag diag, AskUnixDiag(file));
+  ASSIGN_OR_RETURN(const UnixDiag diag, AskUnixDiag(file, context));
   image::FileEntry result = NewEntry(file, image::FD_UNIXSK);
   image::UnixSkEntry& entry = *result.mutable_usk();
   RETURN_IF_ERROR(DumpCommon(file, context, entry));

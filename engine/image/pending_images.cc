@@ -17,6 +17,7 @@ namespace {
 constexpr unsigned kMode = 0600;  // memory of a process: for its dumper's eyes
 constexpr unsigned kFolderMode = 0700;
 constexpr char kParent[] = "parent";
+constexpr std::size_t kMostHeld = 1024;  // descriptors
 
 bool IsPlainName(std::string_view name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos &&
@@ -25,8 +26,8 @@ bool IsPlainName(std::string_view name) {
 
 class FileStream : public ImageStream {
  public:
-  FileStream(int fd, std::string path, std::uint64_t size_bytes)
-      : fd_(fd), path_(std::move(path)), left_(size_bytes) {}
+  FileStream(int fd, std::string path, std::uint64_t size_bytes, std::shared_ptr<bool> whole)
+      : fd_(fd), path_(std::move(path)), left_(size_bytes), whole_(std::move(whole)) {}
 
   Status Write(std::span<const std::byte> bytes) override {
     if (bytes.size() > left_) return Internal(path_ + ": more bytes than announced");
@@ -40,13 +41,16 @@ class FileStream : public ImageStream {
   }
 
   Status Finish() override {
-    return left_ == 0 ? OkStatus() : FailedPrecondition(path_ + ": fewer bytes than announced");
+    if (left_ != 0) return FailedPrecondition(path_ + ": fewer bytes than announced");
+    *whole_ = true;
+    return OkStatus();
   }
 
  private:
   const int fd_;
   const std::string path_;
   std::uint64_t left_;
+  const std::shared_ptr<bool> whole_;
 };
 
 }  // namespace
@@ -134,10 +138,33 @@ Result<PendingImages::File> PendingImages::Make(const std::string& name) {
 Result<std::unique_ptr<ImageStream>> PendingImages::Open(std::string_view name,
                                                          std::uint64_t size_bytes) {
   if (!IsPlainName(name)) return InvalidArgument("image file name");
+  if (held_ >= kMostHeld) RETURN_IF_ERROR(LetGoOfWhole());
   ASSIGN_OR_RETURN(File file, Make(std::string(name)));
   files_.push_back(std::move(file));
+  ++held_;
   const File& made = files_.back();
-  return std::make_unique<FileStream>(made.fd.get(), path_ + "/" + made.name, size_bytes);
+  return std::make_unique<FileStream>(made.fd.get(), path_ + "/" + made.name, size_bytes,
+                                      made.whole);
+}
+
+Status PendingImages::LetGoOfWhole() {
+  for (File& file : files_) {
+    if (!file.fd || !*file.whole) continue;
+    RETURN_IF_ERROR(MakeParents(file.depth));
+    RETURN_IF_ERROR(GiveName(file));
+    file.fd.Reset();
+    --held_;
+  }
+  return OkStatus();
+}
+
+Status PendingImages::Sync(const File& file) const {
+  UniqueFd again;
+  if (!file.fd) {
+    ASSIGN_OR_RETURN(again, OpenAt(FolderAt(file.depth), file.name, O_RDONLY | O_NOFOLLOW));
+  }
+  if (::fsync(file.fd ? file.fd.get() : again.get()) == 0) return OkStatus();
+  return SyscallError(errno, "fsync " + path_ + "/" + file.name);
 }
 
 Status PendingImages::GiveName(File& file) {
@@ -153,9 +180,7 @@ Status PendingImages::GiveName(File& file) {
 }
 
 Status PendingImages::Publish() {
-  for (const File& file : files_) {
-    if (::fsync(file.fd.get()) != 0) return SyscallError(errno, "fsync " + path_ + "/" + file.name);
-  }
+  for (const File& file : files_) RETURN_IF_ERROR(Sync(file));
   for (File& file : files_) {
     RETURN_IF_ERROR(MakeParents(file.depth));
     RETURN_IF_ERROR(GiveName(file));

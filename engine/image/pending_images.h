@@ -15,7 +15,8 @@ namespace stasis::engine {
 
 /// Files have no name (O_TMPFILE) until Publish, so that not even a kill -9 leaves half a
 /// checkpoint; on file systems without such files they are there from their beginning, and the
-/// destructor removes them. Holds one descriptor a file.
+/// destructor removes them. Holds one descriptor a file; of more than a thousand those that are whole get their
+/// names at once, too: without an inventory, which comes last, they are no checkpoint.
 class PendingImages : public ImageSink {
  public:
   /// Into `folder`, which must exist and be empty but for a file `log`: images of two checkpoints must not
@@ -38,12 +39,15 @@ class PendingImages : public ImageSink {
     UniqueFd fd;
     bool named = false;
     int depth = 0;  // how many `parent/` are in front of its name
+    std::shared_ptr<bool> whole = std::make_shared<bool>(false);
   };
 
   PendingImages(std::string path, UniqueFd folder)
       : path_(std::move(path)), folder_(std::move(folder)) {}
   Result<File> Make(const std::string& name);
   Status GiveName(File& file);
+  Status LetGoOfWhole();
+  Status Sync(const File& file) const;
   Status MakeParents(int depth);
   int FolderAt(int depth) const;
 
@@ -51,6 +55,7 @@ class PendingImages : public ImageSink {
   const UniqueFd folder_;
   std::vector<UniqueFd> parents_;  // the folders `parent`, each in the one before
   std::vector<File> files_;
+  std::size_t held_ = 0;  // of them, by a descriptor
   bool published_ = false;
 };
 

@@ -141,6 +141,10 @@ image::VmaEntry GuardEntry(const PageRange& range) {
   return entry;
 }
 
+Result<UniqueFd> OpenAgain(int fd) {
+  return OpenAt(AT_FDCWD, "/proc/self/fd/" + std::to_string(fd), O_RDONLY);
+}
+
 }  // namespace
 
 void MemoryDumper::Content::Add(PageRange pages, std::uint32_t flags, bool copied_on_write) {
@@ -241,15 +245,26 @@ Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
   return OkStatus();
 }
 
-namespace {
-
-PageSource SourceOf(pid_t pid, int fd) {
-  return {.kind = pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
-          .fd = fd,
-          .pid = pid};
+Status MemoryDumper::AddBorrowed(std::uint64_t id, int fd) {
+  if (objects_.contains(id)) return OkStatus();
+  ASSIGN_OR_RETURN(UniqueFd again, OpenAgain(fd));
+  RETURN_IF_ERROR(AddObject(id, std::move(again)));
+  Content& content = objects_.at(id);
+  content.memory.Reset();
+  content.borrowed = fd;
+  return OkStatus();
 }
 
-}  // namespace
+// `again`: where the source is open, for as long as it is read, when the content has only borrowed it.
+Result<PageSource> MemoryDumper::SourceOf(const Content& content, UniqueFd& again) {
+  if (content.borrowed >= 0) {
+    ASSIGN_OR_RETURN(again, OpenAgain(content.borrowed));
+  }
+  return PageSource{
+      .kind = content.pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
+      .fd = again ? again.get() : content.memory.get(),
+      .pid = content.pid};
+}
 
 Status MemoryDumper::WritePages(HeldSink& sink) {
   std::vector<Held> held;
@@ -268,8 +283,9 @@ Status MemoryDumper::WritePages(HeldSink& sink) {
   for (const auto& [id, content] : objects_) add(content);
   const Status filled = InHalves(std::span(held), [this](const Held& file) -> Status {
     RETURN_IF_ERROR(StillWanted(request_));
-    const Content& content = *file.content;
-    return Fill(content, PageCopier(SourceOf(content.pid, content.memory.get()), file.room));
+    UniqueFd again;
+    ASSIGN_OR_RETURN(const PageSource source, SourceOf(*file.content, again));
+    return Fill(*file.content, PageCopier(source, file.room));
   });
   RETURN_IF_ERROR(filled);
   std::uint64_t bytes = 0;
@@ -291,11 +307,13 @@ Status MemoryDumper::Write(const Content& content, HeldSink& sink) {
   ASSIGN_OR_RETURN(
       const std::unique_ptr<ImageStream> stream,
       sink.Open(ImageName("pages", content.pages_id), content.page_count() * kPageBytes));
-  RETURN_IF_ERROR(Fill(content, PageCopier(SourceOf(content.pid, content.memory.get()), buffer_,
-                                           [&](std::span<const std::byte> bytes) {
-                                             const Status status = stream->Write(bytes);
-                                             return status.ok() ? Progress(bytes.size()) : status;
-                                           })));
+  UniqueFd again;
+  ASSIGN_OR_RETURN(const PageSource source, SourceOf(content, again));
+  const auto pass_on = [&](std::span<const std::byte> bytes) {
+    const Status status = stream->Write(bytes);
+    return status.ok() ? Progress(bytes.size()) : status;
+  };
+  RETURN_IF_ERROR(Fill(content, PageCopier(source, buffer_, pass_on)));
   return stream->Finish();
 }
 

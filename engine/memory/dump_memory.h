@@ -41,6 +41,9 @@ class MemoryDumper {
 
   /// Adds shared memory object or memory file `id`, open to be read as `fd`, unless it is there.
   Status AddObject(std::uint64_t id, UniqueFd fd);
+  /// The same of one that stays open as `fd` until the pages are written, and is opened again for the moments in
+  /// which it is read: for its offset, which looking for data moves.
+  Status AddBorrowed(std::uint64_t id, int fd);
 
   /// pages-N.img of every process and every shared memory object. Those that `sink` holds are filled by two
   /// threads.
@@ -54,7 +57,8 @@ class MemoryDumper {
   };
   struct Content {
     pid_t pid = 0;         // of a process, as we see it; 0 for an object
-    UniqueFd memory;       // /proc/PID/mem, or the shared memory object
+    UniqueFd memory;       // /proc/PID/mem, or the shared memory object ...
+    int borrowed = -1;     // ... which may be open in another place
     std::uint64_t id = 0;  // pid in the images, or the object's inode
     std::uint32_t pages_id = 0;
     std::vector<Run> runs;
@@ -77,6 +81,7 @@ class MemoryDumper {
     const Content* content;
     std::span<std::byte> room;
   };
+  static Result<PageSource> SourceOf(const Content& content, UniqueFd& again);
   static Status Fill(const Content& content, PageCopier copier);
   Status Write(const Content& content, HeldSink& sink);
   Status Progress(std::uint64_t bytes);

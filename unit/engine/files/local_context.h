@@ -151,6 +151,8 @@ class LocalDumpContext : public FileDumpContext {
   std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() override {
     return remaps_;
   }
+  std::map<std::string, std::shared_ptr<void>, std::less<>> found;
+  std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() override { return found; }
   KeptLinks* kept_links() override { return links; }
   KeptLinks* links = nullptr;
 
