@@ -67,6 +67,15 @@ def test_processes_that_come_and_go_are_no_obstacle(start, folder):
         assert done.returncode == 0, done
 
 
+def test_a_network_of_its_own_is_what_a_restore_has_to_be_told_of(start, folder):
+    program = start("unshare", "--net", "sh", "-c", "touch ready; exec sleep 60")
+    until(lambda: (folder / "ready").exists())
+    done = check("--pid", program.pid)
+    assert done.returncode == 0 and "\nnote it has a network namespace of its own" in done.stdout, done
+    assert "--join-ns net:" in done.stdout
+    assert "network namespace" not in check("--pid", os.getpid()).stdout
+
+
 def test_what_is_no_workload():
     assert "no process with pid" in check("--pid", 2**22 - 1).stderr
     assert check("--pid", 1, "--container", "x").returncode == 2

@@ -135,4 +135,14 @@ Result<DumpCheck> CheckDump(pid_t root, const Options& options,
   return found;
 }
 
+std::vector<std::string> NeedsOfRestore(pid_t root) {
+  const std::string folder = "/proc/" + std::to_string(root);
+  const Result<std::string> own = ReadLinkAt(AT_FDCWD, folder + "/ns/net");
+  const Result<std::string> ours = ReadLinkAt(AT_FDCWD, "/proc/thread-self/ns/net");
+  if (!own.ok() || !ours.ok() || *own == *ours) return {};
+  return {
+      "it has a network namespace of its own, whose interfaces are not in a checkpoint: `stasis "
+      "restore` is to be given one (--join-ns net:PID or net:/run/netns/NAME), else it refuses"};
+}
+
 }  // namespace stasis::engine

@@ -30,4 +30,7 @@ struct DumpCheck {
 Result<DumpCheck> CheckDump(pid_t root, const Options& options,
                             const CompareMounts& compare_mounts = {});
 
+/// What a restore that makes the tree's namespaces again (Options::own_namespaces) has to be told, a sentence each.
+std::vector<std::string> NeedsOfRestore(pid_t root);
+
 }  // namespace stasis::engine

@@ -1,5 +1,6 @@
 // stasis check: can this kernel and this user checkpoint and restore, and can this workload be?
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -90,8 +91,11 @@ Status CheckWorkload(Options& options) {
     options.pid = facts.pid;
     compare = cri::CompareWithSpecification(facts);
   }
-  ASSIGN_OR_RETURN(const engine::DumpCheck found,
+  ASSIGN_OR_RETURN(engine::DumpCheck found,
                    engine::CheckDump(options.pid, options.engine, compare));
+  if (options.container.empty()) {  // a container's are made by its runtime
+    std::ranges::move(engine::NeedsOfRestore(options.pid), std::back_inserter(found.notes));
+  }
   Print(found, options.pid, options.json);
   if (found.obstacles.empty()) return OkStatus();
   const std::size_t count = found.obstacles.size();
