@@ -127,7 +127,7 @@ def api(tmp_path_factory):
         with Testbed(shim_options=options) as bed:
             made = Api(folder, bed, port)
             made.server, made.registry = server, registry.address
-            run_counter(bed, "counters")
+            run_counter(bed, "counters", more=["debugger"])
             run_counter(bed, "strangers", "other")
             yield made
     finally:
@@ -211,11 +211,16 @@ def kubectl(api):
         "daemonEndpoints": {"kubeletEndpoint": {"Port": api.port}}})
     server.create("/api/v1/namespaces/default/pods", metadata={"name": "counters"},
                   spec={"nodeName": "n1", "containers": [{"name": "count", "image": "busybox"}]})
+    server.create("/api/v1/namespaces/default/pods/counters/ephemeralcontainers", "PATCH",
+                  "application/strategic-merge-patch+json", spec={
+                      "ephemeralContainers": [{"name": "debugger", "image": "busybox"}]})
     server.create("/api/v1/namespaces/default/pods/counters/status", "PATCH",
                   "application/merge-patch+json", status={
                       "hostIP": node_ip, "hostIPs": [{"ip": node_ip}], "containerStatuses": [{
                           "name": "count", "image": "busybox", "imageID": "", "ready": True,
-                          "restartCount": 0, "state": {"running": {}}}]})
+                          "restartCount": 0, "state": {"running": {}}}], "ephemeralContainerStatuses": [{
+                              "name": "debugger", "image": "busybox", "imageID": "", "ready": False,
+                              "restartCount": 0, "state": {"running": {}}}]})
 
     def run(user, *words, code=0):
         config = api.folder / f"{user}.kubeconfig"
@@ -319,6 +324,20 @@ def test_bash_completes_the_words_of_kubectl_checkpoint(api, kubectl, line, cand
     found = set(done.stdout.split())
     assert candidates <= found, done.stderr
     assert all(word.startswith(line.rpartition(" ")[2]) for word in found)
+
+
+def test_kubectl_checkpoint_takes_an_ephemeral_container_by_its_name(kubectl):
+    (made,) = json.loads(kubectl("ann", "counters", "-c", "debugger", "-o", "json"))["items"]
+    assert made["container"] == "debugger"
+    kubectl("admin", "delete", made["name"])
+
+
+def test_kubectl_checkpoint_compresses_and_tells_what_it_came_to(kubectl):
+    (made,) = json.loads(kubectl("ann", "counters", "-c", "count", "--compress", "zstd:1", "-o", "json"))["items"]
+    assert made["compression"]["ratio"] > 1 and made["sizeBytes"] < made["compression"]["plainBytes"]
+    kubectl("admin", "delete", made["name"])
+    assert "a level over 9" in kubectl("ann", "counters", "--compress", "zstd:19", code=1)
+    assert "--compress" in kubectl("ann", "counters", "--compress", "zstd", "--via", "kubelet", code=2)
 
 
 def test_kubectl_checkpoint_says_what_is_wrong(kubectl):
