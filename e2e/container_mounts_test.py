@@ -34,14 +34,15 @@ class Mounting:
         return done.out
 
     def mounts(self):
-        """Of each mount: place, options, type and whether it is shared."""
+        """Of each mount: place, options, type, whether it is shared and its file system read-only."""
         rows = []
         for line in self.sh("cat /proc/1/mountinfo").splitlines():
             fields, of_type = line.split(" - ")
             fields = fields.split()
             sharing = sorted(word.split(":")[0] for word in fields[6:])
             if fields[4] != "/dev/stasis-placeholder":
-                rows.append((fields[4], fields[5], of_type.split()[0], sharing))
+                kind, options = of_type.split()[0], of_type.split()[-1]
+                rows.append((fields[4], fields[5], kind, sharing, options.split(",")[0]))
         return sorted(rows)
 
     def checkpoint(self):
@@ -88,6 +89,11 @@ def test_a_tmpfs_comes_back_with_all_that_is_in_it(mounting):
         touch -d 2001-02-03 folder file; exec 3<file 5>>grows; rm -f gone; echo x >&5; cd /""")
     comes_back(made, "cd /own; stat -c '%n %A %u %g %s %h %Y %t' . * folder/*; cat file folder/inner;"
                      "readlink link; md5sum holes; df . | tail -n 1; find . -size +1k | sort; readlink /proc/1/fd/3")
+
+
+def test_a_tmpfs_that_was_made_read_only_comes_back_full(mounting):
+    made = mounting("mkdir /own; mount -t tmpfs own /own; echo kept >/own/file; mount -o remount,ro /own")
+    comes_back(made, "cat /own/file")
 
 
 def test_mounts_in_mounts_come_back_with_what_they_hide(mounting):
@@ -180,12 +186,21 @@ def test_what_was_changed_about_the_runtimes_mounts_comes_back(mounting):
     ("mount -t tmpfs a /own; mount -t tmpfs b /own", "tmpfs at /own and another mount over it"),
     ("mount -t tmpfs a /own; dd if=/dev/zero of=/own/large bs=1M count=65 2>/dev/null", "/own: .*64 MiB"),
     ("mkdir /x; mount --bind /x /own; rmdir /x", "at /own.*was removed"),
-], ids=["ramfs", "overlay", "hidden", "large", "removed"])
+    ("touch /own/ns; mount --bind /proc/self/ns/uts /own/ns", "nsfs at /own/ns.*only tmpfs"),
+], ids=["ramfs", "overlay", "hidden", "large", "removed", "namespace"])
 def test_what_cannot_come_back_is_named(mounting, script, reason):
     made = mounting(f"mkdir /own; {script}")
     with pytest.raises(CriError, match=reason):
         made.checkpoint()
     made.goes_on()
+
+
+def test_a_check_names_it_before(mounting, bed):
+    made = mounting("mkdir /own; mount -t ramfs r /own")
+    with pytest.raises(journey.StasisError, match="1 obstacle"):
+        journey.stasis("check", "--container", made.container, "--runtime-endpoint", bed.cri.endpoint)
+    made.sh("umount /own")
+    journey.stasis("check", "--container", made.container, "--runtime-endpoint", bed.cri.endpoint)
 
 
 def test_who_may_not_mount_gets_none(mounting, bed):

@@ -148,16 +148,17 @@ class Planner {
       return Unimplemented(
           "it is of a part of a file system that the container has no other mount of");
     }
+    const bool can_be_new = std::ranges::find(kNewTypes, FsTypeName(entry)) != std::end(kNewTypes);
+    if (best == nullptr && !can_be_new) {
+      return Unimplemented(
+          "only tmpfs, proc, sysfs, mqueue, devpts and bind mounts of what the "
+          "container has can be made again");
+    }
     if (best == nullptr) best = FirstOf(entry.root_dev());
     if (best == nullptr) return Unimplemented("only a part of its file system is mounted");
     if (best == &entry) {
       mount.is_new = true;
-      if (std::ranges::find(kNewTypes, FsTypeName(entry)) != std::end(kNewTypes)) {
-        return OptionsOf(entry).status();
-      }
-      return Unimplemented(
-          "only tmpfs, proc, sysfs, mqueue, devpts and bind mounts of what the container has can "
-          "be made again");
+      return OptionsOf(entry).status();
     }
     mount.source = best->mnt_id();
     mount.path_in_source = *Below(entry.root(), best->root());
