@@ -3,7 +3,6 @@
 #include <tuple>
 
 #include "cri/checkpoint/own_mounts.h"
-#include "cri/checkpoint/own_mounts.h"
 #include "cri/checkpoint/pinned_process.h"
 
 namespace stasis::cri {
