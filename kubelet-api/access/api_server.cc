@@ -1,6 +1,8 @@
 // Source  authentication.k8s.io/v1 TokenReview, authorization.k8s.io/v1 SubjectAccessReview
 #include "kubelet-api/access/api_server.h"
 
+#include <absl/strings/cord.h>
+#include <absl/strings/numbers.h>
 #include <cpprest/http_client.h>
 #include <fcntl.h>
 #include <openssl/x509.h>
@@ -22,6 +24,7 @@ using archive::TextField;
 using nlohmann::json;
 
 constexpr auto kAnswerTime = std::chrono::seconds(10);
+constexpr const char* kRetryAfter = "stasis/retry-after";
 
 http::client::http_client_config Config(const std::string& ca_file) {
   http::client::http_client_config config;
@@ -48,6 +51,14 @@ bool IsFor(const std::vector<std::string>& audiences, const json& status) {
 
 }  // namespace
 
+std::chrono::seconds RetryAfterOf(const Status& status) {
+  constexpr int kMost = 60;
+  int seconds = 0;
+  const auto payload = status.GetPayload(kRetryAfter);
+  if (!payload || !absl::SimpleAtoi(std::string(*payload), &seconds)) return {};
+  return std::chrono::seconds(std::clamp(seconds, 0, kMost));
+}
+
 Result<ApiServer::Reply> ApiServer::Send(const std::string& method, const std::string& path,
                                          const std::string& media_type, const json& object,
                                          const std::stop_token& stop) const {
@@ -63,7 +74,12 @@ Result<ApiServer::Reply> ApiServer::Send(const std::string& method, const std::s
     const std::stop_callback end(stop, [&ended] { ended.cancel(); });
     const http::http_response response = client.request(request, ended.get_token()).get();
     const std::string text = response.extract_utf8string(/*ignore_content_type=*/true).get();
-    Reply reply = {.code = response.status_code(), .object = {}, .message = {}};
+    Reply reply = {.code = response.status_code(), .object = {}, .message = {}, .retry_after = {}};
+    if (const auto later = response.headers().find("Retry-After");
+        later != response.headers().end()) {
+      reply.retry_after =
+          later->second;  // seconds, RFC 9110 10.2.3; a date is not the API server's way
+    }
     Result<json> answer = archive::ParseObject(text, path);
     if (reply.code / 100 == 2) {
       RETURN_IF_ERROR(answer.status());
@@ -111,8 +127,11 @@ Result<json> ApiServer::Change(const std::string& method, const std::string& pat
       return NotFound(text);
     case 409:
       return AlreadyExists(text);
-    default:
-      return Unavailable(text);
+    default: {
+      Status later = Unavailable(text);
+      later.SetPayload(kRetryAfter, absl::Cord(reply->retry_after));
+      return later;
+    }
   }
 }
 

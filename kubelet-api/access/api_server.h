@@ -1,6 +1,7 @@
 // The API server of the cluster: who is this, and may they; and what we write there.
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -19,6 +20,10 @@ struct ApiServerOptions {
   /// Whom tokens have to be made for; empty: the API server itself.
   std::vector<std::string> audiences;
 };
+
+/// How long the API server wants to be left alone, as an Unavailable of Change() has it: a minute at most, and
+/// mostly nothing.
+std::chrono::seconds RetryAfterOf(const Status& status);
 
 class ApiServer {
  public:
@@ -43,6 +48,7 @@ class ApiServer {
     int code = 0;  // of HTTP
     nlohmann::json object;
     std::string message;
+    std::string retry_after;
   };
   Result<Reply> Send(const std::string& method, const std::string& path,
                      const std::string& media_type, const nlohmann::json& object,

@@ -5,6 +5,7 @@
 
 #include <absl/strings/str_cat.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "archive/members.h"
@@ -18,8 +19,6 @@ namespace {
 using nlohmann::json;
 using std::chrono::steady_clock;
 
-constexpr auto kBetweenWrites = std::chrono::milliseconds(100);  // of any two: ten a second
-constexpr auto kApiServerAway = std::chrono::seconds(5);
 constexpr auto kTimeAtTheEnd = std::chrono::seconds(2);
 constexpr const char* kComponent = "stasisd";
 constexpr const char* kJson = "application/json";
@@ -67,8 +66,8 @@ json ObjectOf(const EventSeries& series, const std::string& name, const std::str
 
 }  // namespace
 
-EventWriter::EventWriter(const ApiServerOptions& options, std::string node)
-    : api_server_(options), node_(std::move(node)) {
+EventWriter::EventWriter(const ApiServerOptions& options, std::string node, const EventPaces& paces)
+    : api_server_(options), node_(std::move(node)), paces_(paces) {
   StartClientThreads();
   thread_ = std::jthread([this](const std::stop_token& stop) { Run(stop); });
 }
@@ -115,7 +114,7 @@ void EventWriter::Run(const std::stop_token& stop) {
     const Status written = Write(taken->series, stop);
     lock.lock();
     writes_ = false;
-    const auto pause = Settle(*taken, written.code());
+    const auto pause = Settle(*taken, written);
     if (ends_ && !written.ok()) return;
     changed_.notify_all();
     changed_.wait_for(lock, stop, pause, [this] { return ends_; });
@@ -156,20 +155,22 @@ Status EventWriter::Create(EventSeries& series, const std::stop_token& stop) {
   return made.code() == StatusCode::kAlreadyExists ? OkStatus() : made;
 }
 
-std::chrono::milliseconds EventWriter::Settle(const EventQueue::Taken& taken, StatusCode code) {
+std::chrono::milliseconds EventWriter::Settle(const EventQueue::Taken& taken,
+                                              const Status& status) {
   const auto now = steady_clock::now();
+  const StatusCode code = status.code();
   if (code == StatusCode::kOk) {
     counts_.written += taken.series.untold;
     queue_.Written(taken, now);
-    return kBetweenWrites;
+    return paces_.between_writes;
   }
   if (code == StatusCode::kUnavailable) {
     if (!queue_.PutBack(taken, now, now)) counts_.dropped += taken.series.untold;
-    return kApiServerAway;
+    return std::max<std::chrono::milliseconds>(paces_.while_away, RetryAfterOf(status));
   }
   queue_.Drop(taken);
   counts_.dropped += taken.series.untold;
-  return kBetweenWrites;
+  return paces_.between_writes;
 }
 
 }  // namespace stasis::kubelet_api

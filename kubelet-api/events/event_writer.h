@@ -1,6 +1,7 @@
 // Writes events to the API server, from a thread of its own.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <stop_token>
@@ -13,10 +14,15 @@
 
 namespace stasis::kubelet_api {
 
+struct EventPaces {
+  std::chrono::milliseconds between_writes{100};  ///< Of any two: ten a second.
+  std::chrono::milliseconds while_away{5000};     ///< Until the API server is tried again.
+};
+
 class EventWriter : public cri::PodEvents {
  public:
   /// `node`: the name by which the events say where they are from.
-  EventWriter(const ApiServerOptions& options, std::string node);
+  EventWriter(const ApiServerOptions& options, std::string node, const EventPaces& paces = {});
   /// What waits has two seconds to be written.
   ~EventWriter() override;
 
@@ -29,10 +35,11 @@ class EventWriter : public cri::PodEvents {
   Status Write(EventSeries& series, const std::stop_token& stop);
   Status Create(EventSeries& series, const std::stop_token& stop);
   /// Of what was taken; how long to wait until the next.
-  std::chrono::milliseconds Settle(const EventQueue::Taken& taken, StatusCode code);
+  std::chrono::milliseconds Settle(const EventQueue::Taken& taken, const Status& status);
 
   const ApiServer api_server_;
   const std::string node_;
+  const EventPaces paces_;
 
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;

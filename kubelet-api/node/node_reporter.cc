@@ -24,7 +24,6 @@ constexpr const char* kCpuLabel = "stasis.dev/cpu-level";
 constexpr const char* kScanLabel = "stasis.dev/pagemap-scan";
 constexpr const char* kWatchLabel = "stasis.dev/userfaultfd-wp-async";
 
-constexpr auto kBetweenLooks = std::chrono::seconds(10);
 // Every write is seen by all who watch nodes: as rarely as the node problem detector's.
 constexpr auto kBetweenSignsOfLife = std::chrono::minutes(5);
 constexpr auto kRuntimeTime = std::chrono::seconds(2);
@@ -73,8 +72,9 @@ json PatchThatTakesBack() {
 }
 
 NodeReporter::NodeReporter(const ApiServerOptions& options, std::string node,
-                           std::string agent_version, cri::Agent& agent)
-    : api_server_(options), node_(std::move(node)), agent_(agent) {
+                           std::string agent_version, cri::Agent& agent,
+                           std::chrono::milliseconds between_looks)
+    : api_server_(options), node_(std::move(node)), agent_(agent), between_looks_(between_looks) {
   report_.agent_version = std::move(agent_version);
   report_.host = engine::ReadHostFeatures();
   StartClientThreads();
@@ -93,9 +93,9 @@ void NodeReporter::Run(const std::stop_token& stop) {
   std::unique_lock lock(mutex);
   while (!stop.stop_requested()) {
     Look();
-    never.wait_for(lock, stop, kBetweenLooks, [] { return false; });
+    never.wait_for(lock, stop, between_looks_, [] { return false; });
   }
-  if (!told_) return;
+  if (!may_be_there_) return;
   // Who is watched by a node's labels must not be sent to one where nobody would restore it.
   std::stop_source late;
   const std::jthread timer([&late](const std::stop_token& done) {
@@ -120,6 +120,8 @@ void NodeReporter::Look() {
   if (!is_news && steady_clock::now() - told_at_ < kBetweenSignsOfLife) return;
   if (is_news) since_ = now;
   const Status told = Patch(PatchOf(report_, since_, now), at_once_.get_token());
+  // What was not answered, or was cut off by the end, may have come through.
+  may_be_there_ = may_be_there_ || told.ok() || told.code() == StatusCode::kUnavailable;
   if (told.ok()) {
     told_ = report_.runtime.code();
     told_at_ = steady_clock::now();

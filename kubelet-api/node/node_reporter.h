@@ -29,9 +29,10 @@ nlohmann::json PatchThatTakesBack();
 
 class NodeReporter {
  public:
-  /// `node` is the name of its object. `agent` outlives this.
+  /// `node` is the name of its object. `agent` outlives this, and is looked at every `between_looks`.
   NodeReporter(const ApiServerOptions& options, std::string node, std::string agent_version,
-               cri::Agent& agent);
+               cri::Agent& agent,
+               std::chrono::milliseconds between_looks = std::chrono::seconds(10));
   /// Takes labels and condition back, if the API server answers within five seconds.
   ~NodeReporter();
 
@@ -43,12 +44,14 @@ class NodeReporter {
   const ApiServer api_server_;
   const std::string node_;
   cri::Agent& agent_;
+  const std::chrono::milliseconds between_looks_;
 
   // All of the thread alone.
   NodeReport report_;
   std::chrono::system_clock::time_point since_;
   std::optional<StatusCode> told_;  // of the runtime, as the API server knows it
   std::chrono::steady_clock::time_point told_at_;
+  bool may_be_there_ = false;  // what was told, in the API server
   bool has_failed_ = false;
 
   std::stop_source at_once_;  // ends a question to the API server
