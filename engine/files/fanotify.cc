@@ -166,7 +166,9 @@ Status RestoreMark(const image::FanotifyMarkEntry& mark, unsigned what, const st
 }
 
 Status RestoreMarks(const image::FanotifyFileEntry& all, int fd, ProcessActor& process) {
-  for (const image::FanotifyMarkEntry& mark : all.mark()) {
+  // The newest comes first, in fdinfo and for CRIU, too.
+  for (auto at = all.mark().rbegin(); at != all.mark().rend(); ++at) {
+    const image::FanotifyMarkEntry& mark = *at;
     const bool is_mount = mark.type() == image::MARK_MOUNT;
     RETURN_IF_ERROR(RestoreMark(mark, is_mount ? FAN_MARK_MOUNT : FAN_MARK_INODE,
                                 is_mount ? mark.me().path() : mark.ie().f_handle().path(), fd,

@@ -156,14 +156,12 @@ Result<std::vector<InotifyWatch>> ParseInotify(std::string_view text) {
   return watches;
 }
 
-// The newest mark comes first (fsnotify_add_mark_locked() in fs/notify/mark.c).
 Result<FanotifyInfo> ParseFanotify(std::string_view text) {
   FanotifyInfo info;
   while (!text.empty()) {
     const std::string_view line = text::CutLine(text);
     if (line.starts_with("fanotify ")) RETURN_IF_ERROR(ParseFanotifyLine(line, info));
   }
-  std::ranges::reverse(info.marks);
   return info;
 }
 

