@@ -56,10 +56,10 @@ void Expect(int fd, const std::string& text) {
   CHECK(got == text);
 }
 
-void ExpectNothing(int fd) {
+void ExpectWaiting(int fd, size_t bytes) {
   int waiting = -1;
   CHECK(ioctl(fd, FIONREAD, &waiting) == 0);
-  CHECK_EQ(waiting, 0);
+  CHECK_EQ(waiting, bytes);
 }
 
 }  // namespace
@@ -93,11 +93,13 @@ int main(int, char** argv) {
 
   target::PassCheckpoint(argv[1]);
 
+  ExpectWaiting(lines.slave, 14);
+  ExpectWaiting(lines.master, echo.size());
+  ExpectWaiting(packets.master, 3);
   ExpectOnce(raw.slave, bytes);
   ExpectOnce(raw.master, "shown\n");
   Expect(full.slave, much);
   Expect(full.master, much);
-  AwaitWaiting(lines.slave, 14);
   Write(lines.master, "t\n");
   for (const char* const line : {"one\n", "tw\no\n", "", "three", "part\n"}) {
     ExpectOnce(lines.slave, line);
@@ -108,8 +110,8 @@ int main(int, char** argv) {
   char byte;
   CHECK(read(closed.master, &byte, 1) == -1 && errno == EIO);
   for (const Pty& pty : {raw, full, lines}) {
-    ExpectNothing(pty.slave);
-    ExpectNothing(pty.master);
+    ExpectWaiting(pty.slave, 0);
+    ExpectWaiting(pty.master, 0);
   }
   Write(packets.master, "go\n");  // as ever: echoed, and a line
   ExpectOnce(packets.slave, "go\n");
