@@ -50,12 +50,16 @@ DIFFER = {
     ("seccomp", "RestoredByCriu"): "filters that CRIU restores are not common to threads any more",
     ("stopped", "RestoredByCriu"): "CRIU is stopped by a SIGSTOP that is pending",
     ("pidfd", "Shown"): ZOMBIES,
+    ("dead_pidfd", "Shown"): ZOMBIES,
+    ("leases", "RestoredByCriu"): "CRIU's restore breaks a lease once more than ours",
     ("changing_memory", "Shown"): "checkpointctl does not look into parent/",
 }
 # What is no state to CRIU, either way.
 DIFFER |= {(name, kind): reason for kind in ("RestoredByCriu", "DumpedByCriu") for name, reason in {
     "cgroups": "CRIU mounts each hierarchy anew, which one that is in use does not allow",
+    "dead_pidfd": "CRIU knows no pidfds of threads (PIDFD_THREAD)",
     "exit_signal": "CRIU's images have no place for the signal of a child's end",
+    "fanotify": "CRIU knows no marks of file systems",
     "message_queues": "CRIU knows no POSIX message queues",
     "multicast": "CRIU keeps no memberships in multicast groups",
     "pipes": "CRIU knows no pipes of packets",
@@ -65,6 +69,7 @@ DIFFER |= {(name, kind): reason for kind in ("RestoredByCriu", "DumpedByCriu") f
     "sealed_memory": "CRIU knows no sealed memory",
     "shared_tables": "CRIU shares no working directory (CLONE_FS)",
     "tcp_established": "not asked for here (--tcp-established)",
+    "terminal_data": "CRIU keeps of lines neither how they end nor the beginning of one",
     "unix_connections": "CRIU keeps no names of accepted connections",
     "unix_messages": "CRIU keeps neither senders nor credentials of messages",
 }.items()}
@@ -136,7 +141,7 @@ for view in ["ps"] if has_zombie else ["ps", "fds", "mems", "rss"]:
 """
 
 #: What may hold fields of our own (engine/image/schema, "stasis_"), which crit skips.
-EXTENDED = ("files.img", "core-", "mm-", "tty-info.img", "sk-queues.img", "ipcns-sem-")
+EXTENDED = ("files.img", "core-", "mm-", "tty-info.img", "tty-data.img", "sk-queues.img", "ipcns-sem-")
 
 
 class Decoded(Program):
