@@ -52,23 +52,6 @@ Result<TaskStatus> ReadStatus(pid_t tid) {
   return ParseTaskStatus(text);
 }
 
-// Until the stop that an interrupt, or being born traced, brings; what else comes first goes on.
-Status WaitUntilStopped(Tracee& tracee) {
-  while (true) {
-    ASSIGN_OR_RETURN(const Stop stop,
-                     WaitForStop(tracee.tid(), steady_clock::now() + kStopTimeout));
-    switch (stop.kind) {
-      case Stop::Kind::kTrap:
-      case Stop::Kind::kGroup:
-        return OkStatus();
-      case Stop::Kind::kExited:
-        return NotFound("tid " + std::to_string(tracee.tid()) + " has ended");
-      default:
-        RETURN_IF_ERROR(tracee.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
-    }
-  }
-}
-
 struct Cloned {
   Tracee tracee;  // seized by the kernel, and stopped
   pid_t id = 0;   // as the process sees it
@@ -90,7 +73,7 @@ Result<Cloned> CloneStopped(RemoteSyscalls& remote, Invoke invoke) {
   };
   RETURN_IF_ERROR(id.status());
   Cloned cloned = {.tracee = Tracee::Adopt(made), .id = static_cast<pid_t>(*id)};
-  RETURN_IF_ERROR(WaitUntilStopped(cloned.tracee));
+  RETURN_IF_ERROR(WaitUntilStopped(cloned.tracee, steady_clock::now() + kStopTimeout));
   std::move(kill_half_made).Cancel();
   return cloned;
 }
@@ -400,7 +383,8 @@ Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& i
                                         std::uint64_t area_address) {
   ASSIGN_OR_RETURN(Tracee tracee, Tracee::Seize(placeholder, RestoreOptions()));
   RETURN_IF_ERROR(tracee.Interrupt());
-  RETURN_IF_ERROR(WaitUntilStopped(tracee));
+  RETURN_IF_ERROR(
+      Annotate(WaitUntilStopped(tracee, steady_clock::now() + kStopTimeout), "placeholder"));
   RestoredProcess process;
   process.image = &image;
   process.pid = placeholder;

@@ -165,6 +165,24 @@ Status Tracee::Detach(int signal) {
   return Ptrace(PTRACE_DETACH, tid, 0, static_cast<std::uint64_t>(signal), "DETACH");
 }
 
+// Any stop takes back the one that PTRACE_INTERRUPT asked for (ptrace_stop() in kernel/signal.c): asked for while the
+// tracee was on its way out of execve(2), which it stops for, it would never come.
+Status WaitUntilStopped(Tracee& tracee, steady_clock::time_point deadline) {
+  while (true) {
+    ASSIGN_OR_RETURN(const Stop stop, WaitForStop(tracee.tid(), deadline));
+    switch (stop.kind) {
+      case Stop::Kind::kTrap:
+      case Stop::Kind::kGroup:
+        return OkStatus();
+      case Stop::Kind::kExited:
+        return NotFound("tid " + std::to_string(tracee.tid()) + " has ended");
+      default:
+        RETURN_IF_ERROR(tracee.Interrupt());
+        RETURN_IF_ERROR(tracee.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
+    }
+  }
+}
+
 Status ReadMemory(pid_t pid, std::uint64_t address, std::span<std::byte> bytes) {
   return TransferAll(::process_vm_readv, "process_vm_readv", pid, address, bytes.data(),
                      bytes.size());

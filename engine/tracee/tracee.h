@@ -73,6 +73,10 @@ class Tracee {
   pid_t tid_ = 0;
 };
 
+/// Waits for the stop that Tracee::Interrupt() asked for, or that a new tracee begins with; what else stops it first
+/// goes on. NotFound: it has ended.
+Status WaitUntilStopped(Tracee& tracee, std::chrono::steady_clock::time_point deadline);
+
 /// Copies between our memory and that of process `pid`, all or nothing. NotFound: it is gone.
 /// `Read` and `Write` honour the area's protection (process_vm_readv(2)).
 Status ReadMemory(pid_t pid, std::uint64_t address, std::span<std::byte> bytes);
