@@ -323,7 +323,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   RETURN_IF_ERROR(CheckRoot(request.root));
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
   HeldSink held(sink);
-  held.Prepare(pre_copy.rest_bytes());
+  held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
   const auto start = steady_clock::now();
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline, request.stop,
                                                        &pre_copy.earlier_stops()));

@@ -17,6 +17,7 @@ class CountingSink : public ImageSink {
     return sink_.Open(name, size_bytes);
   }
 
+  void Prepare(std::size_t files) override { sink_.Prepare(files); }
   Status BeginIncrement() override { return sink_.BeginIncrement(); }
 
   std::uint64_t bytes() const { return bytes_; }

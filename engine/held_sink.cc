@@ -16,7 +16,8 @@ HeldSink::HeldSink(ImageSink& sink) : sink_(sink) {
   arena_ = static_cast<std::byte*>(memory);
 }
 
-void HeldSink::Prepare(std::uint64_t bytes) {
+void HeldSink::Prepare(std::uint64_t bytes, std::size_t files) {
+  if (bytes > kMostBytes) sink_.Prepare(files);
   if (arena_ == nullptr) return;
   constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
   limit_ = bytes > kMostBytes + kMostBytes / 2 ? kBytesOfMany : kMostBytes;

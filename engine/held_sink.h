@@ -27,7 +27,8 @@ class HeldSink : public ImageSink {
   ~HeldSink() override;
 
   /// Takes memory for files of `bytes` in all, as far as they can be held, while nobody waits for it.
-  void Prepare(std::uint64_t bytes);
+  /// Of more, the sink makes ready for `files`, too.
+  void Prepare(std::uint64_t bytes, std::size_t files);
 
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                             std::uint64_t size_bytes) override;

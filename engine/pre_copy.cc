@@ -55,6 +55,7 @@ std::uint64_t AnonymousBytes(const FrozenProcess& process) {
 struct Candidates {
   std::vector<pid_t> pids;       // of the tree, as it runs, that are worth it
   std::uint64_t rest_bytes = 0;  // of anonymous memory that the others have
+  std::size_t others = 0;
 };
 
 Candidates FindCandidates(pid_t root) {
@@ -68,6 +69,7 @@ Candidates FindCandidates(pid_t root) {
       found.pids.push_back(process.pid);
     } else {
       found.rest_bytes += bytes;
+      ++found.others;
     }
   }
   return found;
@@ -209,8 +211,9 @@ class Round {
 }  // namespace
 
 Status PreCopy::Begin(const DumpRequest& request, DumpReport& report) {
-  const auto [pids, rest_bytes] = FindCandidates(request.root);
+  const auto [pids, rest_bytes, others] = FindCandidates(request.root);
   rest_bytes_ = rest_bytes;
+  rest_processes_ = others;
   if (!request.options.pre_copy || pids.empty() || !CanBeDumped(request)) return OkStatus();
   const Status status =
       StandStill(request, report, earlier_stops_, [&, &pids = pids](FrozenTree& tree) {

@@ -46,6 +46,8 @@ class PreCopy {
   /// Memory of processes that were not worth it, bytes: some of what is left to be copied of a frozen tree.
   std::uint64_t rest_bytes() const { return rest_bytes_; }
 
+  std::size_t rest_processes() const { return rest_processes_; }
+
   /// Null when nothing of it was saved.
   const SavedProcess* Find(const FrozenProcess& process) const;
 
@@ -74,6 +76,7 @@ class PreCopy {
   EarlierStops earlier_stops_;
   std::list<SavedProcess> processes_;
   std::uint64_t rest_bytes_ = 0;
+  std::size_t rest_processes_ = 0;
 };
 
 }  // namespace stasis::engine

@@ -32,6 +32,8 @@ class ImageSink {
   /// A file of exactly `size_bytes`, whose content follows. ResourceExhausted: the disk is full.
   virtual Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                                     std::uint64_t size_bytes) = 0;
+  /// Makes ready for some `files` to come, while nobody waits for them.
+  virtual void Prepare(std::size_t files) { (void)files; }
   /// What was put so far becomes the checkpoint that the files to come are based on: all its names get
   /// `parent/` in front, and are free again.
   virtual Status BeginIncrement() = 0;

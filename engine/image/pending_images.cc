@@ -121,9 +121,27 @@ Status PendingImages::MakeParents(int depth) {
   return OkStatus();
 }
 
+UniqueFd PendingImages::MakeNameless() const {
+  return UniqueFd(::openat(folder_.get(), ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, kMode));
+}
+
+void PendingImages::Prepare(std::size_t files) {
+  files = std::min(files, kMostHeld / 2);
+  while (spare_.size() < files) {
+    UniqueFd fd = MakeNameless();
+    if (!fd) return;  // whoever needs it hears why
+    spare_.push_back(std::move(fd));
+  }
+}
+
 Result<PendingImages::File> PendingImages::Make(const std::string& name) {
   File file{.name = name, .fd = {}};
-  file.fd.Reset(::openat(folder_.get(), ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, kMode));
+  if (!spare_.empty()) {
+    file.fd = std::move(spare_.back());
+    spare_.pop_back();
+    return file;
+  }
+  file.fd = MakeNameless();
   if (file.fd) return file;
   // EISDIR: what a file system without O_TMPFILE says through an older kernel. open(2), BUGS
   if (errno != EOPNOTSUPP && errno != EISDIR) {

@@ -28,6 +28,8 @@ class PendingImages : public ImageSink {
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                             std::uint64_t size_bytes) override;
 
+  /// Makes files without names: for some file systems that takes longer than to fill them.
+  void Prepare(std::size_t files) override;
   Status BeginIncrement() override;
 
   /// Makes all files durable and gives them their names, those of parents first.
@@ -44,6 +46,7 @@ class PendingImages : public ImageSink {
 
   PendingImages(std::string path, UniqueFd folder)
       : path_(std::move(path)), folder_(std::move(folder)) {}
+  UniqueFd MakeNameless() const;
   Result<File> Make(const std::string& name);
   Status GiveName(File& file);
   Status LetGoOfWhole();
@@ -55,7 +58,8 @@ class PendingImages : public ImageSink {
   const UniqueFd folder_;
   std::vector<UniqueFd> parents_;  // the folders `parent`, each in the one before
   std::vector<File> files_;
-  std::size_t held_ = 0;  // of them, by a descriptor
+  std::vector<UniqueFd> spare_;  // files that were made for some to come
+  std::size_t held_ = 0;         // of them, by a descriptor
   bool published_ = false;
 };
 

@@ -14,7 +14,7 @@ std::span<const std::byte> Bytes(const std::string& text) { return std::as_bytes
 TEST(HeldSinkTest, HoldsFilesUntilTheyArePassedOnInTheirOrder) {
   MemoryImages images;
   HeldSink held(images);
-  held.Prepare(1);
+  held.Prepare(1, 1);
   for (const char* const name : {"b.img", "a.img"}) {
     auto stream = held.Open(name, 6);
     ASSERT_THAT(stream, IsOk());

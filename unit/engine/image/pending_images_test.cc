@@ -28,6 +28,23 @@ TEST(PendingImagesTest, NothingIsThereUntilAllIsPublished) {
   EXPECT_EQ((*source)->Names().size(), 2u);
 }
 
+TEST(PendingImagesTest, WhatWasMadeReadyIsUsedOrLeavesNothing) {
+  const ScratchDirectory folder;
+  {
+    auto images = PendingImages::Create(folder / ".");
+    ASSERT_THAT(images, IsOk());
+    (*images)->Prepare(3);
+    ASSERT_THAT((*images)->Put("pages-1.img", "one"), IsOk());
+    ASSERT_THAT((*images)->Put("pages-2.img", "another"), IsOk());
+    ASSERT_THAT((*images)->Publish(), IsOk());
+  }
+  const auto source = OpenDirectorySource(folder / ".");
+  ASSERT_THAT(source, IsOk());
+  EXPECT_EQ(*(*source)->Get("pages-1.img"), "one");
+  EXPECT_EQ(*(*source)->Get("pages-2.img"), "another");
+  EXPECT_EQ((*source)->Names().size(), 2u);
+}
+
 TEST(PendingImagesTest, WhatOthersAreBasedOnIsTheirParent) {
   const ScratchDirectory folder;
   auto images = PendingImages::Create(folder / ".");
