@@ -23,8 +23,12 @@ if c.unshare({flag}) != 0:
 KINDS = {
     "first_thread": ("threading.Thread(target=done).start(); c.syscall(60, 0)",
                      "its first thread has ended (pthread_exit) while others run"),
-    "fanotify": ("if c.fanotify_init(0, 0) < 0: print('skip', flush=True); os._exit(0)\ndone()",
-                 "a fanotify group (fanotify_init) cannot be checkpointed"),
+    "fanotify_permission": ("""
+group = c.fanotify_init(4, 0)
+open('marked', 'w').close()
+if c.fanotify_mark(group, 1, ctypes.c_uint64(0x10000), -100, b'marked') < 0:
+  print('skip', flush=True); os._exit(0)
+done()""", "decides what others may open"),
     "part_of_a_segment": ("""
 c.shmat.restype = ctypes.c_void_p
 at = c.shmat(c.shmget(0, 16384, 0o600), None, 0)
