@@ -1,4 +1,5 @@
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <termios.h>
@@ -131,6 +132,7 @@ TEST(TerminalTest, ALiteralNextThatWaitsForItsByteStillDoes) {
 }
 
 TEST(TerminalTest, WhatWouldRaiseASignalIsLeftAndNamed) {
+  const auto before = ::signal(SIGIO, SIG_IGN);
   const Pair pair;
   FlagsAfter(pair.slave.get(), O_ASYNC);
   ASSERT_THAT(WriteAll(pair.master.get(), "typed\n"), IsOk());
@@ -141,6 +143,7 @@ TEST(TerminalTest, WhatWouldRaiseASignalIsLeftAndNamed) {
   ASSERT_THAT(dump.DumpAll(), IsOk());
   EXPECT_THAT(dump.notes, Contains(HasSubstr("6 bytes of input that nobody has read")));
   EXPECT_EQ(ReadSome(pair.slave.get()), "typed\n");
+  ::signal(SIGIO, before);
 }
 
 TEST(TerminalTest, RefusesLinesThatAreLongerThanWhatWaits) {
