@@ -290,10 +290,8 @@ TEST(CheckpointImagesTest, RefusesFilesThatAreTwiceOrEmpty) {
 TEST(CheckpointImagesTest, SaysWhatCannotBeRestored) {
   using Ids = std::vector<image::TaskKobjIdsEntry>;
   MemorySource shared = CriuImages("containerd");
-  Edit<image::TaskKobjIdsEntry>(shared, "ids", "ids-23.img",
-                                [](Ids& ids) { ids[0].set_vm_id(2); });
-  EXPECT_THAT(LoadCheckpoint(shared),
-              StatusIs(StatusCode::kUnimplemented, HasSubstr("memory")));
+  Edit<image::TaskKobjIdsEntry>(shared, "ids", "ids-23.img", [](Ids& ids) { ids[0].set_vm_id(2); });
+  EXPECT_THAT(LoadCheckpoint(shared), StatusIs(StatusCode::kUnimplemented, HasSubstr("memory")));
   MemorySource nested = CriuImages("containerd");
   Edit<image::TaskKobjIdsEntry>(nested, "ids", "ids-23.img",
                                 [](Ids& ids) { ids[0].set_net_ns_id(99); });
