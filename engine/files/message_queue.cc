@@ -21,7 +21,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <set>
@@ -30,6 +29,7 @@
 #include "engine/base/namespace.h"
 #include "engine/base/surviving_step.h"
 #include "engine/files/description.h"
+#include "engine/files/holder_outside.h"
 #include "engine/files/path.h"
 #include "engine/proc/text.h"
 
@@ -67,24 +67,6 @@ Result<QueueState> ReadState(int fd) {
     }
   }
   return state;
-}
-
-// A process outside the tree that has the inode open; 0: none.
-Result<pid_t> HolderOutside(const struct stat& wanted, const FileDumpContext& context) {
-  std::error_code error;
-  for (const auto& process : std::filesystem::directory_iterator("/proc", error)) {
-    const Result<pid_t> pid = text::Number<pid_t>(process.path().filename().string());
-    if (!pid.ok() || *pid == ::getpid() || context.IsProcess(*pid)) continue;
-    std::error_code gone;
-    auto entry = std::filesystem::directory_iterator(process.path() / "fd", gone);
-    for (; !gone && entry != std::filesystem::directory_iterator(); entry.increment(gone)) {
-      struct stat st = {};
-      if (::stat(entry->path().c_str(), &st) != 0) continue;
-      if (st.st_dev == wanted.st_dev && st.st_ino == wanted.st_ino) return *pid;
-    }
-  }
-  if (error) return SyscallError(error.value(), "list /proc");
-  return pid_t{0};
 }
 
 // All messages of a queue in the order in which they are received.
@@ -160,7 +142,11 @@ Result<StasisQueueEntry> ReadQueue(int fd, const std::string& name, FileDumpCont
   if (state->bytes > kMostBytes || longest > kMostBytes) {
     return Unimplemented(name + ": a message queue of more than 16 MiB");
   }
-  ASSIGN_OR_RETURN(const pid_t holder, HolderOutside(st, context));
+  ASSIGN_OR_RETURN(const pid_t holder, HolderOutside(context, [&st](const auto& link) {
+                     struct stat other = {};
+                     return ::stat(link.c_str(), &other) == 0 && other.st_dev == st.st_dev &&
+                            other.st_ino == st.st_ino;
+                   }));
   if (holder != 0) {
     return Unimplemented(name + ": messages wait in it, and pid " + std::to_string(holder) +
                          " outside the tree has it open; let one of them read these, or end that");

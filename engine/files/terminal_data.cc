@@ -27,6 +27,7 @@
 #include "engine/base/io.h"
 #include "engine/base/surviving_step.h"
 #include "engine/files/description.h"
+#include "engine/files/holder_outside.h"
 #include "engine/files/terminal_queue.h"
 #include "engine/files/terminal_settings.h"
 #include "engine/proc/text.h"
@@ -102,8 +103,7 @@ struct Exchange {
 // ---- dump ----
 
 // Does `link`, of a process outside the tree, lead to one of the ends?
-bool IsEnd(const std::filesystem::path& link, const std::filesystem::path& process,
-           const TerminalEnds& ends) {
+bool IsEnd(const std::filesystem::path& link, const TerminalEnds& ends) {
   std::error_code error;
   const std::string name = std::filesystem::read_symlink(link, error).filename();
   struct stat st = {};
@@ -116,25 +116,10 @@ bool IsEnd(const std::filesystem::path& link, const std::filesystem::path& proce
       st.st_ino != master.st_ino) {
     return false;
   }
-  const auto text = ReadFileAt(AT_FDCWD, (process / "fdinfo" / link.filename()).string().c_str());
+  const auto text = ReadFileAt(
+      AT_FDCWD, (link.parent_path().parent_path() / "fdinfo" / link.filename()).string());
   return !text.ok() ||
          text->find("tty-index:\t" + std::to_string(ends.index) + "\n") != std::string::npos;
-}
-
-// A process outside the tree that has one of the ends open; 0: none.
-Result<pid_t> HolderOutside(const TerminalEnds& ends, const FileDumpContext& context) {
-  std::error_code error;
-  for (const auto& process : std::filesystem::directory_iterator("/proc", error)) {
-    const Result<pid_t> pid = text::Number<pid_t>(process.path().filename().string());
-    if (!pid.ok() || *pid == ::getpid() || context.IsProcess(*pid)) continue;
-    std::error_code gone;
-    auto entry = std::filesystem::directory_iterator(process.path() / "fd", gone);
-    for (; !gone && entry != std::filesystem::directory_iterator(); entry.increment(gone)) {
-      if (IsEnd(entry->path(), process.path(), ends)) return *pid;
-    }
-  }
-  if (error) return SyscallError(error.value(), "list /proc");
-  return pid_t{0};
 }
 
 // On a terminal of our own: without CAP_SYS_ADMIN it depends.
@@ -165,7 +150,8 @@ Result<std::string> Hindrance(const TerminalEnds& ends, const termios2& settings
   if (!IsPlain(settings) && Waiting(slave) > kMuch) {
     return std::string("so much is typed that some of it may not have been looked at");
   }
-  ASSIGN_OR_RETURN(const pid_t holder, HolderOutside(ends, context));
+  ASSIGN_OR_RETURN(const pid_t holder,
+                   HolderOutside(context, [&ends](const auto& link) { return IsEnd(link, ends); }));
   if (holder == 0) return std::string();
   return "pid " + std::to_string(holder) + " outside the tree has it open";
 }

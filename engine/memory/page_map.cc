@@ -1,4 +1,4 @@
-// Source  Documentation/admin-guide/mm/pagemap.rst, include/uapi/linux/fs.h; tested on 6.1, 6.12 and 6.18
+// Source  Documentation/admin-guide/mm/pagemap.rst, include/uapi/linux/fs.h; tested on 6.1 and 6.18
 // Rule    A page is reported when ((categories ^ inverted) & mask) == mask and some of
 //         ((categories ^ inverted) & anyof) is set: an inverted category in the mask must be
 //         absent.

@@ -9,7 +9,7 @@
 //          (proc_pid_attr_write() in fs/proc/base.c).
 // Rule     "exec NAME" in attr/apparmor/exec is for the next execve(2) alone.
 // Not here SELinux contexts are noted and compared, but never changed; Smack and Landlock are not looked at.
-// Source   proc_pid_attr(5), security/apparmor/lsm.c; tested on 6.1 and 6.12
+// Source   proc_pid_attr(5), security/apparmor/lsm.c; tested on 6.1
 #include "engine/tasks/security_label.h"
 
 #include <fcntl.h>
