@@ -24,6 +24,7 @@
 #include "archive/json_fields.h"
 #include "cri/restore/placeholder.h"
 #include "engine/base/io.h"
+#include "engine/mounts/mount_entry.h"
 
 namespace stasis::cri {
 namespace {
@@ -107,11 +108,6 @@ bool IsOfType(const Mount& mount, const std::string& type) {
 
 bool IsReadOnly(const Mount& mount) {
   return mount.options == "ro" || mount.options.starts_with("ro,");
-}
-
-bool IsShared(const Mount& mount) {
-  return std::ranges::any_of(mount.propagation,
-                             [](const auto& text) { return text.starts_with("shared:"); });
 }
 
 // A file system's device, and what of it is mounted.

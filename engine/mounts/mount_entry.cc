@@ -106,4 +106,9 @@ std::string FsTypeName(const image::MntEntry& entry) {
   return entry.fsname();
 }
 
+bool IsShared(const Mount& mount) {
+  return std::ranges::any_of(mount.propagation,
+                             [](const auto& text) { return text.starts_with("shared:"); });
+}
+
 }  // namespace stasis::engine

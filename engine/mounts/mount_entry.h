@@ -19,4 +19,7 @@ image::MntEntry ToMountEntry(const Mount& mount, const OutsideMounts& outside,
 /// "tmpfs": its type as mount(2) has it.
 std::string FsTypeName(const image::MntEntry& entry);
 
+/// What is mounted on it, or taken from it, comes to its peers too: mount_namespaces(7), "Shared subtrees".
+bool IsShared(const Mount& mount);
+
 }  // namespace stasis::engine

@@ -72,11 +72,6 @@ std::uint64_t Propagation(Sharing sharing) {
   return MS_PRIVATE;
 }
 
-bool IsShared(const Mount& mount) {
-  return std::ranges::any_of(mount.propagation,
-                             [](const auto& text) { return text.starts_with("shared:"); });
-}
-
 // Calls of the root. Its descriptors are plain numbers here; what is left of them goes with the program that it
 // executes later (all are O_CLOEXEC).
 class Mounter {
