@@ -152,8 +152,9 @@ def test_what_is_there_is_not_overwritten(counting, place):
     archive = place / "a.tar"
     archive.write_text("mine")
     assert "is not overwritten" in refused("checkpoint", "--pid", program.pid, "--output", archive)
-    assert "is not empty" in refused("checkpoint", "--pid", program.pid, "--images-dir", place)
-    assert archive.read_text() == "mine" and len(list(place.iterdir())) == 1
+    (place / "core-1.img").write_text("mine")
+    assert "must not mix" in refused("checkpoint", "--pid", program.pid, "--images-dir", place)
+    assert archive.read_text() == "mine" and len(list(place.iterdir())) == 2
     goes_on(program)
 
 

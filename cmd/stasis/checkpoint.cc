@@ -135,9 +135,7 @@ void KeepOwnMounts(engine::DumpRequest& request, engine::ImageSink& images) {
 
 Status ToFolder(const Options& options, engine::DumpRequest& request) {
   const auto begin = steady_clock::now();
-  ASSIGN_OR_RETURN(
-      const auto images,
-      engine::PendingImages::Create(options.images_dir, options.log.NameIn(options.images_dir)));
+  ASSIGN_OR_RETURN(const auto images, engine::PendingImages::Create(options.images_dir));
   if (options.container.empty()) KeepOwnMounts(request, *images);
   // Durable before the tree is killed or left stopped.
   request.commit = [&](const engine::DumpReport& report) -> Status {
@@ -254,9 +252,10 @@ void AddCheckpoint(CLI::App& program, int& exit_code) {
       ->check(NotEmpty());
   CLI::Option* folder =
       where
-          ->add_option("--images-dir,-D", options->images_dir,
-                       "An empty folder, for image files as CRIU's tools read them: the processes "
-                       "alone")
+          ->add_option(
+              "--images-dir,-D", options->images_dir,
+              "A folder without any, for image files as CRIU's tools read them: the processes "
+              "alone")
           ->check(NotEmpty());
   where->require_option(1);
   command

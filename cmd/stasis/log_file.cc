@@ -86,14 +86,6 @@ Status LogFile::Open(const std::string& folder) {
   return OkStatus();
 }
 
-std::string LogFile::NameIn(const std::string& folder) const {
-  if (path_.empty() || folder.empty()) return "";
-  std::error_code error;
-  const std::filesystem::path place = Place(path_, folder);
-  const bool inside = std::filesystem::equivalent(place.parent_path(), folder, error);
-  return inside && !error ? place.filename().string() : "";
-}
-
 engine::Log::Hear LogFile::Hear() const {
   if (!logger_) return nullptr;
   return [logger = logger_](engine::LogLevel level, const std::string& text) {

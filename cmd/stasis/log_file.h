@@ -23,8 +23,6 @@ class LogFile {
   /// Begins the log. A relative name is below `folder`, the images' (criu(8)), or the working directory
   /// when that is empty. What was in such a file is gone.
   Status Open(const std::string& folder);
-  /// The name of the log in `folder`, or "" when it is elsewhere.
-  std::string NameIn(const std::string& folder) const;
 
   engine::Log::Hear Hear() const;
   /// What a restore will not bring back, or did not.

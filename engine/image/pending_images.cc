@@ -53,26 +53,29 @@ class FileStream : public ImageStream {
   const std::shared_ptr<bool> whole_;
 };
 
+/// Whether a file of this name is one that a checkpoint consists of; others (logs) stand beside them.
+bool IsOfCheckpoint(std::string_view name) {
+  return name.ends_with(".img") || name == kParent || name == "stats-dump";
+}
+
 }  // namespace
 
-Result<std::unique_ptr<PendingImages>> PendingImages::Create(const std::string& folder,
-                                                             const std::string& log) {
+Result<std::unique_ptr<PendingImages>> PendingImages::Create(const std::string& folder) {
   Result<UniqueFd> fd = OpenAt(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY);
   if (ErrnoOf(fd.status()) == ENOENT) {
     return Annotate(fd.status(), "the folder for the images must exist (make it with mkdir)");
   }
   RETURN_IF_ERROR(fd.status());
   std::error_code error;
-  bool empty = true;
+  std::string found;
   auto entry = std::filesystem::directory_iterator(folder, error);
   for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    empty = empty && entry->path().filename() == log;
+    if (IsOfCheckpoint(entry->path().filename().string())) found = entry->path().filename();
   }
   if (error) return SyscallError(error.value(), "read " + folder);
-  if (!empty) {
-    return AlreadyExists(folder +
-                         " is not empty, and images of two checkpoints must not mix; choose an "
-                         "empty folder");
+  if (!found.empty()) {
+    return AlreadyExists(folder + " has a checkpoint's " + found +
+                         ", and images of two checkpoints must not mix; choose an empty folder");
   }
   if (::faccessat(fd->get(), ".", W_OK | X_OK, AT_EACCESS) != 0) {
     return SyscallError(errno, "write to " + folder + " (choose another folder)");

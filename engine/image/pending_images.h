@@ -19,10 +19,9 @@ namespace stasis::engine {
 /// names at once, too: without an inventory, which comes last, they are no checkpoint.
 class PendingImages : public ImageSink {
  public:
-  /// Into `folder`, which must exist and be empty but for a file `log`: images of two checkpoints must not
-  /// mix. NotFound, AlreadyExists, PermissionDenied: it is not.
-  static Result<std::unique_ptr<PendingImages>> Create(const std::string& folder,
-                                                       const std::string& log = "");
+  /// Into `folder`, which must exist and have no image file yet: images of two checkpoints must not mix.
+  /// What else is in it (logs) stays. NotFound, AlreadyExists, PermissionDenied: it cannot be used.
+  static Result<std::unique_ptr<PendingImages>> Create(const std::string& folder);
   ~PendingImages() override;
 
   Result<std::unique_ptr<ImageStream>> Open(std::string_view name,

@@ -2,6 +2,7 @@
 #include "engine/image/pending_images.h"
 
 #include <filesystem>
+#include <fstream>
 
 #include "unit/engine/files/scratch_directory.h"
 #include "unit/support/matchers.h"
@@ -97,8 +98,11 @@ TEST(PendingImagesTest, AFolderThatCannotBeTakenIsRefused) {
   const ScratchDirectory folder;
   EXPECT_THAT(PendingImages::Create(folder / "missing"),
               StatusIs(StatusCode::kNotFound, ::testing::HasSubstr("mkdir")));
-  std::filesystem::create_directory(folder / "full");
-  EXPECT_THAT(PendingImages::Create(folder / "."), StatusIs(StatusCode::kAlreadyExists));
+  std::ofstream(folder / "dump.log") << "beside it";
+  EXPECT_TRUE(PendingImages::Create(folder / ".").ok());
+  std::ofstream(folder / "core-1.img") << "another's";
+  EXPECT_THAT(PendingImages::Create(folder / "."),
+              StatusIs(StatusCode::kAlreadyExists, ::testing::HasSubstr("core-1.img")));
 }
 
 }  // namespace
