@@ -1,5 +1,7 @@
-// Files of /proc/self that two processes have open: each still shows its own process, and the memory that
-// this has now.
+// Files of /proc/self that two processes have open: each still shows its own process, and the memory and
+// descriptors that this has now.
+#include <sys/eventfd.h>
+
 #include "target.h"
 
 namespace {
@@ -7,6 +9,8 @@ namespace {
 struct Open {
   int status = open("/proc/self/status", O_RDONLY);
   int maps = open("/proc/self/maps", O_RDONLY);
+  int event = eventfd(7, 0);
+  int fdinfo = open(("/proc/self/fdinfo/" + std::to_string(event)).c_str(), O_RDONLY);
 };
 
 std::string ReadAt(int fd) {
@@ -21,6 +25,7 @@ void Verify(const Open& files) {
   const std::string pid = "\nPid:\t" + std::to_string(getpid()) + "\n";
   CHECK(ReadAt(files.status).find(pid) != std::string::npos);
   CHECK(ReadAt(files.maps).find("/proc_files\n") != std::string::npos);
+  CHECK(ReadAt(files.fdinfo).find("eventfd-count:                7\n") != std::string::npos);
 }
 
 }  // namespace
@@ -30,6 +35,7 @@ int main(int, char** argv) {
   CHECK(files.status >= 0 && files.maps >= 0);
   char got[8];
   CHECK_EQ(read(files.status, got, 5), 5);
+  CHECK_EQ(read(files.fdinfo, got, 6), 6);
   const pid_t child = fork();
   if (child == 0) {
     const Open own;
@@ -44,5 +50,6 @@ int main(int, char** argv) {
 
   Verify(files);
   CHECK_EQ(lseek(files.status, 0, SEEK_CUR), 5);
+  CHECK_EQ(lseek(files.fdinfo, 0, SEEK_CUR), 6);
   CHECK_EQ(target::ExitCode(child), 0);
 }

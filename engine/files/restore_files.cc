@@ -31,6 +31,7 @@
 #include "engine/files/network_lock.h"
 #include "engine/files/path.h"
 #include "engine/files/pidfd.h"
+#include "engine/files/process_files.h"
 #include "engine/files/pseudo_terminal.h"
 #include "engine/files/restore_context.h"
 #include "engine/files/table_actor.h"
@@ -44,8 +45,6 @@ namespace {
 
 using image::FdinfoEntry;
 using image::FileEntry;
-
-constexpr std::string_view kProc = "/proc/";
 
 // Descriptors that we need besides those of the images.
 constexpr std::size_t kOwnDescriptors = 256;
@@ -75,7 +74,7 @@ class Restorer : public FileRestorer {
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
       if (entry == nullptr) return InvalidArgument(NameOf(holder) + " is not in files.img");
-      if (IsOfProcess(*entry)) continue;
+      if (IsOfProcess(*entry, images_)) continue;
       Result<UniqueFd> fd = RestoreFile(*entry, context);
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
@@ -166,6 +165,11 @@ class Restorer : public FileRestorer {
       const FileEntry& entry = *images_.File(key.first, key.second);
       RETURN_IF_ERROR(Annotate(FinishFile(entry, holder.fd, actor->second), NameOf(holder)));
     }
+    for (const auto& [key, holder] : holders_) {
+      const FileEntry& entry = *images_.File(key.first, key.second);
+      if (!IsOfProcess(entry, images_)) continue;
+      RETURN_IF_ERROR(Annotate(SetStateOfProcessFile(files_.at(key).get(), entry), NameOf(holder)));
+    }
     RETURN_IF_ERROR(FinishPassed(processes, actors));
     RETURN_IF_ERROR(SetForegrounds(processes, actors));
     RETURN_IF_ERROR(TakeLocks(actors));
@@ -225,7 +229,7 @@ class Restorer : public FileRestorer {
       if (entry == nullptr) return DataLoss(name + " is not in files.img");
       const FileKey key(entry->type(), id);
       if (files_.contains(key)) continue;
-      if (IsOfProcess(*entry))
+      if (IsOfProcess(*entry, images_))
         return Unimplemented(name + " is of /proc and a process of the tree");
       Result<UniqueFd> fd = RestoreFile(*entry, context);
       if (!fd.ok()) return Annotate(fd.status(), name);
@@ -286,71 +290,18 @@ class Restorer : public FileRestorer {
     return OkStatus();
   }
 
-  // A pidfd, or a file under /proc/PID of the tree: it shows the process and the memory that were there when
-  // it was opened, so it waits for those of the checkpoint. And /dev/tty, which is the opener's terminal.
-  bool IsOfProcess(const FileEntry& entry) const {
-    if (entry.type() == image::FD_PIDFD || IsOwnTerminal(entry)) return true;
-    std::string_view path = entry.reg().name();
-    if (entry.type() != image::FD_REG || !path.starts_with(kProc)) return false;
-    path.remove_prefix(kProc.size());
-    return std::ranges::any_of(images_.processes, [&](const ProcessImage& process) {
-      return path.starts_with(std::to_string(process.pid()) + "/");
-    });
-  }
-
-  static bool IsOwnTerminal(const FileEntry& entry) {
-    constexpr std::uint32_t kCurrent = 1006;  // CRIU's number for /dev/tty
-    return entry.type() == image::FD_TTY && entry.tty().tty_info_id() == kCurrent;
-  }
-
-  Result<UniqueFd> OpenOwnTerminal(RestoredProcess& process, const FileEntry& entry) {
-    const Result<int> number =
-        OpenInProcess(process, "/dev/tty", OpenFlags(entry.tty().flags()) | O_NOCTTY);
-    if (!number.ok()) {
-      return FailedPrecondition(
-          "the program had a controlling terminal open, and here there is none: restore it with "
-          "one "
-          "(tty: true)");
-    }
-    ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, *number));
-    RETURN_IF_ERROR(SetStatusFlags(fd.get(), entry.tty().flags()));
-    return fd;
-  }
-
-  static Result<UniqueFd> TakeAway(RestoredProcess& process, int number) {
-    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
-    if (!fd) {
-      return SyscallError(errno, "pidfd_getfd");
-    }
-    RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
-    return fd;
-  }
-
-  // Opens the file of `descriptor` if it is such a one and `process` the first to have it.
+  // Opens the file of `descriptor` if it shows its process (process_files.h), and `process` is the first to
+  // have it.
   Status OpenOfProcess(RestoredProcess& process, const FdinfoEntry& descriptor) {
     const FileKey key = KeyOf(descriptor);
     const FileEntry* const entry = images_.File(key.first, key.second);
-    if (files_.contains(key) || entry == nullptr || !IsOfProcess(*entry)) return OkStatus();
-    if (entry->type() == image::FD_PIDFD) {
-      const auto host_pid = [this](pid_t pid) {
-        const auto found = host_pids_.find(pid);
-        return found == host_pids_.end() ? 0 : found->second;
-      };
-      ASSIGN_OR_RETURN(files_[key],
-                       OpenPidfd(entry->pidfd(), process.pidfd.get(), host_pid, dead_));
+    if (files_.contains(key) || entry == nullptr || !IsOfProcess(*entry, images_))
       return OkStatus();
-    }
-    if (IsOwnTerminal(*entry)) {
-      ASSIGN_OR_RETURN(files_[key], OpenOwnTerminal(process, *entry));
-      return OkStatus();
-    }
-    const image::RegFileEntry& reg = entry->reg();
-    const int flags = OpenFlags(reg.flags()) | O_NOCTTY | O_NONBLOCK;
-    ASSIGN_OR_RETURN(const int number, OpenInProcess(process, reg.name(), flags));
-    ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, number));
-    RETURN_IF_ERROR(CheckRegEntry(fd.get(), reg));
-    RETURN_IF_ERROR(SetRegState(fd.get(), reg));
-    files_[key] = std::move(fd);
+    const auto host_pid = [this](pid_t pid) {
+      const auto found = host_pids_.find(pid);
+      return found == host_pids_.end() ? 0 : found->second;
+    };
+    ASSIGN_OR_RETURN(files_[key], engine::OpenOfProcess(process, *entry, host_pid, dead_));
     return OkStatus();
   }
 
