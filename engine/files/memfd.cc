@@ -9,8 +9,9 @@
 //          as one of those is there, or mapped, the memfd cannot be executed (ETXTBSY). So the first
 //          open file that may be the one from memfd_create(2) is it again, and what is mapped for
 //          writing maps that one
-// Not here huge pages (MFD_HUGETLB): refused
-// Source   memfd_create(2), fcntl(2) F_ADD_SEALS, mm/memfd.c; tested on 6.18
+// Rule     One of huge pages (MFD_HUGETLB) tells their size as its block size (hugetlbfs_getattr()), and all of it
+//          counts as data for lseek(2)
+// Source   memfd_create(2), fcntl(2) F_ADD_SEALS, mm/memfd.c, fs/hugetlbfs/inode.c; tested on 6.18
 #include "engine/files/memfd.h"
 
 #include <fcntl.h>
@@ -19,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cerrno>
 
 #include "engine/files/description.h"
@@ -38,9 +40,6 @@ bool Owns(const OpenFile& file) {
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  if (file.fs_magic == HUGETLBFS_MAGIC) {
-    return Unimplemented(NameOf(file) + ": huge pages (MFD_HUGETLB) cannot be checkpointed yet");
-  }
   image::FileEntry entry = NewEntry(file, image::FD_MEMFD);
   RETURN_IF_ERROR(DumpCommon(file, context, *entry.mutable_memfd()));
   entry.mutable_memfd()->set_pos(file.pos);
@@ -64,6 +63,10 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   inode.set_seals(static_cast<std::uint32_t>(seals));
   inode.set_inode_id(file.st.st_ino);
   inode.set_mode(file.st.st_mode);
+  if (file.fs_magic == HUGETLBFS_MAGIC) {
+    const auto shift = std::countr_zero(static_cast<std::uint64_t>(file.st.st_blksize));
+    inode.set_hugetlb_flag(MFD_HUGETLB | static_cast<std::uint32_t>(shift) << MAP_HUGE_SHIFT);
+  }
   context.AddRecord("memfd", inode.SerializeAsString(), "");
   return entry;
 }
@@ -85,11 +88,10 @@ Status SetAttributes(int fd, const image::MemfdInodeEntry& inode) {
 }
 
 Result<UniqueFd> Make(const image::MemfdInodeEntry& inode, FileRestoreContext& context) {
-  if (inode.hugetlb_flag() != 0) {
-    return Unimplemented("a memfd of huge pages cannot be restored yet");
-  }
+  const unsigned huge =
+      inode.hugetlb_flag() & (MFD_HUGETLB | std::uint32_t{MAP_HUGE_MASK} << MAP_HUGE_SHIFT);
   // One that allows no seals has just that one; the others get theirs in the end.
-  const unsigned flags = inode.seals() == F_SEAL_SEAL ? 0 : MFD_ALLOW_SEALING;
+  const unsigned flags = (inode.seals() == F_SEAL_SEAL ? 0 : MFD_ALLOW_SEALING) | huge;
   ASSIGN_OR_RETURN(UniqueFd fd, context.actor().MemoryFile(inode.name(), flags, inode.size(),
                                                            inode.shmid(), context.source()));
   RETURN_IF_ERROR(SetAttributes(fd.get(), inode));

@@ -58,10 +58,13 @@ bool IsVvar(const Vma& vma) { return vma.path == "[vvar]" || vma.path == "[vvar_
 // Anonymous memory of huge pages is a file of the kernel's own hugetlbfs. A private area without the right to
 // write could not be filled: hugetlb knows no FOLL_FORCE (mm/gup.c).
 Result<std::uint32_t> StatusOfHuge(const Vma& vma, pid_t ns_pid) {
-  if (vma.path != "/anon_hugepage (deleted)") return Refuse(vma, ns_pid, "a file of huge pages");
-  if (vma.shared) return kAreaRegular | kAreaAnonShared;
+  const bool memfd = vma.path.starts_with("/memfd:");
+  if (!memfd && vma.path != "/anon_hugepage (deleted)") {
+    return Refuse(vma, ns_pid, "a file of huge pages");
+  }
+  if (vma.shared) return kAreaRegular | (memfd ? kAreaMemfd | kAreaFileShared : kAreaAnonShared);
   if ((vma.prot & PROT_WRITE) == 0) return Refuse(vma, ns_pid, "read-only huge pages");
-  return kAreaRegular | kAreaAnonPrivate;
+  return kAreaRegular | (memfd ? kAreaMemfd | kAreaFilePrivate : kAreaAnonPrivate);
 }
 
 Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device) {

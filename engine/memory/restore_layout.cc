@@ -90,8 +90,8 @@ Status CheckSupported(const image::VmaEntry& vma) {
       return Unimplemented(std::string(kind.name) + " cannot be restored");
     }
   }
-  const bool anonymous = (vma.status() & (kAnonPrivate | kAnonShared)) != 0;
-  if ((vma.flags() & MAP_HUGETLB) != 0 && (!anonymous || (vma.status() & kSysVIpc) != 0)) {
+  const bool known = (vma.status() & (kAnonPrivate | kAnonShared | kMemfd)) != 0;
+  if ((vma.flags() & MAP_HUGETLB) != 0 && (!known || (vma.status() & kSysVIpc) != 0)) {
     return Unimplemented("files and segments of huge pages (hugetlb) cannot be restored");
   }
   return OkStatus();
