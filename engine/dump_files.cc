@@ -407,7 +407,31 @@ Result<std::uint32_t> FlagsOfMapping(const FrozenProcess& process, const Area& a
 
 }  // namespace
 
+// Only rings of packet sockets are restored. Rule: they are mapped whole, the one for receiving first
+// (packet_mmap() in net/packet/af_packet.c).
+Status FileDumper::AddSocketMapping(Area& area) {
+  const auto file = std::ranges::find(files_, area.vma.path, &OpenFile::link);
+  const auto entry = file == files_.end()
+                         ? entries_.end()
+                         : std::ranges::find(entries_, file->id, &image::FileEntry::id);
+  if (entry == entries_.end() || !entry->has_psk()) {
+    return Unimplemented("memory of " + area.vma.path + " cannot be checkpointed");
+  }
+  std::uint64_t size = 0;
+  for (const image::PacketRing& ring : {entry->psk().rx_ring(), entry->psk().tx_ring()}) {
+    size += std::uint64_t{ring.block_size()} * ring.block_nr();
+  }
+  if (area.vma.offset != 0 || area.vma.end - area.vma.start != size) {
+    return Unimplemented("a part of the rings of " + area.vma.path + " cannot be checkpointed");
+  }
+  area.entry.set_shmid(file->id);
+  Note(NameOf(*file) +
+       ": frames in its mapped ring will be gone, and new ones begin at the ring's first place");
+  return OkStatus();
+}
+
 Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
+  if (area.Is(kAreaSocket)) return AddSocketMapping(area);
   ASSIGN_OR_RETURN(const std::uint32_t flags, FlagsOfMapping(process, area));
   // Most files are mapped in several areas and processes.
   const LinkKey key(makedev(area.vma.dev_major, area.vma.dev_minor), area.vma.inode, area.vma.path,

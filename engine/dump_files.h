@@ -99,6 +99,7 @@ class FileDumper : public FileDumpContext {
   KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
 
  private:
+  Status AddSocketMapping(Area& area);
   struct Descriptor {
     std::size_t file = 0;  // index in files_
     int fd = -1;

@@ -2,6 +2,7 @@
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <netinet/ip_icmp.h>
+#include <sys/mman.h>
 
 #include "inet.h"
 
@@ -27,6 +28,29 @@ void Ping(int fd) {
   CHECK(recv(fd, answer, sizeof(answer), 0) > 0);
 }
 
+constexpr unsigned kFrame = 2048, kFrames = 4;
+
+// A socket that receives from the loopback device into a ring, which is mapped.
+char* MappedRing() {
+  const int fd = Raw(AF_PACKET, SOCK_DGRAM, 0);
+  target::SetOption(fd, SOL_PACKET, PACKET_VERSION, TPACKET_V2);
+  const tpacket_req ring = {2 * kFrame, kFrames / 2, kFrame, kFrames};
+  CHECK(setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &ring, sizeof(ring)) == 0);
+  void* const at = mmap(nullptr, kFrame * kFrames, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  CHECK(at != MAP_FAILED);
+  sockaddr_ll address = {};
+  address.sll_family = AF_PACKET;
+  address.sll_protocol = htons(ETH_P_IP);
+  address.sll_ifindex = 1;
+  CHECK(bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  return static_cast<char*>(at);
+}
+
+bool HasFrame(const char* ring, unsigned index) {
+  const auto* const header = reinterpret_cast<const volatile tpacket2_hdr*>(ring + index * kFrame);
+  return (header->tp_status & TP_STATUS_USER) != 0 && header->tp_snaplen >= 28;
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -42,11 +66,13 @@ int main(int, char** argv) {
   address.sll_protocol = htons(ETH_P_IP);
   address.sll_ifindex = 1;
   CHECK(bind(packet, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  const char* const ring = MappedRing();
 
   target::PassCheckpoint(argv[1]);
 
   CHECK_EQ(target::Option(icmp, kSolRaw, kIcmpFilter), only_replies);
   Ping(icmp);
+  CHECK(HasFrame(ring, 0) && HasFrame(ring, 1));  // the request and its answer
   CHECK_EQ(target::Option(packet, SOL_PACKET, PACKET_AUXDATA), 1);
   char frame[2048];
   CHECK(recv(packet, frame, sizeof(frame), 0) >= 28);

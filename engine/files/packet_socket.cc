@@ -4,8 +4,9 @@
 //          rest
 // Restore  socket, bind and what takes a right are done by the process under restore (CAP_NET_RAW). The
 //          interface is known by its number, as in CRIU's images
-// Lost     frames that nobody has read, also those in rings
-// Not here mapped rings (memory of an unknown kind), fanout by a BPF program: refused
+// Lost     frames that nobody has read, also those in rings; where the kernel was in a ring, which it does not
+//          tell: a program that reads a mapped one sees new frames when they have come round to its place
+// Not here fanout by a BPF program: refused. Mapped rings are among the areas of memory
 // Source   packet(7), net/packet/af_packet.c, net/packet/diag.c; tested on 6.18
 // Rule     A version, reserve and loss are set before a ring, fanout after bind(2). A socket of protocol 0
 //          receives nothing until it is bound.

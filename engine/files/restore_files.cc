@@ -98,6 +98,8 @@ class Restorer : public FileRestorer {
 
   Result<int> OpenMapped(RestoredProcess& process, std::uint32_t id, int flags) override {
     const auto found = pathless_.find(id);
+    const auto socket = files_.find({image::FD_PACKETSK, id});
+    if (socket != files_.end()) return SendInto(process, socket->second.get());
     if (found == pathless_.end()) return OpenInProcess(process, images_.Path(id), flags);
     const FileEntry* const memfd = images_.File(image::FD_MEMFD, id);
     if (memfd != nullptr) {

@@ -90,6 +90,7 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
     if (!vma.path.starts_with("/memfd:")) return Refuse(vma, ns_pid, "memory of an unknown kind");
     return kAreaRegular | kAreaMemfd | (vma.shared ? kAreaFileShared : kAreaFilePrivate);
   }
+  if (vma.path.starts_with("socket:[")) return kAreaRegular | kAreaSocket;
   if (!vma.path.starts_with('/') || vma.inode == 0) {
     return Refuse(vma, ns_pid, "memory of an unknown kind");
   }
@@ -101,7 +102,7 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
 std::uint32_t MapFlags(const Vma& vma, std::uint32_t status) {
   std::uint32_t flags = vma.shared ? MAP_SHARED : MAP_PRIVATE;
   if (vma.Has("dp")) flags = kMapDroppable;
-  if ((status & (kAreaFilePrivate | kAreaFileShared)) == 0) flags |= MAP_ANONYMOUS;
+  if ((status & (kAreaFilePrivate | kAreaFileShared | kAreaSocket)) == 0) flags |= MAP_ANONYMOUS;
   if (vma.Has("gd")) flags |= MAP_GROWSDOWN;
   if (vma.Has("ht")) {
     const auto shift = static_cast<std::uint32_t>(std::countr_zero(vma.kernel_page_size));
@@ -116,7 +117,7 @@ image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
   image::VmaEntry entry;
   entry.set_start(vma.start);
   entry.set_end(vma.end);
-  const bool file = (status & (kAreaFilePrivate | kAreaFileShared)) != 0;
+  const bool file = (status & (kAreaFilePrivate | kAreaFileShared | kAreaSocket)) != 0;
   const bool object = (status & kAreaAnonShared) != 0;
   entry.set_pgoff(file || object ? vma.offset : 0);
   entry.set_shmid(object ? vma.inode : 0);

@@ -23,6 +23,7 @@ enum AreaStatus : std::uint32_t {
   kAreaAnonShared = 0x100,
   kAreaAnonPrivate = 0x200,
   kAreaSystemV = 0x400,
+  kAreaSocket = 0x800,
   kAreaVvar = 0x1000,
   kAreaAioRing = 0x2000,
   kAreaMemfd = 0x4000,
@@ -34,7 +35,7 @@ struct Area {
   image::VmaEntry entry;  ///< `shmid` and `fdflags` of a file mapping are still to be set.
 
   bool Is(AreaStatus status) const { return (entry.status() & status) != 0; }
-  bool MapsFile() const { return Is(kAreaFilePrivate) || Is(kAreaFileShared); }
+  bool MapsFile() const { return Is(kAreaFilePrivate) || Is(kAreaFileShared) || Is(kAreaSocket); }
   /// Its name in /proc/PID/map_files.
   std::string LinkName() const;
 };

@@ -39,14 +39,13 @@ enum VmaStatus : std::uint32_t {
   kUprobes = 1 << 17,
   kPlugin = 1 << 27,
 };
-constexpr std::uint32_t kKinds = kFilePrivate | kFileShared | kAnonShared | kAnonPrivate;
+constexpr std::uint32_t kKinds = kFilePrivate | kFileShared | kAnonShared | kAnonPrivate | kSocket;
 
 struct NamedStatus {
   std::uint32_t bit;
   const char* name;
 };
 constexpr std::array kUnsupported = {
-    NamedStatus{kSocket, "a mapped packet socket"},
     NamedStatus{kShadowStack, "a shadow stack"},
     NamedStatus{kUprobes, "a uprobes area"},
     NamedStatus{kPlugin, "memory of a CRIU plugin"},
@@ -114,6 +113,10 @@ Status ReadKind(const image::VmaEntry& vma, AreaImage& area) {
                             ? O_RDWR
                             : O_RDONLY;
       break;
+    case kSocket:
+      area.kind = AreaImage::Kind::kSocket;
+      area.open_flags = O_RDWR;
+      break;
     case kAnonShared:
       area.kind = AreaImage::Kind::kSharedAnonymous;
       if ((vma.status() & kSysVIpc) == 0) break;
@@ -135,7 +138,8 @@ Status ReadFlags(const image::VmaEntry& vma, AreaImage& area) {
   area.droppable = type == MAP_DROPPABLE;
   const bool shared = area.kind == AreaImage::Kind::kSharedFile ||
                       area.kind == AreaImage::Kind::kSharedAnonymous ||
-                      area.kind == AreaImage::Kind::kSystemV;
+                      area.kind == AreaImage::Kind::kSystemV ||
+                      (area.kind == AreaImage::Kind::kSocket && type == MAP_SHARED);
   const bool anonymous = area.kind == AreaImage::Kind::kAnonymous ||
                          area.kind == AreaImage::Kind::kSharedAnonymous ||
                          area.kind == AreaImage::Kind::kSystemV;

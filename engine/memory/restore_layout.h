@@ -50,7 +50,7 @@ std::optional<std::uint64_t> FindGap(std::vector<AddressRange> busy, std::uint64
 
 /// One area to be mapped, as its image says.
 struct AreaImage {
-  enum class Kind { kAnonymous, kPrivateFile, kSharedFile, kSharedAnonymous, kSystemV };
+  enum class Kind { kAnonymous, kPrivateFile, kSharedFile, kSharedAnonymous, kSystemV, kSocket };
 
   AddressRange range;
   Kind kind = Kind::kAnonymous;
