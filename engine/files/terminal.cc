@@ -1,13 +1,15 @@
 // Terminals that a runtime or shell gave to the tree: the console of a container with `tty: true`, and the
-// terminal that a program on the host was started from. Also /dev/tty, the controlling one by name.
+// terminal that a program on the host was started from. Also /dev/tty, the controlling one by name, and the
+// terminals that are a machine's: its console, virtual and serial ones.
 //
 // State    how it is open; of the terminal its settings (termios), size, and foreground process group
 // Image    FD_TTY for the open file, FD_REG for its path, "tty-info" once a terminal
 // Restore  the tree gets the terminal that its new root has as descriptor 0, 1 or 2, opened again for each
-//          open file; the settings are put into force there. The size is for who looks at it to say
+//          open file; the settings are put into force there. The size is for who looks at it to say. Those of
+//          a machine are opened by their paths
 // Lost     input that was typed and not yet read, output that the other end had not yet taken
-// Not here terminals whose other end (/dev/ptmx) is in the tree (pseudo_terminal.cc); consoles of machines:
-//          refused. That such a terminal controls the root's session is inherited
+// Not here terminals whose other end (/dev/ptmx) is in the tree (pseudo_terminal.cc). That such a terminal
+//          controls the root's session is inherited
 // Source   ioctl_tty(2), pts(4), tty(4), proc_pid_stat(5); tested on 6.18
 // Rule     TIOCGPGRP answers only for the caller's own controlling terminal; proc_pid_stat(5) tells it of
 //          any (tpgid). TIOCSPGRP by a background process is allowed when SIGTTOU is blocked, as all
@@ -36,7 +38,11 @@ namespace {
 // Documentation/admin-guide/devices.txt
 constexpr unsigned kConsoles = 4, kTtyDevices = 5;
 constexpr unsigned kCurrent = 0;            // minor of 5: /dev/tty
+constexpr unsigned kConsole = 1;            // minor of 5
+constexpr unsigned kVirtual = 64;           // minors of 4 below it
 constexpr std::uint32_t kCurrentId = 1006;  // CRIU's number for /dev/tty
+// Numbers of terminals that CRIU's restore has room for, and pseudo-terminals do not have.
+constexpr std::uint32_t kConsoleId = 1002 << 1, kSerialId = 1010, kVirtualId = 1012;
 
 bool IsCurrent(dev_t device) { return device == makedev(kTtyDevices, kCurrent); }
 
@@ -84,15 +90,53 @@ Result<std::uint32_t> DumpInfo(const OpenFile& file, FileDumpContext& context, s
   return info.pgrp();
 }
 
+bool IsFirstOfItsTerminal(const OpenFile& file, const FileDumpContext& context) {
+  const auto first = std::ranges::find_if(context.files(), [&](const OpenFile& other) {
+    return Owns(other) && other.st.st_rdev == file.st.st_rdev;
+  });
+  return first == context.files().end() || first->id == file.id;
+}
+
+bool IsOfMachine(dev_t device) {
+  return major(device) == kConsoles || device == makedev(kTtyDevices, kConsole);
+}
+
+// Adds the record of a machine's terminal unless it is there, and gives its number.
+Result<std::uint32_t> DumpOfMachine(const OpenFile& file, FileDumpContext& context) {
+  const unsigned number = minor(file.st.st_rdev);
+  const bool console = major(file.st.st_rdev) == kTtyDevices, serial = number >= kVirtual;
+  const std::uint32_t id = console ? kConsoleId : (serial ? kSerialId : kVirtualId + number) << 1;
+  if (!IsFirstOfItsTerminal(file, context)) return id;
+  const bool another = serial && std::ranges::any_of(context.files(), [&](const OpenFile& other) {
+                         const dev_t device = other.st.st_rdev;
+                         return Owns(other) && major(device) == kConsoles &&
+                                minor(device) >= kVirtual && device != file.st.st_rdev;
+                       });
+  if (another) return Unimplemented(NameOf(file) + ": a second serial terminal");
+  Result<image::TtyInfoEntry> settings = DumpSettings(file.borrowed.get(), id, 0);
+  if (!settings.ok()) return Annotate(settings.status(), NameOf(file));
+  image::TtyInfoEntry& info = *settings;
+  RETURN_IF_ERROR(DumpLocked(file.borrowed.get(), info));
+  info.clear_pty();
+  info.set_type(console ? image::TTY_CONSOLE : serial ? image::TTY_SERIAL : image::TTY_VT);
+  info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));
+  info.set_dev(static_cast<std::uint32_t>(file.st.st_dev));
+  info.set_uid(file.st.st_uid);
+  info.set_gid(file.st.st_gid);
+  context.AddRecord("tty-info", info.SerializeAsString(), "");
+  return id;
+}
+
 // Whose is the other end?
-enum class Kind { kOwn, kMaster, kSlave, kHungUp, kOfStarter };
+enum class Kind { kOwn, kMaster, kSlave, kHungUp, kOfStarter, kOfMachine };
 
 Result<Kind> KindOf(const OpenFile& file, const FileDumpContext& context) {
   const dev_t device = file.st.st_rdev;
   if (IsCurrent(device)) return Kind::kOwn;
   if (IsMultiplexer(device)) return Kind::kMaster;
+  if (IsOfMachine(device)) return Kind::kOfMachine;
   if (!IsPts(device)) {
-    return Unimplemented(NameOf(file) + ": the console of a machine cannot be checkpointed yet");
+    return Unimplemented(NameOf(file) + ": this kind of terminal cannot be checkpointed");
   }
   if (IsHungUp(file)) return Kind::kHungUp;
   if (MasterOf(file, context.files()) != nullptr) return Kind::kSlave;
@@ -100,13 +144,6 @@ Result<Kind> KindOf(const OpenFile& file, const FileDumpContext& context) {
   return Unimplemented(NameOf(file) +
                        ": a terminal whose other end is outside the tree, and which is none of the "
                        "root's first three descriptors, cannot be checkpointed");
-}
-
-bool IsFirstOfItsTerminal(const OpenFile& file, const FileDumpContext& context) {
-  const auto first = std::ranges::find_if(context.files(), [&](const OpenFile& other) {
-    return Owns(other) && other.st.st_rdev == file.st.st_rdev;
-  });
-  return first == context.files().end() || first->id == file.id;
 }
 
 // For CRIU, which takes no file of a terminal without a record that has all settings; a restore of ours needs
@@ -145,6 +182,10 @@ Status DumpTerminal(const OpenFile& file, Kind kind, FileDumpContext& context,
       tty.set_stasis_hung_up(true);
       break;
     }
+    case Kind::kOfMachine: {
+      ASSIGN_OR_RETURN(id, DumpOfMachine(file, context));
+      break;
+    }
     case Kind::kOfStarter:
       if (!IsFirstOfItsTerminal(file, context)) break;
       ASSIGN_OR_RETURN(const std::uint32_t foreground, DumpInfo(file, context, id));
@@ -170,6 +211,22 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   return entry;
 }
 
+Result<UniqueFd> OpenOfMachine(const image::TtyFileEntry& tty, const image::TtyInfoEntry& info,
+                               const std::string& path, FileRestoreContext& context) {
+  // O_NONBLOCK: a serial one would wait for its other side. tty_port_block_til_ready()
+  const int flags = OpenFlags(tty.flags()) | O_NOCTTY | O_NONBLOCK;
+  Result<UniqueFd> fd = context.actor().Open(path, flags, 0);
+  if (!fd.ok()) return Annotate(fd.status(), "open " + path);
+  struct stat st = {};
+  if (::fstat(fd->get(), &st) != 0) return SyscallError(errno, "fstat " + path);
+  if (!S_ISCHR(st.st_mode) || !IsOfMachine(st.st_rdev) || st.st_rdev != info.rdev()) {
+    return FailedPrecondition(path + " was another terminal at the checkpoint");
+  }
+  RETURN_IF_ERROR(RestoreTermios(fd->get(), info));
+  RETURN_IF_ERROR(SetStatusFlags(fd->get(), tty.flags()));
+  return fd;
+}
+
 Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& context) {
   if (!entry.has_tty()) return DataLoss("no terminal in the entry");
   const image::TtyFileEntry& tty = entry.tty();
@@ -185,6 +242,10 @@ Result<UniqueFd> Restore(const image::FileEntry& entry, FileRestoreContext& cont
   ASSIGN_OR_RETURN(const image::TtyInfoEntry info, TerminalOf(tty.tty_info_id(), context));
   const image::FileEntry* const path = context.Entry(image::FD_REG, tty.regf_id());
   const std::string name = path == nullptr ? "" : path->reg().name();
+  if (info.type() == image::TTY_CONSOLE || info.type() == image::TTY_VT ||
+      info.type() == image::TTY_SERIAL) {
+    return OpenOfMachine(tty, info, name, context);
+  }
   const int external = context.ExternalStdio(name);
   termios2 settings = {};
   if (external < 0 || ::ioctl(external, TCGETS2, &settings) != 0) {
