@@ -99,6 +99,24 @@ def test_mounts_of_its_own_come_back_with_what_is_in_them(start, mounts, folder)
     kill(program)
 
 
+def test_processes_with_a_pid_namespace_of_their_own_get_a_new_one_with_a_proc_of_it(start, mounts, folder):
+    script = 'cd "$0"; sleep 601 & touch ready; exec sleep 600'
+    program = start(*inside(mounts, "unshare", "--pid", "--fork", "--mount-proc"), "sh", "-c", script, folder)
+    until((folder / "ready").exists, what="the program")
+    root = descendants(program.pid)[1]
+    for time in range(2):
+        images = folder / f"images-{time}"
+        images.mkdir()
+        run(*inside(mounts, STASIS, "checkpoint", "--pid", root, "--images-dir", images, "--kill"))
+        run(*inside(mounts, STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid"))
+        root = int((folder / "pid").read_text(encoding="utf-8"))
+        shown = {int(name) for name in os.listdir(f"/proc/{root}/root/proc") if name.isdigit()}
+        own = [open(f"/proc/{pid}/status", encoding="utf-8").read().partition("NSpid:")[2].split("\n")[0].split()[-1]
+               for pid in descendants(root)]
+        assert own[0] == "1" and shown == {int(pid) for pid in own} and len(shown) == 2
+    os.kill(root, 9)
+
+
 def test_a_network_of_its_own_is_refused_unless_one_is_named(start, mounts, folder):
     program = started(start, inside(mounts, "unshare", "--net"), folder)
     images = dumped(program, mounts)

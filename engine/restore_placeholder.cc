@@ -1,6 +1,7 @@
 // Source  clone(2) on clone3 and CLONE_PARENT, chroot(2), execveat(2), prctl(2) PR_SET_PDEATHSIG; tested on
 //         6.18
 // Rule    With CLONE_PARENT the exit signal is that of the caller itself, and must not be named.
+// Rule    Pid 1 is the first process of a pid namespace, with which that ends: whoever had it gets a new one.
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <sched.h>
@@ -64,15 +65,18 @@ void AwaitReaped(pid_t pid) {
 Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& request) {
   ASSIGN_OR_RETURN(const CheckpointImages images, LoadCheckpoint(source));
   pid_t wanted = images.processes.front().pid();
+  const bool is_init = wanted == 1;
   // The root's number may also be taken as the session or group of a descendant that is not reaped yet.
-  for (const pid_t pid : images.TaskIds()) AwaitReaped(pid);
+  if (!is_init) {
+    for (const pid_t pid : images.TaskIds()) AwaitReaped(pid);
+  }
   ASSIGN_OR_RETURN(const UniqueFd program, OpenAt(AT_FDCWD, request.placeholder_program, O_PATH));
   clone_args clone = {};
-  clone.flags = request.sibling ? CLONE_PARENT : 0;
+  clone.flags = (request.sibling ? CLONE_PARENT : 0) | (is_init ? CLONE_NEWPID : 0);
   clone.exit_signal = request.sibling ? 0 : SIGCHLD;
   clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
   clone.set_tid_size = 1;
-  const pid_t parent = ::getpid();
+  const pid_t parent = is_init ? 0 : ::getpid();  // one outside its pid namespace is 0 to it
   int channel[2];
   if (::pipe2(channel, O_CLOEXEC) != 0) {
     return SyscallError(errno, "pipe");

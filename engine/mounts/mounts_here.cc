@@ -21,11 +21,15 @@ Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo) {
 Result<MountChanges> CompareWithHere(std::span<const Mount> mounts) {
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, "/proc/thread-self/mountinfo"));
   ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
+  // Another /proc, of another pid namespace, is another file system.
+  ASSIGN_OR_RETURN(const std::vector<Mount> ours, ParseMountinfo(text));
+  std::set<std::pair<unsigned, unsigned>> devices;
+  for (const Mount& mount : ours) devices.emplace(mount.dev_major, mount.dev_minor);
   MountChanges changes;
   std::vector<image::MntEntry> entries;
   for (const Mount& mount : mounts) {
     const auto found = here.find(KeyOf(ToMountEntry(mount)));
-    if (found == here.end()) {
+    if (found == here.end() || !devices.contains({mount.dev_major, mount.dev_minor})) {
       changes.made.insert(mount.id);
     } else {
       here.erase(found);

@@ -21,6 +21,7 @@
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
+#include "engine/mounts/mount_entry.h"
 #include "engine/mounts/mounts_here.h"
 #include "engine/mounts/restore_mounts.h"
 #include "engine/tasks/process_tree.h"
@@ -128,6 +129,12 @@ Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mo
   return remote.Call("mount --make-r…", SYS_mount, 0, path, 0, MS_REC | type, 0).status();
 }
 
+// Whether what is in it is that of the namespaces of whoever mounts it.
+bool ShowsNamespace(const image::MntEntry& mount) {
+  const std::string type = FsTypeName(mount);
+  return type == "proc" || type == "sysfs" || type == "mqueue";
+}
+
 Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
                   const ImageSource& source, const FillTmpfs& fill,
                   std::vector<std::string>& notes) {
@@ -136,9 +143,11 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
                                     source, ImageName("mountpoints", number), "mountpoints"));
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
   ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
+  // Of two in one place the one that was there before is what is here.
+  std::ranges::stable_partition(before, [](const auto& mount) { return !mount.made_inside(); });
   for (image::MntEntry& mount : before) {
     const auto found = here.find(KeyOf(mount));
-    if (found == here.end() && mount.made_inside()) continue;
+    if (mount.made_inside() && (found == here.end() || ShowsNamespace(mount))) continue;
     if (found == here.end()) {
       return FailedPrecondition("the tree had mounts of its own, and " + mount.mountpoint() + " (" +
                                 mount.source() +
