@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <linux/magic.h>
 #include <linux/sched.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
@@ -209,9 +210,8 @@ Status FileDumper::CollectFromMessage(std::size_t socket, int fd) {
   RETURN_IF_ERROR(Describe(file));
   const std::string text = NameOf(file) + ", which waits in a message on " + receiver.link + ": ";
   ASSIGN_OR_RETURN(const std::vector<FileLock> locks, ParseLocks(file.fdinfo));
-  constexpr std::uint64_t kProcFs = 0x9fa0;
   if (!locks.empty()) return Unimplemented(text + "its lock cannot be checkpointed yet");
-  if (file.fs_magic == kProcFs)
+  if (file.fs_magic == PROC_SUPER_MAGIC)
     return Unimplemented(text + "a file of /proc cannot be checkpointed");
   file.id = NewFileId();
   known_.emplace(FileKey{file.st.st_dev, file.st.st_ino, file.pos, file.flags, file.borrowed.get()},
@@ -372,7 +372,10 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
     return Unimplemented("pid " + std::to_string(process.ns_pid) + " " + path + " (" + file.link +
                          "): it is under a lease, which looking at it would break");
   }
-  if (S_ISREG(file.st.st_mode) || S_ISDIR(file.st.st_mode) || memory_device) {
+  const bool has_content = S_ISREG(file.st.st_mode) || S_ISDIR(file.st.st_mode) || memory_device;
+  if (file.fs_magic == PROC_SUPER_MAGIC) {
+    file.flags |= O_PATH;  // of a dead process it cannot be opened otherwise
+  } else if (has_content) {
     // Its content may have to be saved. Other things could act on being opened.
     ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_RDONLY));
   }

@@ -1,5 +1,5 @@
 // Files of /proc/self that two processes have open: each still shows its own process, and the memory and
-// descriptors that this has now.
+// descriptors that this has now. And of a process that is dead, where the program is, too.
 #include <sys/eventfd.h>
 
 #include "target.h"
@@ -21,6 +21,27 @@ std::string ReadAt(int fd) {
   return text;
 }
 
+// Opens a file of a process, and goes into its folder, before that is gone.
+int OpenOfDead() {
+  const pid_t child = fork();
+  if (child == 0) {
+    pause();
+    _exit(0);
+  }
+  const std::string folder = "/proc/" + std::to_string(child);
+  const int fd = open((folder + "/stat").c_str(), O_RDONLY);
+  CHECK(fd >= 0 && chdir(folder.c_str()) == 0);
+  CHECK(kill(child, SIGKILL) == 0 && waitpid(child, nullptr, 0) == child);
+  return fd;
+}
+
+void VerifyDead(int fd) {
+  char text[64];
+  CHECK(pread(fd, text, sizeof(text), 0) < 0 && errno == ESRCH);
+  CHECK(getcwd(text, sizeof(text)) == nullptr && errno == ENOENT);
+  CHECK(open("stat", O_RDONLY) < 0 && errno == ESRCH);
+}
+
 void Verify(const Open& files) {
   const std::string pid = "\nPid:\t" + std::to_string(getpid()) + "\n";
   CHECK(ReadAt(files.status).find(pid) != std::string::npos);
@@ -36,6 +57,8 @@ int main(int, char** argv) {
   char got[8];
   CHECK_EQ(read(files.status, got, 5), 5);
   CHECK_EQ(read(files.fdinfo, got, 6), 6);
+  const int dead = OpenOfDead();
+  VerifyDead(dead);
   const pid_t child = fork();
   if (child == 0) {
     const Open own;
@@ -49,6 +72,7 @@ int main(int, char** argv) {
   target::PassCheckpoint(argv[1]);
 
   Verify(files);
+  VerifyDead(dead);
   CHECK_EQ(lseek(files.status, 0, SEEK_CUR), 5);
   CHECK_EQ(lseek(files.fdinfo, 0, SEEK_CUR), 6);
   CHECK_EQ(target::ExitCode(child), 0);

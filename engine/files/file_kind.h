@@ -158,6 +158,9 @@ class FileRestoreContext {
   /// The descriptor that takes the place of what was `link` ("pipe:[123]") on the root's descriptors 0 to
   /// 2, or -1. Owned by the context.
   virtual int ExternalStdio(std::string_view link) const = 0;
+  /// Makes a process with `pid` in the tree's pid namespace that has ended: there until all files are
+  /// finished, and gone then. AlreadyExists: the pid is taken.
+  virtual Status MakeDead(pid_t pid) = 0;
   /// Descriptors that belong together (two ends of a pipe), kept by kind and key until all are restored.
   virtual std::map<std::string, UniqueFd>& Kept() = 0;
   /// Sockets that let others bind to their port until all are bound; then it is as it was.

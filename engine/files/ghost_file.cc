@@ -13,6 +13,7 @@
 #include "engine/files/ghost_file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -359,6 +361,23 @@ Status SaveGhost(const OpenFile& file, const std::string& path, FileDumpContext&
   return DumpContent(file, fd.get(), image_name, context);
 }
 
+// A file of a process that is dead and waited for. It answers ESRCH to nearly everything.
+Status DumpOfDead(const OpenFile& file, std::uint32_t id, std::string_view path,
+                  FileDumpContext& context) {
+  constexpr std::string_view kProc = "/proc/";
+  std::uint32_t pid = 0;
+  std::string_view rest = path;
+  if (rest.starts_with(kProc)) rest.remove_prefix(kProc.size());
+  std::from_chars(rest.data(), rest.data() + rest.size(), pid);
+  if (pid == 0) return Unimplemented(NameOf(file) + ": it is gone from its file system");
+  image::RemapFilePathEntry remap;
+  remap.set_orig_id(id);
+  remap.set_remap_id(pid);
+  remap.set_remap_type(image::REMAP_PROCFS);
+  context.AddRecord("remap-fpath", remap.SerializeAsString(), "");
+  return OkStatus();
+}
+
 }  // namespace
 
 bool IsHarmlessDevice(mode_t mode, dev_t device) {
@@ -377,6 +396,7 @@ bool IsHarmlessDevice(mode_t mode, dev_t device) {
 
 Status DumpGhost(const OpenFile& file, std::uint32_t id, const std::string& path,
                  FileDumpContext& context) {
+  if (file.fs_magic == PROC_SUPER_MAGIC) return DumpOfDead(file, id, path, context);
   const auto [known, is_new] = context.Remaps().try_emplace({file.st.st_dev, file.st.st_ino});
   image::RemapFilePathEntry& remap = known->second;
   if (is_new) {
@@ -419,8 +439,13 @@ Result<UniqueFd> RestoreRemapped(const image::RegFileEntry& reg,
                                  const image::RemapFilePathEntry& remap,
                                  FileRestoreContext& context) {
   if (remap.remap_type() == image::REMAP_LINKED) return OpenLink(reg, remap.remap_id(), context);
+  if (remap.remap_type() == image::REMAP_PROCFS) {
+    RETURN_IF_ERROR(
+        Annotate(context.MakeDead(static_cast<pid_t>(remap.remap_id())), "open " + reg.name()));
+    return OpenRegEntry(reg, context);
+  }
   if (remap.remap_type() != image::REMAP_GHOST) {
-    return Unimplemented(reg.name() + ": a file of a dead process in /proc");
+    return Unimplemented(reg.name() + " is kept in an unknown way");
   }
   ASSIGN_OR_RETURN(const int ghost, KeepGhost(reg.name(), remap.remap_id(), context));
   // The link in /proc of a symbolic link leads to that one, but O_NOFOLLOW would stop before.

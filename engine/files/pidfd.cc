@@ -56,30 +56,58 @@ Result<UniqueFd> Restore(const image::FileEntry&, FileRestoreContext&) {
   return Unimplemented("a pidfd on its way through a socket");
 }
 
+void Await(pid_t pid) {
+  while (::waitpid(pid, nullptr, __WALL) < 0 && errno == EINTR) {
+  }
+}
+
 }  // namespace
 
-Result<pid_t> DeadProcesses::Get(std::uint32_t inode, int member) {
-  const auto known = pids_.find(inode);
-  if (known != pids_.end()) return known->second;
+// `wanted` 0: any that is free.
+Result<pid_t> DeadProcesses::Start(pid_t wanted, int member) {
   pid_t made = 0;
-  RETURN_IF_ERROR(InNamespace(member, CLONE_NEWPID, [&made]() -> Status {
+  RETURN_IF_ERROR(InNamespace(member, CLONE_NEWPID, [&]() -> Status {
     clone_args clone = {};  // without a signal at its end
+    if (wanted != 0) {
+      clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
+      clone.set_tid_size = 1;
+    }
     const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
     // No more than that: a thread that does not exist here may hold any lock.
     if (pid == 0) ::syscall(SYS_exit_group, 0);
+    if (pid < 0 && errno == EEXIST) {
+      return AlreadyExists("pid " + std::to_string(wanted) + " is taken by another process");
+    }
     if (pid < 0) return SyscallError(errno, "clone3");
     made = static_cast<pid_t>(pid);
     return OkStatus();
   }));
+  // Whoever comes after it finds it ended.
+  siginfo_t ended = {};
+  while (::waitid(P_PID, static_cast<id_t>(made), &ended, WEXITED | WNOWAIT | __WALL) != 0) {
+    if (errno != EINTR) return SyscallError(errno, "waitid");
+  }
+  return made;
+}
+
+Result<pid_t> DeadProcesses::Get(std::uint32_t inode, int member) {
+  const auto known = pids_.find(inode);
+  if (known != pids_.end()) return known->second;
+  ASSIGN_OR_RETURN(const pid_t made, Start(0, member));
   pids_.emplace(inode, made);
   return made;
 }
 
+Status DeadProcesses::Make(pid_t pid, int member) {
+  if (chosen_.contains(pid)) return OkStatus();
+  ASSIGN_OR_RETURN(chosen_[pid], Start(pid, member));
+  return OkStatus();
+}
+
 void DeadProcesses::End() {
-  for (const auto& [inode, pid] : pids_) {
-    while (::waitpid(pid, nullptr, __WALL) < 0 && errno == EINTR) {
-    }
-  }
+  for (const auto& [pid, ours] : chosen_) Await(ours);
+  for (const auto& [inode, pid] : pids_) Await(pid);
+  chosen_.clear();
   pids_.clear();
 }
 

@@ -25,11 +25,16 @@ class DeadProcesses {
   /// The one that stands for what the images know as `inode`, as we see it; in the pid namespace of the
   /// process whose pidfd `member` is.
   Result<pid_t> Get(std::uint32_t inode, int member);
+  /// One with `pid` there. AlreadyExists: it is taken.
+  Status Make(pid_t pid, int member);
   /// They are waited for, and gone.
   void End();
 
  private:
-  std::map<std::uint32_t, pid_t> pids_;
+  static Result<pid_t> Start(pid_t wanted, int member);
+
+  std::map<std::uint32_t, pid_t> pids_;  // as we see them
+  std::map<pid_t, pid_t> chosen_;        // the same, by the pids that they have there
 };
 
 /// Opens a pidfd as it was. `member`: pidfd of a process of the tree. `host_pid` gives a process of the tree as we see it, 0: there is none.

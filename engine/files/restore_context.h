@@ -32,6 +32,7 @@
 #include "engine/base/namespace.h"
 #include "engine/checkpoint_images.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/pidfd.h"
 #include "engine/files/socket.h"
 #include "engine/files/tcp_connection.h"
 #include "engine/image/image_file.h"
@@ -258,13 +259,15 @@ class RestoreContext : public FileRestoreContext {
   /// `files`: what is restored so far.
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
                  const Options& options, std::vector<PendingConnection>& connections,
-                 const Files& files, std::vector<std::string>& notes)
+                 const Files& files, DeadProcesses& dead, std::vector<std::string>& notes)
       : actor_(root),
         images_(images),
         source_(source),
         options_(options),
         connections_(connections),
         files_(files),
+        member_(root.pidfd.get()),
+        dead_(dead),
         notes_(notes) {}
 
   /// Before anything is opened: takes the root's first descriptors.
@@ -318,6 +321,7 @@ class RestoreContext : public FileRestoreContext {
     const auto found = external_.find(link);
     return found == external_.end() ? -1 : stdio_[found->second].get();
   }
+  Status MakeDead(pid_t pid) override { return dead_.Make(pid, member_); }
   std::map<std::string, UniqueFd>& Kept() override { return kept_; }
   std::vector<SharedPort>& SharedPorts() override { return shared_ports_; }
   std::vector<PendingConnection>& Connections() override { return connections_; }
@@ -381,6 +385,8 @@ class RestoreContext : public FileRestoreContext {
   const Options& options_;
   std::vector<PendingConnection>& connections_;
   const Files& files_;
+  const int member_;  // pidfd of the root
+  DeadProcesses& dead_;
   std::vector<std::string>& notes_;
   std::array<UniqueFd, 3> stdio_;
   std::map<std::string, std::size_t, std::less<>> external_;  // index of stdio_ by link

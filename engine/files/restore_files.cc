@@ -67,7 +67,7 @@ class Restorer : public FileRestorer {
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
-    RestoreContext context(root_, images_, source_, options_, connections_, files_, notes_);
+    RestoreContext context(root_, images_, source_, options_, connections_, files_, dead_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
     RETURN_IF_ERROR(FindPassed(context));
