@@ -16,6 +16,7 @@
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
+#include "engine/files/memfd.h"
 #include "engine/files/message_queue.h"
 #include "engine/held_sink.h"
 #include "engine/image/image_file.h"
@@ -120,6 +121,20 @@ Status ReadAioRings(DumpedProcess& process, DumpReport& report) {
   return OkStatus();
 }
 
+// Anonymous shared memory that is more than that: open as a file (/proc/PID/map_files), or mapped privately.
+std::set<std::uint64_t> ZeroFiles(const Checkpoint& checkpoint) {
+  std::set<std::uint64_t> inodes;
+  for (const OpenFile& file : checkpoint.files->files()) {
+    if (IsZeroFile(file.link)) inodes.insert(file.st.st_ino);
+  }
+  for (const DumpedProcess& process : checkpoint.processes) {
+    for (const Area& area : process.areas) {
+      if (area.Is(kAreaFilePrivate) && IsZeroFile(area.vma.path)) inodes.insert(area.vma.inode);
+    }
+  }
+  return inodes;
+}
+
 // Descriptors, and the files that executable, directories and mappings name.
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;
@@ -132,7 +147,9 @@ Status ReadFiles(Checkpoint& checkpoint) {
   }
   // A restore goes on from here only if the tree ends here; else its peers are not kept waiting.
   if (checkpoint.request.fate != Fate::kKill) files.ResumeConnections();
+  const std::set<std::uint64_t> zero_files = ZeroFiles(checkpoint);
   return checkpoint.ForEach([&](DumpedProcess& process) -> Status {
+    MapZeroFiles(process.areas, zero_files);
     ASSIGN_OR_RETURN(const std::uint32_t exe, files.AddLink(*process.frozen, "exe", O_RDONLY));
     process.mm.set_exe_file_id(exe);
     ASSIGN_OR_RETURN(const std::uint32_t cwd, files.AddLink(*process.frozen, "cwd", O_RDONLY));

@@ -44,6 +44,9 @@ int main(int, char** argv) {
   const int queue = msgget(kKey, IPC_CREAT | IPC_EXCL | 0600);
   const Letter sent = {.type = 3, .text = "letter"};
   CHECK(queue >= 0 && msgsnd(queue, &sent, sizeof(sent.text), 0) == 0);
+  const char* const msgmax = "/proc/sys/kernel/msgmax";  // the namespace's, not the machine's
+  const int setting = open(msgmax, O_RDWR);
+  CHECK(setting >= 0);
 
   target::PassCheckpoint(argv[1]);
 
@@ -55,5 +58,6 @@ int main(int, char** argv) {
   Letter got = {};
   CHECK_EQ(msgrcv(queue, &got, sizeof(got.text), 3, IPC_NOWAIT), sizeof(got.text));
   CHECK(std::strcmp(got.text, "letter") == 0);
+  CHECK(write(setting, "4711", 4) == 4 && target::Read(msgmax) == "4711\n");
   CHECK(unshare(CLONE_NEWUTS) == 0);  // it has kept its rights
 }

@@ -127,11 +127,16 @@ class FileActor {
   virtual Result<UniqueFd> MemoryFile(const std::string& name, unsigned flags,
                                       std::uint64_t size_bytes, std::uint64_t id,
                                       const ImageSource& source) = 0;
+  /// The same of anonymous shared memory, mmap(2), open by /proc/PID/map_files.
+  virtual Result<UniqueFd> SharedMemory(std::uint64_t size_bytes, std::uint64_t id,
+                                        const ImageSource& source) = 0;
   /// mq_open(2) with mode 0600; `name` has no slash.
   virtual Result<UniqueFd> MessageQueue(const std::string& name, int flags,
                                         std::uint64_t max_messages,
                                         std::uint64_t message_bytes) = 0;
   virtual Status UnlinkQueue(const std::string& name) = 0;
+  /// bpf(2) BPF_MAP_CREATE with `attributes`, a bpf_attr.
+  virtual Result<UniqueFd> BpfMap(std::span<const std::byte> attributes) = 0;
   /// fanotify_init(2).
   virtual Result<UniqueFd> Fanotify(unsigned flags, unsigned event_flags) = 0;
 };
@@ -230,6 +235,7 @@ struct FileKind {
   X(kInotify)                \
   X(kFanotify)               \
   X(kPidfd)                  \
+  X(kBpfMap)                 \
   X(kNamespaceFile)          \
   X(kInetSocket)             \
   X(kUnixSocket)             \

@@ -1,4 +1,5 @@
-// memfd_create(2): files of the kernel's own tmpfs, behind links like "/memfd:name (deleted)".
+// memfd_create(2): files of the kernel's own tmpfs, behind links like "/memfd:name (deleted)". And anonymous
+// shared memory that is open as a file, by /proc/PID/map_files: "/dev/zero (deleted)".
 //
 // State    name (of the link), size, owner, mode, seals; the content, once for all that have it open
 // Image    FD_MEMFD for each open file, a record of "memfd" for each inode, and the pages as those of
@@ -34,9 +35,12 @@ namespace {
 constexpr std::string_view kPrefix = "/memfd:";
 constexpr std::string_view kDeleted = " (deleted)";
 
+// What shmem_zero_setup() gives to anonymous shared memory.
+constexpr std::string_view kZeroFile = "/dev/zero";
+
 bool Owns(const OpenFile& file) {
-  return file.link.starts_with(kPrefix) && file.st.st_nlink == 0 && S_ISREG(file.st.st_mode) &&
-         (file.flags & O_PATH) == 0;
+  return (file.link.starts_with(kPrefix) || IsZeroFile(file.link)) && file.st.st_nlink == 0 &&
+         S_ISREG(file.st.st_mode) && (file.flags & O_PATH) == 0;
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
@@ -52,7 +56,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
     return SyscallError(errno, "F_GET_SEALS " + NameOf(file));
   }
   std::string_view name = file.link;
-  name.remove_prefix(kPrefix.size());
+  if (name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
   if (name.ends_with(kDeleted)) name.remove_suffix(kDeleted.size());
   image::MemfdInodeEntry inode;
   inode.set_name(std::string(name));
@@ -90,10 +94,13 @@ Status SetAttributes(int fd, const image::MemfdInodeEntry& inode) {
 Result<UniqueFd> Make(const image::MemfdInodeEntry& inode, FileRestoreContext& context) {
   const unsigned huge =
       inode.hugetlb_flag() & (MFD_HUGETLB | std::uint32_t{MAP_HUGE_MASK} << MAP_HUGE_SHIFT);
+  const bool zero = inode.name() == kZeroFile;
   // One that allows no seals has just that one; the others get theirs in the end.
   const unsigned flags = (inode.seals() == F_SEAL_SEAL ? 0 : MFD_ALLOW_SEALING) | huge;
-  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().MemoryFile(inode.name(), flags, inode.size(),
-                                                           inode.shmid(), context.source()));
+  ASSIGN_OR_RETURN(UniqueFd fd, zero ? context.actor().SharedMemory(inode.size(), inode.shmid(),
+                                                                    context.source())
+                                     : context.actor().MemoryFile(inode.name(), flags, inode.size(),
+                                                                  inode.shmid(), context.source()));
   RETURN_IF_ERROR(SetAttributes(fd.get(), inode));
   return fd;
 }

@@ -3,12 +3,16 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "engine/base/status.h"
 #include "engine/files/file_kind.h"
 #include "engine/image/schema/memory.pb.h"
 
 namespace stasis::engine {
+
+/// Whether `name` is that of anonymous shared memory, in /proc/PID/maps and of a file.
+inline bool IsZeroFile(std::string_view name) { return name == "/dev/zero (deleted)"; }
 
 /// The one of the records of "memfd" with that id; DataLoss: there is none.
 Result<image::MemfdInodeEntry> FindMemfd(std::span<const FileRestoreContext::Record> records,

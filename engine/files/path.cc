@@ -1,6 +1,7 @@
 #include "engine/files/path.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -92,6 +93,11 @@ Result<PathState> LookUp(const OpenFile& file, const FileDumpContext& context) {
     if (state.reaches) return PathState{.path = std::move(lasting), .reaches = true};
   }
   ASSIGN_OR_RETURN(state.reaches, Reaches(root, state.path, file));
+  // Rule: a setting of a namespace is another file for whoever looks from another one (proc_sys_compare() in
+  // fs/proc/proc_sysctl.c). The path is the same for those who are in it.
+  if (file.fs_magic == PROC_SUPER_MAGIC && state.path.starts_with("/proc/sys/")) {
+    state.reaches = true;
+  }
   if (state.reaches || !state.path.ends_with(kDeleted)) return state;
   state.path.resize(state.path.size() - kDeleted.size());
   ASSIGN_OR_RETURN(state.reaches, Reaches(root, state.path, file));

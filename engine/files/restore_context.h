@@ -106,6 +106,26 @@ class RootActor : public FileActor {
     return TakeAway(static_cast<int>(number));
   }
 
+  Result<UniqueFd> SharedMemory(std::uint64_t size_bytes, std::uint64_t id,
+                                const ImageSource& source) override {
+    ASSIGN_OR_RETURN(const PageSet pages, ReadPageSet(source, ImageName("pagemap-shmem", id)));
+    const std::uint64_t size =
+        std::max(kPageBytes, (size_bytes + kPageBytes - 1) & ~(kPageBytes - 1));
+    const PageTarget everywhere = {.range = {0, size}};
+    RETURN_IF_ERROR(CheckPlaces(pages, std::span(&everywhere, 1)));
+    ASSIGN_OR_RETURN(const std::uint64_t start,
+                     remote().Call("mmap shared memory", SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
+                                   MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    const std::string link = "map_files/" + ToText(AddressRange{start, start + size});
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenAt(root_.proc.get(), link, O_RDWR));
+    RETURN_IF_ERROR(Write(start, pages, size, source));
+    // Not always whole pages: who has it as a file may have cut it.
+    if (::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0) {
+      return SyscallError(errno, "ftruncate shared memory");
+    }
+    return fd;
+  }
+
   Result<UniqueFd> MessageQueue(const std::string& name, int flags, std::uint64_t max_messages,
                                 std::uint64_t message_bytes) override {
     mq_attr limits = {};
@@ -123,6 +143,15 @@ class RootActor : public FileActor {
     remote().ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(name));
     return remote().Call("mq_unlink " + name, SYS_mq_unlink, at).status();
+  }
+
+  Result<UniqueFd> BpfMap(std::span<const std::byte> attributes) override {
+    constexpr int kMapCreate = 0;  // BPF_MAP_CREATE
+    remote().ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t at, remote().Put(attributes));
+    ASSIGN_OR_RETURN(const std::uint64_t number, remote().Call("bpf BPF_MAP_CREATE", SYS_bpf,
+                                                               kMapCreate, at, attributes.size()));
+    return TakeAway(static_cast<int>(number));
   }
 
   Result<UniqueFd> Fanotify(unsigned flags, unsigned event_flags) override {
@@ -223,6 +252,12 @@ class RootActor : public FileActor {
     ASSIGN_OR_RETURN(const std::uint64_t start,
                      remote().Call("mmap a memfd", SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
                                    MAP_SHARED, number, 0));
+    return Write(start, pages, size, source);
+  }
+
+  // Into memory of the root, which is unmapped then.
+  Status Write(std::uint64_t start, const PageSet& pages, std::uint64_t size,
+               const ImageSource& source) {
     ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(root_.proc.get(), "mem", O_RDWR));
     const PageTarget target = {.range = {0, size}, .address = start};
     RETURN_IF_ERROR(WritePages(source, pages, std::span(&target, 1), root_.pid, mem.get(),

@@ -38,6 +38,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
 #include "engine/image/schema/sockets.pb.h"
+#include "engine/memory/restore_layout.h"
 #include "engine/tasks/process_tree.h"
 
 namespace stasis::engine {
@@ -331,7 +332,7 @@ class Restorer : public FileRestorer {
     if (const FileEntry* const memfd = images_.File(image::FD_MEMFD, id)) {
       ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, InodeOf(*memfd));
       // Nameless shared memory, as CRIU dumps it: a memory area's own (restore_layout.h).
-      if (inode.name() == "/dev/zero") return UniqueFd();
+      if (inode.name() == "/dev/zero" && !zero_files_.contains(inode.inode_id())) return UniqueFd();
       return RestoreMappedMemfd(memfd->memfd(), context);
     }
     const FileEntry* const file = images_.File(image::FD_REG, id);
@@ -425,6 +426,7 @@ class Restorer : public FileRestorer {
   RestoredProcess& root_;  // only until RestoreAll() has ended
   UniqueFd root_folder_;
   const CheckpointImages& images_;
+  const std::set<std::uint64_t> zero_files_ = OpenZeroFiles(images_);
   const ImageSource& source_;
   const Options options_;
   std::map<FileKey, Holder> holders_;

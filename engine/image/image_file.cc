@@ -47,6 +47,7 @@ constexpr auto kTypes = std::to_array<Type>({
     {"fifo-data", 0x59333054},
     {"sk-queues", 0x56264026},
     {"tcp-stream", 0x51465506, Framing::kNormal, true},
+    {"bpfmap-data", 0x64324033},
     {"tty-info", 0x59453036},
     {"tty-data", 0x59413026},
     {"filelocks", 0x54323616},
@@ -95,6 +96,11 @@ Result<std::uint64_t> RawLength(std::string_view type, const std::string& messag
     image::SkPacketEntry entry;
     if (!entry.ParsePartialFromString(message)) return DataLoss("a record does not parse");
     return entry.length();
+  }
+  if (type == "bpfmap-data") {
+    image::BpfmapDataEntry entry;
+    if (!entry.ParsePartialFromString(message)) return DataLoss("a record does not parse");
+    return std::uint64_t{entry.keys_bytes()} + entry.values_bytes();
   }
   return 0;
 }

@@ -76,7 +76,8 @@ class ImageFileReader {
   std::size_t offset_ = 0;
 };
 
-/// One record and the raw bytes that follow it ("pipes-data", "fifo-data", "sk-queues").
+/// One record and the raw bytes that follow it ("pipes-data", "fifo-data", "sk-queues",
+/// "bpfmap-data").
 struct ImageRecord {
   std::string message;
   std::string bytes;

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "engine/base/unique_fd.h"
+#include "engine/files/memfd.h"
 
 namespace stasis::engine {
 namespace {
@@ -80,14 +81,14 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
     return kAreaRegular | kAreaAnonPrivate | (vma.path == "[heap]" ? kAreaHeap : 0u);
   }
   if (makedev(vma.dev_major, vma.dev_minor) == shmem_device) {
-    const bool anonymous =
-        vma.path == "/dev/zero (deleted)" || vma.path.starts_with("[anon_shmem:");
+    const bool anonymous = IsZeroFile(vma.path) || vma.path.starts_with("[anon_shmem:");
     if (vma.shared && anonymous) return kAreaRegular | kAreaAnonShared;
     if (vma.shared && vma.path.starts_with("/SYSV")) {
       if (vma.offset != 0) return Refuse(vma, ns_pid, "a part of a System V segment");
       return kAreaRegular | kAreaAnonShared | kAreaSystemV;
     }
-    if (!vma.path.starts_with("/memfd:")) return Refuse(vma, ns_pid, "memory of an unknown kind");
+    if (!IsZeroFile(vma.path) && !vma.path.starts_with("/memfd:"))
+      return Refuse(vma, ns_pid, "memory of an unknown kind");
     return kAreaRegular | kAreaMemfd | (vma.shared ? kAreaFileShared : kAreaFilePrivate);
   }
   if (vma.path.starts_with("socket:[")) return kAreaRegular | kAreaSocket;
@@ -139,6 +140,15 @@ image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
 }
 
 }  // namespace
+
+void MapZeroFiles(std::vector<Area>& areas, const std::set<std::uint64_t>& inodes) {
+  for (Area& area : areas) {
+    if (!area.Is(kAreaAnonShared) || area.Is(kAreaSystemV)) continue;
+    if (!inodes.contains(area.vma.inode)) continue;
+    area.entry.set_status(kAreaRegular | kAreaMemfd | kAreaFileShared);
+    area.entry.set_flags(area.entry.flags() & ~std::uint32_t{MAP_ANONYMOUS});
+  }
+}
 
 bool IsAnonymous(const Vma& vma) {
   if (vma.shared || vma.inode != 0) return false;

@@ -3,6 +3,8 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -44,6 +46,10 @@ struct Area {
 /// `shmem_device` is the st_dev of memfds and anonymous shared memory. Unimplemented, with pid and
 /// area, for what cannot be restored.
 Result<std::vector<Area>> ClassifyAreas(std::vector<Vma> vmas, pid_t ns_pid, dev_t shmem_device);
+
+/// Those of `areas` that are anonymous shared memory in `inodes`, which are open as files too or mapped
+/// privately, become mappings of files: for the restore to make one of all.
+void MapZeroFiles(std::vector<Area>& areas, const std::set<std::uint64_t>& inodes);
 
 /// Private memory without a file.
 bool IsAnonymous(const Vma& vma);

@@ -279,13 +279,34 @@ Result<std::uint64_t> VmSysctl(const std::string& name) {
   return value;
 }
 
+std::set<std::uint64_t> OpenZeroFiles(const CheckpointImages& images) {
+  std::set<std::uint32_t> files;
+  for (const ProcessImage& process : images.processes) {
+    for (const image::FdinfoEntry& descriptor : process.descriptors) {
+      if (descriptor.type() == image::FD_MEMFD) files.insert(descriptor.id());
+    }
+    for (const image::VmaEntry& vma : process.mm.vmas()) {
+      const bool is_private = (vma.status() & (kMemfd | kFilePrivate)) == (kMemfd | kFilePrivate);
+      if (is_private) files.insert(static_cast<std::uint32_t>(vma.shmid()));
+    }
+  }
+  std::set<std::uint64_t> inodes;
+  for (const std::uint32_t id : files) {
+    const image::FileEntry* const entry = images.File(image::FD_MEMFD, id);
+    if (entry != nullptr) inodes.insert(entry->memfd().inode_id());
+  }
+  return inodes;
+}
+
 Result<ZeroFiles> ReadZeroFiles(const CheckpointImages& images, const ImageSource& source) {
   ASSIGN_OR_RETURN(const std::vector<image::MemfdInodeEntry> inodes,
                    ReadRecords<image::MemfdInodeEntry>(source, ImageName("memfd"), "memfd"));
   std::map<std::uint64_t, std::uint64_t> objects;  // by inode
+  const std::set<std::uint64_t> files_too = OpenZeroFiles(images);
   for (const image::MemfdInodeEntry& inode : inodes) {
     // The name that mmap(2) gives to such memory, shmem_zero_setup().
-    if (inode.name() == "/dev/zero") objects[inode.inode_id()] = inode.shmid();
+    if (inode.name() == "/dev/zero" && !files_too.contains(inode.inode_id()))
+      objects[inode.inode_id()] = inode.shmid();
   }
   ZeroFiles files;
   for (const image::FileEntry& file : images.files) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -76,6 +77,10 @@ struct MemoryLayout {
 /// Shared anonymous memory that CRIU dumped as the nameless memfd that it is inside the kernel: the number
 /// of the object for each file id.
 using ZeroFiles = std::map<std::uint64_t, std::uint64_t>;
+
+/// The inodes of memfds that are open or privately mapped: those among them that are anonymous shared memory
+/// are made as files, all others of it by the memory's restore.
+std::set<std::uint64_t> OpenZeroFiles(const CheckpointImages& images);
 
 /// The MEMFD entries of `images` that are such memory.
 Result<ZeroFiles> ReadZeroFiles(const CheckpointImages& images, const ImageSource& source);

@@ -208,6 +208,12 @@ class LocalFileActor : public FileActor {
     }
     return fd;
   }
+  Result<UniqueFd> SharedMemory(std::uint64_t, std::uint64_t, const ImageSource&) override {
+    return Unimplemented("no shared memory without a process");
+  }
+  Result<UniqueFd> BpfMap(std::span<const std::byte>) override {
+    return Unimplemented("no BPF maps without a process");
+  }
   Result<UniqueFd> MessageQueue(const std::string& name, int flags, std::uint64_t max_messages,
                                 std::uint64_t message_bytes) override {
     mq_attr limits = {};
@@ -302,6 +308,7 @@ class LocalRestoreContext : public FileRestoreContext {
   int ExternalStdio(std::string_view link) const override {
     return link == dumped_.external ? external : -1;
   }
+  Status MakeDead(pid_t) override { return Unimplemented("no dead process without a tree"); }
   std::map<std::string, UniqueFd>& Kept() override { return kept_; }
   std::vector<SharedPort> shared_ports;
   std::vector<SharedPort>& SharedPorts() override { return shared_ports; }

@@ -61,7 +61,7 @@ std::vector<Hostile> Areas() {
        [](MemoryImage& image, image::MmEntry&) {
          image.Add(kBase, 1, 3).set_madv(1 << MADV_REMOVE);
        }},
-      {"PacketSocket", kMissing, "socket", status(0x800)},
+      {"AnonymousSocket", kInvalid, "contradicting status", status(0x800)},
       {"ShadowStack", kMissing, "shadow stack", status(0x8000)},
       {"GuardOutside", kInvalid, "lie within no area",
        [](MemoryImage& image, image::MmEntry&) {
