@@ -117,8 +117,27 @@ def test_processes_with_a_pid_namespace_of_their_own_get_a_new_one_with_a_proc_o
     os.kill(root, 9)
 
 
+@pytest.mark.parametrize("up", [True, False])
+def test_a_network_with_a_loopback_device_alone_is_made_again(start, mounts, folder, up):
+    loopback = ["sh", "-ec", f'ip link set lo {"up" if up else "down"}; exec "$@"', "sh"]
+    program = started(start, inside(mounts, "unshare", "--net", *loopback), folder)
+    images = dumped(program, mounts)
+    restore(mounts, images)
+    own = namespace(program.pid, "net")
+    shown = run("nsenter", "--target", program.pid, "--net", "ip", "-brief", "link", "show", "lo")
+    kill(program)
+    assert own != namespace("self", "net") and ("UP" in shown) is up
+
+
+def test_a_firewall_in_a_network_of_its_own_is_not_forgotten(start, mounts, folder):
+    rules = ["sh", "-ec", 'iptables -A INPUT -j ACCEPT; exec "$@"', "sh"]
+    program = started(start, inside(mounts, "unshare", "--net", *rules), folder)
+    assert "--join-ns net:" in restore(mounts, dumped(program, mounts), code=1)
+
+
 def test_a_network_of_its_own_is_refused_unless_one_is_named(start, mounts, folder):
-    program = started(start, inside(mounts, "unshare", "--net"), folder)
+    device = ["sh", "-ec", 'ip link add own type veth peer name other; exec "$@"', "sh"]
+    program = started(start, inside(mounts, "unshare", "--net", *device), folder)
     images = dumped(program, mounts)
     assert "--join-ns net:/run/netns/NAME" in restore(mounts, images, code=1)
     restore(mounts, images, "--join-ns", "net:/proc/self/ns/net")

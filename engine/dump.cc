@@ -100,7 +100,8 @@ Status ReadTasks(Checkpoint& checkpoint) {
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root(), checkpoint.request.compare_mounts,
-                                    checkpoint.request.outside_mounts);
+                                    checkpoint.request.outside_mounts,
+                                    checkpoint.request.options.own_namespaces);
 }
 
 Status ReadAioRings(DumpedProcess& process, DumpReport& report) {

@@ -12,6 +12,7 @@
 #include "engine/proc/task.h"
 #include "engine/tasks/dump_namespaces.h"
 #include "engine/tasks/dump_tree.h"
+#include "engine/tasks/own_network.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -57,7 +58,7 @@ class Checker {
     }
     if (!namespaces.ok()) return;
     NamespaceDumper reader = *namespaces;
-    Add(reader.Read(tree_.root(), compare_mounts, std::nullopt));
+    Add(reader.Read(tree_.root(), compare_mounts, std::nullopt, false));
     for (FrozenProcess& process : tree_.processes()) {
       DumpedProcess& dumped = processes_.emplace_back();
       dumped.frozen = &process;
@@ -140,8 +141,12 @@ std::vector<std::string> NeedsOfRestore(pid_t root) {
   const Result<std::string> own = ReadLinkAt(AT_FDCWD, folder + "/ns/net");
   const Result<std::string> ours = ReadLinkAt(AT_FDCWD, "/proc/thread-self/ns/net");
   if (!own.ok() || !ours.ok() || *own == *ours) return {};
+  const Result<UniqueFd> network = OpenAt(AT_FDCWD, folder + "/ns/net", O_RDONLY);
+  const auto loopback = network.ok() ? LoopbackOnly(network->get()) : network.status();
+  if (loopback.ok() && *loopback) return {};
   return {
-      "it has a network namespace of its own, whose interfaces are not in a checkpoint: `stasis "
+      "it has a network namespace of its own, whose interfaces or firewall are not in a "
+      "checkpoint: `stasis "
       "restore` is to be given one (--join-ns net:PID or net:/run/netns/NAME), else it refuses"};
 }
 

@@ -38,7 +38,8 @@ struct Options {
   std::vector<std::string> external;
   /// KIND:PID or KIND:PATH, namespaces that a restored tree gets.
   std::vector<std::string> join_ns;
-  /// A restore makes the other namespaces that a tree had to itself; else they are a runtime's to make.
+  /// A restore makes the other namespaces that a tree had to itself, and a dump looks into them for it; else they
+  /// are a runtime's to make.
   bool own_namespaces = false;
   /// Clocks of a restored tree may go backwards where it has no right to a time namespace.
   bool clocks_may_go_back = false;

@@ -211,6 +211,7 @@ int Checkpoint(Options& options) {
     engine::DumpRequest request;
     request.root = options.pid;
     request.options = options.engine;
+    request.options.own_namespaces = true;
     request.log = options.log.Hear();
     request.fate = FateOf(options);
     request.stop = interrupts.token();

@@ -27,6 +27,7 @@
 #include "engine/proc/mountinfo.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_ipc.h"
+#include "engine/tasks/own_network.h"
 
 namespace stasis::engine {
 namespace {
@@ -168,10 +169,14 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
 }
 
 Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& compare,
-                             const OutsideMounts& outside) {
+                             const OutsideMounts& outside, bool network) {
   if (tree_[kMnt] != ours_[kMnt]) RETURN_IF_ERROR(ReadMounts(root, compare, outside));
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
+  }
+  if (network && tree_[kNet] != ours_[kNet]) {
+    ASSIGN_OR_RETURN(const UniqueFd own, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
+    ASSIGN_OR_RETURN(loopback_up_, LoopbackOnly(own.get()));
   }
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();
@@ -203,6 +208,7 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
   if (tree_[kNet] != ours_[kNet]) {
     image::NetnsEntry entry;
     entry.set_ext_key(kExternalNetwork);
+    if (loopback_up_) entry.set_stasis_loopback_up(*loopback_up_);
     RETURN_IF_ERROR(PutOne(sink, ImageName("netns", tree_numbers_[kNet]), "netns", entry));
   }
   image::TimensEntry time;

@@ -41,9 +41,10 @@ class NamespaceDumper {
   std::uint64_t pid_namespace() const;  ///< Its inode.
 
   /// Reads what is dumped of the namespaces; the tree stands still. Unimplemented: mounts that processes made
-  /// and that cannot be made again. `compare` and `outside` as in DumpRequest.
-  Status Read(const FrozenProcess& root, const CompareMounts& compare,
-              const OutsideMounts& outside);
+  /// and that cannot be made again. `compare` and `outside` as in DumpRequest; `network`: whether a restore
+  /// makes that namespace.
+  Status Read(const FrozenProcess& root, const CompareMounts& compare, const OutsideMounts& outside,
+              bool network);
   /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
   std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
 
@@ -63,6 +64,7 @@ class NamespaceDumper {
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::vector<image::MntEntry> mounts_;  // in the order of mountinfo
   std::optional<IpcObjects> ipc_;
+  std::optional<bool> loopback_up_;  // of a network without anything else
   Clocks clocks_;
 };
 

@@ -1,7 +1,7 @@
 // Source  namespaces(7), setns(2), unshare(2), mount(2), proc_pid_mountinfo(5); tested on 6.18
 // Rule    In the images a namespace that was the dumper's has the number of the inventory's root_ids
 // Rule    A new mount namespace is a copy of the caller's. So a tree finds its mounts in one when they are there
-//         already, or are made there. New ones of the network have nothing in them
+//         already, or are made there. New ones of the network have a loopback device in them, which is down
 // Not here namespaces of pids (whoever starts the root makes it), of users (refused by the dump), of cgroups and
 //         time (restore_cgroups.cc, restore_clocks.cc)
 #include "engine/tasks/restore_namespaces.h"
@@ -24,6 +24,7 @@
 #include "engine/mounts/mount_entry.h"
 #include "engine/mounts/mounts_here.h"
 #include "engine/mounts/restore_mounts.h"
+#include "engine/tasks/own_network.h"
 #include "engine/tasks/process_tree.h"
 
 #ifndef CLONE_NEWTIME
@@ -167,6 +168,25 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
   return RestoreMounts(root, before, fill, notes);
 }
 
+Status MakeNetwork(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+                   const ImageSource& source, std::vector<std::string>& notes) {
+  const std::uint32_t number = images.processes.front().ids.net_ns_id();
+  ASSIGN_OR_RETURN(const auto network,
+                   ReadOne<image::NetnsEntry>(source, ImageName("netns", number), "netns"));
+  if (!network.has_stasis_loopback_up()) {
+    return FailedPrecondition(
+        "the tree had a network namespace of its own, whose interfaces or firewall are not in a "
+        "checkpoint: "
+        "make one with them (ip netns add NAME) and name it: --join-ns net:/run/netns/NAME; or "
+        "say that it is to be in that of this restore: --join-ns net:/proc/self/ns/net");
+  }
+  RETURN_IF_ERROR(Unshare(root, kind));
+  notes.push_back("the settings (sysctl net) of its network namespace are those of a new one");
+  if (!network.stasis_loopback_up()) return OkStatus();
+  ASSIGN_OR_RETURN(const UniqueFd made, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
+  return SetLoopbackUp(made.get());
+}
+
 Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
             const ImageSource& source, const FillTmpfs& fill, std::vector<std::string>& notes) {
   switch (kind.flag) {
@@ -177,10 +197,7 @@ Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& ima
     case CLONE_NEWNS:
       return MakeMounts(root, kind, images, source, fill, notes);
     default:
-      return FailedPrecondition(
-          "the tree had a network namespace of its own, whose interfaces are not in a checkpoint: "
-          "make one with them (ip netns add NAME) and name it: --join-ns net:/run/netns/NAME; or "
-          "say that it is to be in that of this restore: --join-ns net:/proc/self/ns/net");
+      return MakeNetwork(root, kind, images, source, notes);
   }
 }
 
