@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -225,6 +226,14 @@ Status AskAll(Checkpoint& checkpoint) {
   return OkStatus();
 }
 
+std::map<std::uint64_t, PageRanges> CleanObjects(Checkpoint& checkpoint) {
+  std::vector<MappedAreas> tree;
+  for (const DumpedProcess& process : checkpoint.processes) {
+    if (!process.zombie) tree.push_back({*process.frozen, process.areas});
+  }
+  return checkpoint.pre_copy.CleanObjects(tree, checkpoint.request.log);
+}
+
 Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {
   const auto start = steady_clock::now();
   std::vector<MemoryDumper::Process> processes;
@@ -239,6 +248,7 @@ Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {
                          checkpoint.pre_copy.Find(*process.frozen)});
   }
   RETURN_IF_ERROR(StillWanted(checkpoint.request));
+  checkpoint.memory.SetClean(CleanObjects(checkpoint));
   RETURN_IF_ERROR(checkpoint.memory.Add(std::move(processes)));
   for (auto& [id, file] : checkpoint.files->memory_files()) {
     RETURN_IF_ERROR(file.own ? checkpoint.memory.AddObject(id, std::move(file.own))

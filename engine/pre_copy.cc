@@ -12,6 +12,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -24,6 +25,7 @@
 #include "engine/memory/page_copy.h"
 #include "engine/memory/page_map.h"
 #include "engine/memory/page_runs.h"
+#include "engine/memory/userfault.h"
 #include "engine/proc/maps.h"
 #include "engine/proc/task.h"
 #include "engine/proc/text.h"
@@ -53,9 +55,13 @@ std::uint64_t AnonymousBytes(const FrozenProcess& process) {
 }
 
 struct Candidates {
-  std::vector<pid_t> pids;       // of the tree, as it runs, that are worth it
+  std::set<pid_t> tree;          // as it runs
+  std::set<pid_t> pids;          // that are worth it
   std::uint64_t rest_bytes = 0;  // of anonymous memory that the others have
   std::size_t others = 0;
+  SharedCandidates shared;
+
+  bool none() const { return pids.empty() && shared.objects.empty(); }
 };
 
 Candidates FindCandidates(pid_t root) {
@@ -64,14 +70,16 @@ Candidates FindCandidates(pid_t root) {
   if (!tree.ok()) return found;
   for (const FrozenProcess& process : tree->processes()) {
     if (process.zombie) continue;
+    found.tree.insert(process.pid);
     const std::uint64_t bytes = AnonymousBytes(process);
     if (bytes >= kWorthwhileBytes) {
-      found.pids.push_back(process.pid);
+      found.pids.insert(process.pid);
     } else {
       found.rest_bytes += bytes;
       ++found.others;
     }
   }
+  found.shared = FindShared(*tree);
   return found;
 }
 
@@ -99,19 +107,25 @@ Status StandStill(const DumpRequest& request, DumpReport& report, EarlierStops& 
   return status;
 }
 
-Result<SavedProcess> BeginOne(FrozenProcess& process) {
-  ASSIGN_OR_RETURN(UniqueFd proc, OpenAt(process.proc.get(), ".", O_RDONLY | O_DIRECTORY));
-  ASSIGN_OR_RETURN(UniqueFd memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
-  ASSIGN_OR_RETURN(WriteTracker tracker, WriteTracker::Begin(process));
-  return SavedProcess{.pid = process.pid,
-                      .id = static_cast<std::uint64_t>(process.ns_pid),
-                      .start_time = process.stat.start_time,
-                      .proc = std::move(proc),
-                      .memory = std::move(memory),
-                      .tracker = std::move(tracker),
-                      .saved = {},
-                      .taken = {},
-                      .vmas = {}};
+// `shared`: null where none of the process is to be saved.
+Result<SavedProcess> BeginOne(FrozenProcess& process, bool own, SharedCopy* shared,
+                              const Log& log) {
+  SavedProcess saved;
+  saved.pid = process.pid;
+  saved.id = static_cast<std::uint64_t>(process.ns_pid);
+  saved.start_time = process.stat.start_time;
+  ASSIGN_OR_RETURN(saved.proc, OpenAt(process.proc.get(), ".", O_RDONLY | O_DIRECTORY));
+  ASSIGN_OR_RETURN(saved.memory, OpenAt(process.proc.get(), "mem", O_RDONLY));
+  ASSIGN_OR_RETURN(std::vector<UniqueFd> fds,
+                   MakeUserfaultfds(process, (own ? 1 : 0) + (shared != nullptr ? 2 : 0)));
+  if (own) {
+    ASSIGN_OR_RETURN(saved.tracker, WriteTracker::Begin(std::move(fds.back())));
+    fds.pop_back();
+  }
+  // Without it the objects that it maps are left out, but not the process.
+  const Status added = shared != nullptr ? shared->Add(process, std::move(fds)) : OkStatus();
+  if (!added.ok()) log.Debug(Name(process) + ": " + Message(added));
+  return saved;
 }
 
 void Recount(const FrozenProcess& process, EarlierStops& stops) {
@@ -141,11 +155,12 @@ const Vma* FindSame(const std::vector<Vma>& vmas, const Vma& vma) {
 }
 
 void Watch(SavedProcess& process) {
+  if (!process.tracker) return;
   const Result<std::vector<Vma>> vmas = ReadSmaps(process.proc.get());
   if (!vmas.ok()) return;
   const auto is_ring = [](const Vma& vma) { return vma.path == "/[aio] (deleted)"; };
   if (std::ranges::any_of(*vmas, is_ring)) return;
-  for (const Vma& vma : *vmas) process.tracker.Watch(vma);
+  for (const Vma& vma : *vmas) process.tracker->Watch(vma);
 }
 
 using Scan = Result<PageRanges> (PageMap::*)(std::uint64_t start, std::uint64_t end) const;
@@ -154,7 +169,7 @@ using Scan = Result<PageRanges> (PageMap::*)(std::uint64_t start, std::uint64_t 
 Result<PageRanges> Pages(const SavedProcess& process, Scan scan) {
   PageRanges pages;
   ASSIGN_OR_RETURN(const PageMap map, PageMap::Open(process.proc.get()));
-  for (const PageRange& range : process.tracker.watched()) {
+  for (const PageRange& range : process.tracker->watched()) {
     ASSIGN_OR_RETURN(const PageRanges found, (map.*scan)(range.start, range.end));
     for (const PageRange& run : found) Append(pages, run);
   }
@@ -167,9 +182,18 @@ class Round {
   Round(const DumpRequest& request, ImageSink& sink, std::uint64_t total_pages)
       : request_(request), sink_(sink), total_bytes_(total_pages * kPageBytes) {}
 
-  Status Write(std::list<SavedProcess>& processes) {
-    std::uint32_t pages_id = 0;
-    for (SavedProcess& process : processes) RETURN_IF_ERROR(WriteOne(process, ++pages_id));
+  Status Write(const std::list<SavedProcess>& processes, SharedCopy* shared) {
+    for (const SavedProcess& process : processes) {
+      if (!process.tracker) continue;
+      const PageSource source = {.kind = PageSource::Kind::kRunning, .fd = process.memory.get()};
+      RETURN_IF_ERROR(WriteOne("pagemap", process.id, source, process.taken, process.saved));
+    }
+    if (shared != nullptr) {
+      for (const SavedObject& object : shared->objects()) {
+        const PageSource source = {.kind = PageSource::Kind::kObject, .fd = object.content.get()};
+        RETURN_IF_ERROR(WriteOne("pagemap-shmem", object.id(), source, object.taken, object.saved));
+      }
+    }
     image::InventoryEntry inventory;
     inventory.set_img_version(2);
     inventory.set_fdinfo_per_id(true);
@@ -179,20 +203,20 @@ class Round {
   }
 
  private:
-  Status WriteOne(SavedProcess& process, std::uint32_t pages_id) {
-    ASSIGN_OR_RETURN(const auto stream, sink_.Open(ImageName("pages", pages_id),
-                                                   PageCount(process.taken) * kPageBytes));
-    const PageSource source = {.kind = PageSource::Kind::kRunning, .fd = process.memory.get()};
+  Status WriteOne(std::string_view type, std::uint64_t id, const PageSource& source,
+                  const PageRanges& taken, const PageRanges& saved) {
+    const std::uint32_t pages_id = ++last_pages_id_;
+    ASSIGN_OR_RETURN(const auto stream,
+                     sink_.Open(ImageName("pages", pages_id), PageCount(taken) * kPageBytes));
     PageCopier copier(source, buffer_, [&](std::span<const std::byte> bytes) {
       const Status status = stream->Write(bytes);
       return status.ok() ? Progress(bytes.size()) : status;
     });
-    for (const PageRange& range : process.taken) RETURN_IF_ERROR(copier.Add(range, false));
+    for (const PageRange& range : taken) RETURN_IF_ERROR(copier.Add(range, false));
     RETURN_IF_ERROR(copier.Flush());
     RETURN_IF_ERROR(stream->Finish());
-    const auto runs =
-        MergeRuns(process.taken, kRunPresent, Subtract(process.saved, process.taken), kRunInParent);
-    return WritePageRuns(sink_, ImageName("pagemap", process.id), "pagemap", pages_id, runs);
+    const auto runs = MergeRuns(taken, kRunPresent, Subtract(saved, taken), kRunInParent);
+    return WritePageRuns(sink_, ImageName(type, id), type, pages_id, runs);
   }
 
   Status Progress(std::uint64_t bytes) {
@@ -205,33 +229,42 @@ class Round {
   ImageSink& sink_;
   const std::uint64_t total_bytes_;
   std::uint64_t done_bytes_ = 0;
+  std::uint32_t last_pages_id_ = 0;
   const PageBuffer buffer_;
 };
 
 }  // namespace
 
 Status PreCopy::Begin(const DumpRequest& request, DumpReport& report) {
-  const auto [pids, rest_bytes, others] = FindCandidates(request.root);
-  rest_bytes_ = rest_bytes;
-  rest_processes_ = others;
-  if (!request.options.pre_copy || pids.empty() || !CanBeDumped(request)) return OkStatus();
-  const Status status =
-      StandStill(request, report, earlier_stops_, [&, &pids = pids](FrozenTree& tree) {
-        for (FrozenProcess& process : tree.processes()) {
-          if (process.zombie || std::ranges::find(pids, process.pid) == pids.end()) continue;
-          Result<SavedProcess> saved = BeginOne(process);
-          Recount(process, earlier_stops_);
-          if (!saved.ok()) request.log.Debug(Name(process) + ": " + Message(saved.status()));
-          if (saved.ok()) processes_.push_back(*std::move(saved));
-        }
-      });
+  const Candidates candidates = FindCandidates(request.root);
+  rest_bytes_ = candidates.rest_bytes;
+  rest_processes_ = candidates.others;
+  if (!request.options.pre_copy || candidates.none() || !CanBeDumped(request)) return OkStatus();
+  if (!candidates.shared.objects.empty()) {
+    shared_ = std::make_unique<SharedCopy>(candidates.shared.objects);
+  }
+  const auto begin = [&](FrozenTree& tree) {
+    for (FrozenProcess& process : tree.processes()) {
+      const bool own = candidates.pids.contains(process.pid);
+      const bool maps = candidates.shared.mappers.contains(process.pid);
+      if (process.zombie || (!own && !maps)) continue;
+      Result<SavedProcess> saved =
+          BeginOne(process, own, maps ? shared_.get() : nullptr, request.log);
+      Recount(process, earlier_stops_);
+      if (!saved.ok()) request.log.Debug(Name(process) + ": " + Message(saved.status()));
+      if (saved.ok()) processes_.push_back(*std::move(saved));
+    }
+  };
+  const Status status = StandStill(request, report, earlier_stops_, begin);
   for (SavedProcess& process : processes_) Watch(process);
+  if (shared_) shared_->Begin(candidates.tree, request.log);
   return status;
 }
 
-std::uint64_t PreCopy::Take() {
-  std::uint64_t count = 0;
+std::uint64_t PreCopy::Take(const Log& log) {
+  std::uint64_t count = shared_ ? shared_->Take(log) : 0;
   std::erase_if(processes_, [&](SavedProcess& process) {
+    if (!process.tracker) return false;
     Result<PageRanges> pages = Pages(process, &PageMap::TakeWritten);
     // It has ended; or some of its pages were taken, and nobody knows which.
     if (!pages.ok()) return true;
@@ -243,8 +276,9 @@ std::uint64_t PreCopy::Take() {
 }
 
 std::uint64_t PreCopy::Keep() {
-  std::uint64_t written = 0;
+  std::uint64_t written = shared_ ? shared_->Keep() : 0;
   for (SavedProcess& process : processes_) {
+    if (!process.tracker) continue;
     process.saved = Unite(process.saved, std::exchange(process.taken, {}));
     const Result<PageRanges> pages = Pages(process, &PageMap::Written);
     if (pages.ok()) written += PageCount(*pages);
@@ -257,11 +291,11 @@ Result<PreCopy> PreCopy::Run(const DumpRequest& request, ImageSink& sink, DumpRe
   // Whatever hinders it hinders the dump too, or nobody.
   if (!copy.Begin(request, report).ok()) return PreCopy();
   for (int round = 1; round <= kMostRounds; ++round) {
-    const std::uint64_t pages = copy.Take();
+    const std::uint64_t pages = copy.Take(request.log);
     if (pages == 0) break;
     RETURN_IF_ERROR(StillWanted(request));
     RETURN_IF_ERROR(StandStill(request, report, copy.earlier_stops_));
-    RETURN_IF_ERROR(Round(request, sink, pages).Write(copy.processes_));
+    RETURN_IF_ERROR(Round(request, sink, pages).Write(copy.processes_, copy.shared_.get()));
     const std::uint64_t written = copy.Keep();
     report.pages_copied_before += pages;
     request.log.Info("round " + std::to_string(round) + ": " + std::to_string(pages) +
@@ -271,7 +305,7 @@ Result<PreCopy> PreCopy::Run(const DumpRequest& request, ImageSink& sink, DumpRe
   }
   for (SavedProcess& process : copy.processes_) {
     process.vmas = ReadSmaps(process.proc.get()).value_or(std::vector<Vma>());
-    for (Vma& vma : process.vmas) process.tracker.HideFrom(vma);
+    for (Vma& vma : process.vmas) copy.HideFrom(process, vma);
   }
   return copy;
 }
@@ -291,7 +325,7 @@ Result<std::vector<Vma>> PreCopy::ReadVmas(const FrozenProcess& process, Fate fa
   }
   ASSIGN_OR_RETURN(std::vector<Vma> vmas, ReadSmaps(process.proc.get()));
   if (saved != nullptr) {
-    for (Vma& vma : vmas) saved->tracker.HideFrom(vma);
+    for (Vma& vma : vmas) HideFrom(*saved, vma);
   }
   return vmas;
 }
@@ -302,7 +336,7 @@ Status PreCopy::CheckAdvices() {
     Result<std::vector<Vma>> now = ReadSmaps(process.proc.get());
     if (!now.ok()) continue;  // it has ended
     for (Vma& vma : *now) {
-      process.tracker.HideFrom(vma);
+      HideFrom(process, vma);
       const Vma* const then = FindSame(process.vmas, vma);
       if (then == nullptr) continue;
       if (then->flags == vma.flags && then->protection_key == vma.protection_key) continue;
@@ -314,19 +348,33 @@ Status PreCopy::CheckAdvices() {
   return OkStatus();
 }
 
-SavedProcess* PreCopy::FindOurs(const FrozenProcess& process) {
-  return const_cast<SavedProcess*>(std::as_const(*this).Find(process));
+void PreCopy::HideFrom(const SavedProcess& process, Vma& vma) const {
+  if (process.tracker) process.tracker->HideFrom(vma);
+  if (shared_) shared_->HideFrom(process.pid, vma);
 }
 
-const SavedProcess* PreCopy::Find(const FrozenProcess& process) const {
+SavedProcess* PreCopy::FindOurs(const FrozenProcess& process) {
   const auto found = std::ranges::find_if(processes_, [&](const SavedProcess& saved) {
     return saved.pid == process.pid && saved.start_time == process.stat.start_time;
   });
   return found == processes_.end() ? nullptr : &*found;
 }
 
+const SavedProcess* PreCopy::Find(const FrozenProcess& process) const {
+  const SavedProcess* const found = const_cast<PreCopy*>(this)->FindOurs(process);
+  return found != nullptr && found->tracker ? found : nullptr;
+}
+
+std::map<std::uint64_t, PageRanges> PreCopy::CleanObjects(std::span<const MappedAreas> tree,
+                                                          const Log& log) {
+  return shared_ ? shared_->Clean(tree, log) : std::map<std::uint64_t, PageRanges>();
+}
+
 void PreCopy::End() {
-  for (SavedProcess& process : processes_) process.tracker.End();
+  for (SavedProcess& process : processes_) {
+    if (process.tracker) process.tracker->End();
+  }
+  if (shared_) shared_->End();
 }
 
 }  // namespace stasis::engine

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 #include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -13,6 +17,7 @@
 #include "engine/image/image_io.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/write_tracker.h"
+#include "engine/pre_copy_shared.h"
 #include "engine/proc/maps.h"
 #include "engine/tracee/frozen_tree.h"
 #include "engine/tracee/waits.h"
@@ -26,7 +31,8 @@ struct SavedProcess {
   std::uint64_t start_time = 0;  ///< TaskStat's, against a pid that is used again.
   UniqueFd proc;                 ///< Directory /proc/PID.
   UniqueFd memory;               ///< /proc/PID/mem, of the address space that it had then.
-  WriteTracker tracker;
+  /// None where it is here for the shared memory that it maps alone.
+  std::optional<WriteTracker> tracker;
   PageRanges
       saved;  ///< In the checkpoint that the final one is based on, as of some time or other.
   PageRanges taken;       ///< Of the round that is going on.
@@ -48,8 +54,12 @@ class PreCopy {
 
   std::size_t rest_processes() const { return rest_processes_; }
 
-  /// Null when nothing of it was saved.
+  /// Null when nothing of its own memory was saved.
   const SavedProcess* Find(const FrozenProcess& process) const;
+
+  /// Of the frozen tree: what of each shared memory object, by its id, is in the checkpoint that this one is based on.
+  std::map<std::uint64_t, PageRanges> CleanObjects(std::span<const MappedAreas> tree,
+                                                   const Log& log);
 
   /// The stops that this took.
   EarlierStops& earlier_stops() { return earlier_stops_; }
@@ -70,11 +80,13 @@ class PreCopy {
  private:
   SavedProcess* FindOurs(const FrozenProcess& process);
   Status Begin(const DumpRequest& request, DumpReport& report);
-  std::uint64_t Take();  // what is to be saved next, in pages
-  std::uint64_t Keep();  // ... is saved; gives the pages that were written meanwhile
+  void HideFrom(const SavedProcess& process, Vma& vma) const;
+  std::uint64_t Take(const Log& log);  // what is to be saved next, in pages
+  std::uint64_t Keep();                // ... is saved; gives the pages that were written meanwhile
 
   EarlierStops earlier_stops_;
   std::list<SavedProcess> processes_;
+  std::unique_ptr<SharedCopy> shared_;  // null where there is nothing of it
   std::uint64_t rest_bytes_ = 0;
   std::size_t rest_processes_ = 0;
 };

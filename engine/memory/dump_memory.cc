@@ -8,17 +8,15 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 
 #include "engine/base/in_halves.h"
 #include "engine/base/io.h"
 #include "engine/dump_watch.h"
 #include "engine/image/image_file.h"
+#include "engine/memory/object_pages.h"
 #include "engine/memory/page_copy.h"
 
 namespace stasis::engine {
@@ -35,30 +33,6 @@ bool MayBeLazy(const Area& area) {
   return area.Is(kAreaAnonPrivate) && !area.Is(kAreaVdso) && !area.vma.Has("lo");
 }
 
-Result<std::vector<PageRange>> DataOf(int fd) {
-  struct stat st = {};
-  if (::fstat(fd, &st) != 0) {
-    return SyscallError(errno, "fstat of shared memory");
-  }
-  std::vector<PageRange> ranges;
-  off_t at = 0;
-  while (at < st.st_size) {
-    const off_t data = ::lseek(fd, at, SEEK_DATA);
-    if (data < 0) {
-      if (errno == ENXIO) break;  // only a hole is left
-      return SyscallError(errno, "lseek SEEK_DATA in shared memory");
-    }
-    at = ::lseek(fd, data, SEEK_HOLE);
-    if (at < 0) {
-      return SyscallError(errno, "lseek SEEK_HOLE in shared memory");
-    }
-    // What ends within a page has the rest of that page too.
-    const std::uint64_t end = (static_cast<std::uint64_t>(at) + kPageBytes - 1) & ~(kPageBytes - 1);
-    ranges.push_back({static_cast<std::uint64_t>(data), end});
-  }
-  return ranges;
-}
-
 PageRange All(const Area& area) { return {area.vma.start, area.vma.end}; }
 
 // What a process has in its areas.
@@ -71,11 +45,7 @@ class Look {
     if (process.saved == nullptr && !look.map_.scans()) {
       for (const Area& area : process.areas) RETURN_IF_ERROR(look.AddOwn(area));
     } else if (process.saved == nullptr) {
-      std::uint64_t end = 0;
-      for (const Area& area : process.areas) {
-        if (!area.Is(kAreaVsyscall)) end = area.vma.end;
-      }
-      ASSIGN_OR_RETURN(look.own_, look.map_.FindOwn(0, end));
+      RETURN_IF_ERROR(look.AddAllOwn());
     }
     return look;
   }
@@ -94,6 +64,10 @@ class Look {
     if (process_->saved == nullptr) {
       return PageMap::Own{Within(own_.content, All(area)), Within(own_.guards, All(area))};
     }
+    if (HasNothingButGuards(area)) {
+      ASSIGN_OR_RETURN(const PageRanges guards, map_.FindGuards(area.vma.start, area.vma.end));
+      return PageMap::Own{{}, guards};
+    }
     constexpr std::size_t kMostScans = 64;
     const PageRanges rest = Subtract({All(area)}, clean);
     if (rest.size() > kMostScans) {
@@ -110,6 +84,35 @@ class Look {
   }
 
  private:
+  // Shared memory of some size, whose pages are not looked at one by one.
+  static bool HasNothingButGuards(const Area& area) {
+    constexpr std::uint64_t kLargeBytes = std::uint64_t{4} << 20;
+    return !HasPrivateContent(area) && area.vma.size() >= kLargeBytes;
+  }
+
+  Status AddAllOwn() {
+    PageRange run;
+    const auto add = [this](const PageRange& range) -> Status {
+      if (range.start >= range.end) return OkStatus();
+      ASSIGN_OR_RETURN(const PageMap::Own found, map_.FindOwn(range.start, range.end));
+      for (const PageRange& pages : found.content) Append(own_.content, pages);
+      for (const PageRange& pages : found.guards) Append(own_.guards, pages);
+      return OkStatus();
+    };
+    for (const Area& area : process_->areas) {
+      if (area.Is(kAreaVsyscall)) continue;
+      if (!HasNothingButGuards(area)) {
+        run.end = area.vma.end;
+        continue;
+      }
+      RETURN_IF_ERROR(add(run));
+      run = {area.vma.end, area.vma.end};
+      ASSIGN_OR_RETURN(const PageRanges guards, map_.FindGuards(area.vma.start, area.vma.end));
+      for (const PageRange& pages : guards) Append(own_.guards, pages);
+    }
+    return add(run);
+  }
+
   // Reservations that are empty, of terabytes at times, are passed over.
   Status AddOwn(const Area& area) {
     if (area.Is(kAreaVsyscall)) return OkStatus();
@@ -235,11 +238,13 @@ Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
   content.id = id;
   content.pages_id = next_pages_id_++;
   content.memory = std::move(fd);
-  ASSIGN_OR_RETURN(const std::vector<PageRange> ranges, DataOf(content.memory.get()));
-  for (const PageRange& range : ranges) {
-    content.Add(range, kRunPresent, false);
-    report_.pages_scanned += range.page_count();
+  const PageRanges& in_parent = clean_objects_[id];
+  ASSIGN_OR_RETURN(const PageRanges rest, PagesOfObject(content.memory.get(), in_parent));
+  for (const PageRun& run : MergeRuns(rest, kRunPresent, in_parent, kRunInParent)) {
+    content.Add(run.pages, run.flags, false);
   }
+  report_.pages_scanned += PageCount(rest) + PageCount(in_parent);
+  report_.pages_in_parent += PageCount(in_parent);
   total_bytes_ += content.page_count() * kPageBytes;
   objects_.emplace(id, std::move(content));
   return OkStatus();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/base/unique_fd.h"
@@ -35,6 +36,11 @@ class MemoryDumper {
     const SavedProcess* saved =
         nullptr;  ///< What the checkpoint that this one is based on has of it.
   };
+  /// What of shared memory objects, by id, is in the checkpoint that this one is based on; before they are added.
+  void SetClean(std::map<std::uint64_t, PageRanges> objects) {
+    clean_objects_ = std::move(objects);
+  }
+
   /// Finds the pages of `processes` in their areas, and puts the guard areas behind them as images know
   /// them.
   Status Add(std::vector<Process> processes);
@@ -90,6 +96,7 @@ class MemoryDumper {
   DumpReport& report_;
   std::vector<Content> processes_;
   std::map<std::uint64_t, Content> objects_;  // by id
+  std::map<std::uint64_t, PageRanges> clean_objects_;
   std::uint32_t next_pages_id_ = 1;
   std::uint64_t total_bytes_ = 0, done_bytes_ = 0;
   const PageBuffer buffer_;

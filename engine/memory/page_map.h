@@ -39,6 +39,8 @@ class PageMap {
     std::vector<PageRange> guards;
   };
   Result<Own> FindOwn(std::uint64_t start, std::uint64_t end) const;
+  /// The guards alone, which takes a tenth of the time where pages are those of a file.
+  Result<std::vector<PageRange>> FindGuards(std::uint64_t start, std::uint64_t end) const;
   /// Of areas that a WriteTracker watches: pages that are present and were written (or came) since the last
   /// time; each is watched again from before this gives it. Pages of other areas are left out.
   Result<std::vector<PageRange>> TakeWritten(std::uint64_t start, std::uint64_t end) const;
@@ -48,6 +50,13 @@ class PageMap {
   /// and have neither changed nor gone since, whether there is a page or none. FailedPrecondition: nobody
   /// watches it, or not all of it.
   Result<std::vector<PageRange>> NotClean(std::uint64_t start, std::uint64_t end) const;
+
+  /// As TakeWritten, also of places without a page, which are watched from then on. FailedPrecondition as
+  /// NotClean.
+  Result<std::vector<PageRange>> TakeAll(std::uint64_t start, std::uint64_t end) const;
+  /// What is watched, and was not written since it was last taken by TakeAll. The page may have gone from the
+  /// page tables since, and others may have written to it (shared memory).
+  Result<std::vector<PageRange>> Unwritten(std::uint64_t start, std::uint64_t end) const;
 
  private:
   PageMap(UniqueFd fd, bool scans, bool knows_guards)

@@ -12,6 +12,7 @@
 #include <sys/shm.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <span>
 #include <string>
@@ -53,6 +54,16 @@ Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id) {
   entry.set_size(segment.shm_segsz);
   entry.set_in_pagemaps(true);
   return entry;
+}
+
+Result<SegmentUse> ReadSegmentUse(pid_t pid, int id) {
+  shmid_ds segment = {};
+  RETURN_IF_ERROR(InIpcNamespace(pid, [&]() -> Status {
+    ASSIGN_OR_RETURN(segment, Stat(id));
+    return OkStatus();
+  }));
+  return SegmentUse{.mappings = segment.shm_nattch,
+                    .last_change = std::max(segment.shm_atime, segment.shm_dtime)};
 }
 
 Result<UniqueFd> OpenSegment(pid_t pid, int id) {

@@ -21,6 +21,15 @@ struct RestoredProcess;
 /// What shmctl(2) tells of segment `id` in the IPC namespace of process `pid`. NotFound: no such segment.
 Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id);
 
+/// Who is attached to a segment, and since when.
+struct SegmentUse {
+  std::uint64_t mappings = 0;    ///< By all processes, parts counted apart.
+  std::int64_t last_change = 0;  ///< When one came or went last, in seconds (CLOCK_REALTIME).
+  bool operator==(const SegmentUse&) const = default;
+};
+/// As ReadSegment.
+Result<SegmentUse> ReadSegmentUse(pid_t pid, int id);
+
 /// Its content, to be read. We are attached to it for that moment (shmctl(2): its times tell).
 Result<UniqueFd> OpenSegment(pid_t pid, int id);
 

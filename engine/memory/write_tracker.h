@@ -3,12 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/proc/maps.h"
-#include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
 
@@ -16,9 +16,8 @@ namespace stasis::engine {
 /// so. Destroyed, or when we die, the process is as before; End() does that in steps that nobody feels.
 class WriteTracker {
  public:
-  /// In `process`, which stands still. Unimplemented: this kernel cannot (Linux 6.7). Other errors: this
-  /// process cannot, for lack of a descriptor for one.
-  static Result<WriteTracker> Begin(FrozenProcess& process);
+  /// By a userfaultfd of the process (MakeUserfaultfds). Unimplemented: this kernel cannot (Linux 6.7).
+  static Result<WriteTracker> Begin(UniqueFd userfaultfd);
 
   /// Watches `vma`, if it is private anonymous memory of small pages and not watched by somebody else; what
   /// lies there may be another area by now. The process may run.
@@ -37,7 +36,7 @@ class WriteTracker {
  private:
   explicit WriteTracker(UniqueFd fd) : fd_(std::move(fd)) {}
 
-  UniqueFd fd_;  // the userfaultfd
+  UniqueFd fd_;
   PageRanges watched_;
 };
 

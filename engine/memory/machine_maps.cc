@@ -1,0 +1,77 @@
+// Source  proc_pid_maps(5), proc_pid_status(5), pid_namespaces(7); tested on 6.18
+// Rule    In a pid namespace of ours we would not see those outside of it.
+// Rule    /proc is listed by rising pid, and a child has a higher one than those before it: who is born meanwhile
+//         comes later.
+// Rule    Memory is inherited by fork(2) from a process of the same program alone, since execve(2) drops it. The
+//         size of its program (VmExe) is shown to everybody.
+#include "engine/memory/machine_maps.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <string_view>
+
+#include "engine/base/io.h"
+#include "engine/proc/text.h"
+
+namespace stasis::engine {
+namespace {
+
+constexpr std::string_view kInitialNamespace = "pid:[4026531836]";  // PROC_PID_INIT_INO
+
+std::string Folder(pid_t pid) { return "/proc/" + std::to_string(pid); }
+
+// Empty for one without memory.
+Result<std::string> SizeOfProgram(pid_t pid) {
+  ASSIGN_OR_RETURN(const std::string status, ReadFileAt(AT_FDCWD, Folder(pid) + "/status"));
+  constexpr std::string_view kField = "\nVmExe:";
+  const std::size_t at = status.find(kField);
+  if (at == std::string::npos) return std::string();
+  std::string_view rest = std::string_view(status).substr(at + kField.size());
+  return std::string(text::Trim(text::CutLine(rest)));
+}
+
+bool HasEnded(const Status& status) {
+  return ErrnoOf(status) == ENOENT || ErrnoOf(status) == ESRCH;
+}
+
+// `hidden` may not be looked at.
+Status CheckNoRelative(pid_t hidden, const std::vector<pid_t>& relatives) {
+  const Result<std::string> size = SizeOfProgram(hidden);
+  if (HasEnded(size.status())) return OkStatus();
+  RETURN_IF_ERROR(size.status());
+  if (size->empty()) return OkStatus();
+  for (const pid_t relative : relatives) {
+    const Result<std::string> other = SizeOfProgram(relative);
+    if (other.ok() && *other != *size) continue;
+    return FailedPrecondition("nobody knows whether pid " + std::to_string(hidden) +
+                              " maps it too, which we may not look at");
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status ForEachMaps(const std::vector<pid_t>& relatives,
+                   const std::function<Status(pid_t pid, const std::string& maps)>& look) {
+  ASSIGN_OR_RETURN(const std::string ours, ReadLinkAt(AT_FDCWD, "/proc/self/ns/pid"));
+  if (ours != kInitialNamespace) {
+    return FailedPrecondition("processes outside of our pid namespace cannot be looked at");
+  }
+  std::error_code error;
+  auto entry = std::filesystem::directory_iterator("/proc", error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const Result<pid_t> pid = text::Number<pid_t>(entry->path().filename().string());
+    if (!pid.ok()) continue;
+    const Result<std::string> maps = ReadFileAt(AT_FDCWD, Folder(*pid) + "/maps");
+    if (HasEnded(maps.status())) continue;
+    const bool is_hidden = ErrnoOf(maps.status()) == EACCES || ErrnoOf(maps.status()) == EPERM;
+    if (!is_hidden) RETURN_IF_ERROR(maps.status());
+    RETURN_IF_ERROR(is_hidden ? CheckNoRelative(*pid, relatives) : look(*pid, *maps));
+  }
+  return error ? SyscallError(error.value(), "list /proc") : OkStatus();
+}
+
+}  // namespace stasis::engine

@@ -1,0 +1,31 @@
+// userfaultfd(2) of another process, used from here: which of its pages are written, and what it does to its
+// mappings.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/base/unique_fd.h"
+#include "engine/memory/page_ranges.h"
+#include "engine/tracee/frozen_tree.h"
+
+namespace stasis::engine {
+
+/// `count` userfaultfds for the memory of `process`, which stands still, with asynchronous write-protection
+/// still to be chosen (StartUserfault).
+Result<std::vector<UniqueFd>> MakeUserfaultfds(FrozenProcess& process, int count);
+
+/// With asynchronous write-protection and `events` (UFFD_FEATURE_EVENT_*). Unimplemented: this kernel cannot
+/// (Linux 6.7).
+Status StartUserfault(int fd, std::uint64_t events = 0);
+
+/// False when the range cannot be watched, or is by somebody else (EBUSY), or has gone.
+bool WatchRange(int fd, const PageRange& range);
+
+/// Ends the watch of `range` in steps that nobody feels. The process may run.
+void UnwatchRange(int fd, const PageRange& range);
+/// ... at once, for areas that would stay in pieces.
+void UnwatchWhole(int fd, const PageRange& range);
+
+}  // namespace stasis::engine
