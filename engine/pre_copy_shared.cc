@@ -1,4 +1,4 @@
-// Source  mm/shmem.c, mm/mremap.c, fs/userfaultfd.c, shmctl(2); decision 9; tested on 6.18
+// Source  mm/shmem.c, mm/mremap.c, fs/userfaultfd.c, shmctl(2); decision 15; tested on 6.18
 // Rule    Pages are write-protected in page tables, of which each process has its own. So an object is saved only
 //         while every mapping of it, anywhere on the machine, is watched from before the first copy until the tree
 //         stands still; what was written is what was written through any of them.
@@ -31,7 +31,6 @@
 #include "engine/memory/object_pages.h"
 #include "engine/memory/page_map.h"
 #include "engine/memory/system_v.h"
-#include "engine/proc/text.h"
 
 namespace stasis::engine {
 namespace {
@@ -39,7 +38,10 @@ namespace {
 // As for private memory (pre_copy.cc).
 constexpr std::uint64_t kWorthwhileBytes = std::uint64_t{16} << 20;
 constexpr std::size_t kMostMappers = 256;
-// Of page tables that the watch makes where a process has none, charged to its container.
+// Of page tables that the watch of an object makes where a process has none, charged to its container: a part of
+// its size, but no less and no more than this.
+constexpr std::uint64_t kPartOfTables = 32;
+constexpr std::uint64_t kFewTableBytes = std::uint64_t{4} << 20;
 constexpr std::uint64_t kMostTableBytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t kBytesOfTable = std::uint64_t{2} << 20;  // of memory, told by one page
 constexpr int kPollMilliseconds = 100;
@@ -60,19 +62,13 @@ Result<std::vector<Vma>> ReadMaps(int proc_fd) {
   return ParseMaps(text);
 }
 
-std::uint64_t SharedBytes(const FrozenProcess& process) {
-  const Result<std::string> text = ReadFileAt(process.proc.get(), "statm");
-  if (!text.ok()) return 0;
-  const std::vector<std::string_view> words = text::Words(*text);
-  if (words.size() < 3) return 0;
-  return text::Number<std::uint64_t>(words[2]).value_or(0) * kPageBytes;
-}
-
-// Memory of hugetlb is not in statm.
-bool MayMapObjects(const FrozenProcess& process, const std::vector<Vma>& vmas) {
-  const bool has_huge_pages = std::ranges::any_of(
-      vmas, [](const Vma& vma) { return vma.path == "/anon_hugepage (deleted)"; });
-  return has_huge_pages || SharedBytes(process) >= kWorthwhileBytes;
+// That the object has, whoever has it in page tables; swapped out ones too.
+std::uint64_t BytesOfObject(const FrozenProcess& process, const Vma& vma) {
+  constexpr std::uint64_t kBlockBytes = 512;
+  const std::string link = Area{.vma = vma, .entry = {}}.LinkName();
+  struct stat st = {};
+  if (::fstatat(process.proc.get(), link.c_str(), &st, 0) != 0) return 0;
+  return static_cast<std::uint64_t>(st.st_blocks) * kBlockBytes;
 }
 
 Status Refuse(std::string why) { return FailedPrecondition(std::move(why)); }
@@ -102,13 +98,14 @@ void Tell(const ObjectKey& key, const Status& status, const Log& log) {
 
 // The page tables that watching `vmas` makes.
 Status CheckTables(const std::vector<const Vma*>& vmas) {
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0, largest = 0;
   for (const Vma* vma : vmas) {
+    largest = std::max(largest, vma->size());
     if (vma->Has("ht")) continue;
     bytes += (vma->size() - std::min(vma->size(), vma->resident)) / kBytesOfTable * kPageBytes;
   }
-  return bytes <= kMostTableBytes ? OkStatus()
-                                  : Refuse("its processes have little of it mapped in");
+  const std::uint64_t most = std::clamp(largest / kPartOfTables, kFewTableBytes, kMostTableBytes);
+  return bytes <= most ? OkStatus() : Refuse("many processes map it that have little of it");
 }
 
 // The offsets of `addresses`, which lie in `range`, of a mapping that begins at `offset`.
@@ -131,8 +128,9 @@ SharedCandidates FindShared(const FrozenTree& look) {
     std::erase_if(vmas, [](const Vma& vma) { return !CanBeSaved(vma); });
     if (vmas.empty()) continue;
     for (const Vma& vma : vmas) {
-      if (vma.size() < kWorthwhileBytes || !MayMapObjects(process, vmas)) continue;
-      found.objects.insert(ObjectKey::Of(vma));
+      const ObjectKey key = ObjectKey::Of(vma);
+      if (vma.size() < kWorthwhileBytes || found.objects.contains(key)) continue;
+      if (BytesOfObject(process, vma) >= kWorthwhileBytes) found.objects.insert(key);
     }
     maps.emplace(process.pid, std::move(vmas));
   }
@@ -150,12 +148,22 @@ bool SharedCopy::Mapping::operator==(const Mapping& other) const {
          offset == other.offset;
 }
 
+bool SharedCopy::Mapping::IsContinuedBy(const PageRange& next, std::uint64_t next_offset) const {
+  return range.end == next.start && offset + (range.end - range.start) == next_offset;
+}
+
+// Areas that mprotect(2) has split are one mapping.
 template <typename Vmas>
 std::vector<SharedCopy::Mapping> SharedCopy::MappingsOf(const Vmas& vmas, const ObjectKey& key) {
   std::vector<Mapping> mappings;
   for (const Vma& vma : vmas) {
     if (!vma.shared || ObjectKey::Of(vma) != key) continue;
-    mappings.push_back({.key = key, .range = {vma.start, vma.end}, .offset = vma.offset});
+    const PageRange range = {vma.start, vma.end};
+    if (!mappings.empty() && mappings.back().IsContinuedBy(range, vma.offset)) {
+      mappings.back().range.end = range.end;
+    } else {
+      mappings.push_back({.key = key, .range = range, .offset = vma.offset});
+    }
   }
   return mappings;
 }
@@ -271,11 +279,10 @@ Status SharedCopy::WatchIn(Mapper& mapper, const std::vector<Vma>& smaps,
   for (const Vma& vma : smaps) {
     if (!vma.shared || ObjectKey::Of(vma) != object.key) continue;
     if (!mapper.watch->Watch(vma)) return Refuse("cannot be watched, or has a userfaultfd itself");
-    mapper.mappings.push_back(
-        {.key = object.key, .range = {vma.start, vma.end}, .offset = vma.offset});
     whole = Unite(whole, {{vma.offset, vma.offset + vma.size()}});
   }
   if (whole.empty()) return OkStatus();
+  std::ranges::move(MappingsOf(smaps, object.key), std::back_inserter(mapper.mappings));
   if (mapper.watch->MissesForks(smaps)) return Refuse("its forks cannot be seen");
   const bool all = whole.size() == 1 && whole.front().start == 0 && whole.front().end >= size;
   return all ? OkStatus() : Refuse("it maps a part of it only");

@@ -99,6 +99,7 @@ class SharedCopy {
     PageRange range;
     std::uint64_t offset = 0;
     bool operator==(const Mapping& other) const;
+    bool IsContinuedBy(const PageRange& next, std::uint64_t next_offset) const;
   };
   struct Mapper {
     pid_t pid = 0;

@@ -1,9 +1,11 @@
 // Source  proc_pid_maps(5), proc_pid_status(5), pid_namespaces(7); tested on 6.18
-// Rule    In a pid namespace of ours we would not see those outside of it.
 // Rule    /proc is listed by rising pid, and a child has a higher one than those before it: who is born meanwhile
 //         comes later.
 // Rule    Memory is inherited by fork(2) from a process of the same program alone, since execve(2) drops it. The
 //         size of its program (VmExe) is shown to everybody.
+// Rule    A process leaves its pid namespace neither by fork(2) nor by setns(2). So those outside of ours, which we do
+//         not see, share memory only with one that came in and has executed no program since; that an ancestor in
+//         here is another program says that it has. (Not so of an orphan of one that came in by setns(2).)
 #include "engine/memory/machine_maps.h"
 
 #include <fcntl.h>
@@ -23,15 +25,18 @@ constexpr std::string_view kInitialNamespace = "pid:[4026531836]";  // PROC_PID_
 
 std::string Folder(pid_t pid) { return "/proc/" + std::to_string(pid); }
 
-// Empty for one without memory.
-Result<std::string> SizeOfProgram(pid_t pid) {
+// Of /proc/PID/status, `name` as "VmExe:"; empty where there is none.
+Result<std::string> Field(pid_t pid, std::string_view name) {
   ASSIGN_OR_RETURN(const std::string status, ReadFileAt(AT_FDCWD, Folder(pid) + "/status"));
-  constexpr std::string_view kField = "\nVmExe:";
-  const std::size_t at = status.find(kField);
-  if (at == std::string::npos) return std::string();
-  std::string_view rest = std::string_view(status).substr(at + kField.size());
-  return std::string(text::Trim(text::CutLine(rest)));
+  std::string_view rest = status;
+  while (!rest.empty()) {
+    std::string_view line = text::CutLine(rest);
+    if (line.starts_with(name)) return std::string(text::Trim(line.substr(name.size())));
+  }
+  return std::string();
 }
+
+Result<std::string> SizeOfProgram(pid_t pid) { return Field(pid, "VmExe:"); }
 
 bool HasEnded(const Status& status) {
   return ErrnoOf(status) == ENOENT || ErrnoOf(status) == ESRCH;
@@ -52,13 +57,27 @@ Status CheckNoRelative(pid_t hidden, const std::vector<pid_t>& relatives) {
   return OkStatus();
 }
 
+// That no process outside of our pid namespace can have what `pid` maps.
+Status CheckInside(pid_t pid) {
+  ASSIGN_OR_RETURN(const std::string size, SizeOfProgram(pid));
+  for (pid_t at = pid; at > 0;) {
+    ASSIGN_OR_RETURN(const std::string parent, Field(at, "PPid:"));
+    ASSIGN_OR_RETURN(at, text::Number<pid_t>(parent));
+    if (at == 0) break;
+    ASSIGN_OR_RETURN(const std::string other, SizeOfProgram(at));
+    if (other != size) return OkStatus();
+  }
+  return FailedPrecondition("pid " + std::to_string(pid) +
+                            " may share it with processes outside of our pid namespace");
+}
+
 }  // namespace
 
 Status ForEachMaps(const std::vector<pid_t>& relatives,
                    const std::function<Status(pid_t pid, const std::string& maps)>& look) {
   ASSIGN_OR_RETURN(const std::string ours, ReadLinkAt(AT_FDCWD, "/proc/self/ns/pid"));
   if (ours != kInitialNamespace) {
-    return FailedPrecondition("processes outside of our pid namespace cannot be looked at");
+    for (const pid_t relative : relatives) RETURN_IF_ERROR(CheckInside(relative));
   }
   std::error_code error;
   auto entry = std::filesystem::directory_iterator("/proc", error);
