@@ -255,6 +255,7 @@ Status SharedCopy::Watch(const ObjectKey& key,
   RETURN_IF_ERROR(CheckKinds(all));
   RETURN_IF_ERROR(CheckTables(all));
   object.is_segment = IsSegment(*all.front());
+  object.is_huge = all.front()->Has("ht");
   for (Mapper& mapper : mappers_) {
     const auto vmas = smaps.find(&mapper);
     if (vmas == smaps.end()) continue;
@@ -379,7 +380,7 @@ std::map<std::uint64_t, PageRanges> SharedCopy::Clean(std::span<const MappedArea
     RETURN_IF_ERROR(
         ForEachMapping(object, [&](const PageMap& map, const Mapping& mapping) -> Status {
           ASSIGN_OR_RETURN(const PageRanges found,
-                           map.Unwritten(mapping.range.start, mapping.range.end));
+                           map.Unwritten(mapping.range.start, mapping.range.end, object.is_huge));
           changed = Unite(
               changed, ToOffsets(Subtract({mapping.range}, found), mapping.range, mapping.offset));
           return OkStatus();

@@ -44,8 +44,9 @@ struct SavedObject {
   UniqueFd content;  ///< Open to be read.
   PageRanges
       saved;  ///< In the checkpoint that the final one is based on, as of some time or other.
-  PageRanges taken;    ///< Of the round that is going on.
-  PageRanges removed;  ///< What is not to be believed to be as it was saved.
+  PageRanges taken;      ///< Of the round that is going on.
+  PageRanges removed;    ///< What is not to be believed to be as it was saved.
+  bool is_huge = false;  ///< Pages of hugetlb.
   bool is_segment = false;
   SegmentUse use;  ///< Of a segment, before its first page was saved.
 

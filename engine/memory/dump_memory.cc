@@ -53,10 +53,9 @@ class Look {
   // What of `area` is as it was when it was saved.
   Result<PageRanges> CleanIn(const Area& area) const {
     if (process_->saved == nullptr || !area.Is(kAreaAnonPrivate)) return PageRanges();
-    const Result<PageRanges> rest = map_.NotClean(area.vma.start, area.vma.end);
-    if (rest.status().code() == StatusCode::kFailedPrecondition) return PageRanges();
-    RETURN_IF_ERROR(rest.status());
-    return Intersect(Subtract({All(area)}, *rest), process_->saved->saved);
+    ASSIGN_OR_RETURN(const PageRanges unwritten,
+                     map_.Unwritten(area.vma.start, area.vma.end, area.vma.Has("ht")));
+    return Intersect(unwritten, process_->saved->saved);
   }
 
   // ... and what is in it besides.

@@ -77,7 +77,7 @@ bool MappingWatch::MissesForks(const std::vector<Vma>& smaps) const {
 }
 
 bool MappingWatch::StillSeesForks(const PageMap& map) const {
-  return map.NotClean(stack_.start, stack_.end).ok();
+  return map.IsWatched(stack_.start, stack_.end);
 }
 
 void MappingWatch::HideFrom(Vma& vma) {

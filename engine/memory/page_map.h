@@ -46,17 +46,15 @@ class PageMap {
   Result<std::vector<PageRange>> TakeWritten(std::uint64_t start, std::uint64_t end) const;
   /// The same pages, which stay to be taken.
   Result<std::vector<PageRange>> Written(std::uint64_t start, std::uint64_t end) const;
-  /// Of one area that a WriteTracker watches: all but the pages that were there when they were last taken
-  /// and have neither changed nor gone since, whether there is a page or none. FailedPrecondition: nobody
+  /// As TakeWritten, also of places without a page, which are watched from then on. FailedPrecondition: nobody
   /// watches it, or not all of it.
-  Result<std::vector<PageRange>> NotClean(std::uint64_t start, std::uint64_t end) const;
-
-  /// As TakeWritten, also of places without a page, which are watched from then on. FailedPrecondition as
-  /// NotClean.
   Result<std::vector<PageRange>> TakeAll(std::uint64_t start, std::uint64_t end) const;
-  /// What is watched, and was not written since it was last taken by TakeAll. The page may have gone from the
-  /// page tables since, and others may have written to it (shared memory).
-  Result<std::vector<PageRange>> Unwritten(std::uint64_t start, std::uint64_t end) const;
+  /// Of what is watched: what has neither changed nor gone since it was last taken. Of a page of shared memory it
+  /// may have gone from the page tables alone, and others may have written to it. `huge`: pages of hugetlb.
+  Result<std::vector<PageRange>> Unwritten(std::uint64_t start, std::uint64_t end,
+                                           bool huge = false) const;
+  /// Whether all of it is watched.
+  bool IsWatched(std::uint64_t start, std::uint64_t end) const;
 
  private:
   PageMap(UniqueFd fd, bool scans, bool knows_guards)

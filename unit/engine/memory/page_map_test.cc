@@ -4,8 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "engine/base/io.h"
+#include "engine/memory/page_ranges.h"
+#include "engine/memory/userfault.h"
 
 namespace stasis::engine {
 namespace {
@@ -66,6 +70,82 @@ TEST_P(PageMapTest, OfAFileThoseThatWereCopiedOnWriteAreItsOwn) {
 
 INSTANTIATE_TEST_SUITE_P(Ways, PageMapTest, ::testing::Bool(),
                          [](const auto& scans) { return scans.param ? "Scan" : "PageByPage"; });
+
+// Three huge pages' worth of memory that is watched, by the short way through the page tables (where this kernel
+// shows holes so) and by the other.
+class WatchedMemoryTest : public ::testing::TestWithParam<bool> {
+ protected:
+  static constexpr std::size_t kHugePages = 512, kAll = 3 * kHugePages;
+
+  ~WatchedMemoryTest() override { ::munmap(mapped_, (kAll + kHugePages) * kPageBytes); }
+
+  bool Watch(int flags) {
+    const std::size_t bytes = (kAll + kHugePages) * kPageBytes;
+    mapped_ = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+    const auto at = reinterpret_cast<std::uintptr_t>(mapped_);
+    start_ =
+        (at + kHugePages * kPageBytes - 1) / (kHugePages * kPageBytes) * kHugePages * kPageBytes;
+    area_ = static_cast<char*>(mapped_) + (start_ - at);
+    ::madvise(area_, kAll * kPageBytes, MADV_HUGEPAGE);
+    fd_.Reset(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | 1)));
+    return StartUserfault(fd_.get()).ok() && WatchRange(fd_.get(), {start_, End()});
+  }
+  void TouchAll() {
+    for (std::size_t page = 0; page < kAll; ++page) Touch(area_, page);
+  }
+  void Drop(std::size_t page, std::size_t count) {
+    EXPECT_EQ(::madvise(area_ + page * kPageBytes, count * kPageBytes, MADV_DONTNEED), 0);
+  }
+  std::uint64_t End() const { return start_ + kAll * kPageBytes; }
+  std::vector<PageRange> Unwritten() const {
+    auto found = Self().Unwritten(start_, End(), GetParam()).value_or(std::vector<PageRange>());
+    for (PageRange& range : found) {
+      range = {(range.start - start_) / kPageBytes, (range.end - start_) / kPageBytes};
+    }
+    return found;
+  }
+  PageMap Self() const {
+    const Result<UniqueFd> self = OpenAt(AT_FDCWD, "/proc/self", O_RDONLY | O_DIRECTORY);
+    return *PageMap::Open(self->get());
+  }
+
+  void* mapped_ = nullptr;
+  char* area_ = nullptr;
+  std::uint64_t start_ = 0;
+  UniqueFd fd_;
+};
+
+TEST_P(WatchedMemoryTest, WhatIsWrittenOrGoneIsNotUnwritten) {
+  if (!Watch(MAP_PRIVATE)) GTEST_SKIP() << "this kernel has no asynchronous userfaultfd";
+  TouchAll();
+  EXPECT_TRUE(Self().TakeWritten(start_, End()).ok());
+  Touch(area_, 5);
+  Drop(7, 1);
+  Drop(kHugePages, kHugePages);  // perhaps a huge page, and its page table with it
+  EXPECT_THAT(Unwritten(), ElementsAre(FieldsAre(0, 5), FieldsAre(6, 7), FieldsAre(8, kHugePages),
+                                       FieldsAre(2 * kHugePages, kAll)));
+}
+
+TEST_P(WatchedMemoryTest, OfSharedMemoryItIsKnownToo) {
+  if (!Watch(MAP_SHARED)) GTEST_SKIP() << "this kernel has no asynchronous userfaultfd";
+  for (std::size_t page = 0; page < kHugePages; ++page) Touch(area_, page);
+  EXPECT_TRUE(Self().TakeAll(start_, End()).ok());
+  Touch(area_, 3);
+  Touch(area_, 4);
+  Drop(4, 3);                        // pages 5 and 6 come back as they were
+  Touch(area_, 2 * kHugePages + 1);  // where no page was
+  EXPECT_EQ(Look(area_, 5), 1);
+  Look(area_, kHugePages + 1);
+  const auto unwritten = Unwritten();
+  EXPECT_THAT(Within(unwritten, {0, kHugePages}),
+              ElementsAre(FieldsAre(0, 3), FieldsAre(5, kHugePages)));
+  // A kernel that does not show holes did not watch them, and says so.
+  EXPECT_TRUE(Within(unwritten, {2 * kHugePages + 1, 2 * kHugePages + 2}).empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, WatchedMemoryTest, ::testing::Bool(), [](const auto& asks) {
+  return asks.param ? "AsksForUnwritten" : "AsksForWritten";
+});
 
 }  // namespace
 }  // namespace stasis::engine
