@@ -63,7 +63,7 @@ class Subject:
 
     def __init__(self, folder, command=None, **shape):
         self.folder = Path(tempfile.mkdtemp(dir=folder))
-        words = ("mib", "threads", "processes", "descriptors", "rate")
+        words = ("mib", "threads", "processes", "descriptors", "rate", "shared")
         self.command = command or [WORKLOAD, self.folder, *(shape.get(word, 0) for word in words)]
         self.ready = command is None
         self.root = None

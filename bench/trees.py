@@ -49,6 +49,7 @@ def frozen(run):
         add_dump(run, "frozen", f"{mib} MiB idle", 10, 1 / 45, mib=mib)
     mib = run.size(1024, 64)
     add_dump(run, "frozen", f"{mib} MiB, 50,000 pages dirtied a second", 50, mib=mib, rate=50_000)
+    add_dump(run, "frozen", f"{mib} MiB that two processes share, idle", 10, 1 / 45, shared=mib, processes=2)
     threads, processes = run.size(1000, 50), run.size(200, 10)
     add_dump(run, "frozen", f"{threads} threads", 60, threads=threads)
     add_dump(run, "frozen", f"{processes} processes", 100, processes=processes)

@@ -1,4 +1,4 @@
-// What the measurements checkpoint: workload FOLDER [MIB THREADS PROCESSES DESCRIPTORS PAGES_A_SECOND]
+// What the measurements checkpoint: workload FOLDER [MIB THREADS PROCESSES DESCRIPTORS PAGES_A_SECOND SHARED_MIB]
 //
 // Memory is filled with bytes that do not repeat. Once all is there it makes the file `ready` in FOLDER
 // and prints "ready"; from then on it dirties pages at the given rate, spread over all memory.
@@ -19,8 +19,8 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
-uint64_t* Filled(size_t bytes) {
-  void* area = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+uint64_t* Filled(size_t bytes, int flags) {
+  void* area = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
   if (area == MAP_FAILED) abort();
   auto* words = static_cast<uint64_t*>(area);
   uint64_t state = 88172645463325252u;
@@ -61,7 +61,8 @@ int main(int argc, char** argv) {
   auto number = [&](int at) { return argc > at ? atol(argv[at]) : 0; };
   if (argc < 2) return 2;
   const size_t bytes = static_cast<size_t>(number(2)) << 20;
-  uint64_t* words = bytes != 0 ? Filled(bytes) : nullptr;
+  uint64_t* words = bytes != 0 ? Filled(bytes, MAP_PRIVATE) : nullptr;
+  if (number(7) > 0) Filled(static_cast<size_t>(number(7)) << 20, MAP_SHARED);
   OpenDescriptors(number(5));
   for (long i = 1; i < number(4); ++i) {
     if (fork() == 0) {
