@@ -4,6 +4,7 @@
 #include "engine/dump.h"
 
 #include <fcntl.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <iterator>
@@ -231,7 +232,11 @@ std::map<std::uint64_t, PageRanges> CleanObjects(Checkpoint& checkpoint) {
   for (const DumpedProcess& process : checkpoint.processes) {
     if (!process.zombie) tree.push_back({*process.frozen, process.areas});
   }
-  return checkpoint.pre_copy.CleanObjects(tree, checkpoint.request.log);
+  std::set<ObjectKey> open_files;
+  for (const OpenFile& file : checkpoint.files->files()) {
+    open_files.insert({major(file.st.st_dev), minor(file.st.st_dev), file.st.st_ino});
+  }
+  return checkpoint.pre_copy.CleanObjects(tree, open_files, checkpoint.request.log);
 }
 
 Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {

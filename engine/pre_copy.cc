@@ -366,8 +366,10 @@ const SavedProcess* PreCopy::Find(const FrozenProcess& process) const {
 }
 
 std::map<std::uint64_t, PageRanges> PreCopy::CleanObjects(std::span<const MappedAreas> tree,
+                                                          const std::set<ObjectKey>& open_files,
                                                           const Log& log) {
-  return shared_ ? shared_->Clean(tree, log) : std::map<std::uint64_t, PageRanges>();
+  if (!shared_) return {};
+  return shared_->Clean(tree, open_files, log);
 }
 
 void PreCopy::End() {

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -57,8 +58,9 @@ class PreCopy {
   /// Null when nothing of its own memory was saved.
   const SavedProcess* Find(const FrozenProcess& process) const;
 
-  /// Of the frozen tree: what of each shared memory object, by its id, is in the checkpoint that this one is based on.
+  /// Of the frozen tree, which has `open_files`: what of each shared memory object, by its id, is in the checkpoint that this one is based on.
   std::map<std::uint64_t, PageRanges> CleanObjects(std::span<const MappedAreas> tree,
+                                                   const std::set<ObjectKey>& open_files,
                                                    const Log& log);
 
   /// The stops that this took.

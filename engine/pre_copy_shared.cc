@@ -16,6 +16,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -37,14 +38,13 @@ namespace {
 
 // As for private memory (pre_copy.cc).
 constexpr std::uint64_t kWorthwhileBytes = std::uint64_t{16} << 20;
-constexpr std::size_t kMostMappers = 256;
+constexpr std::size_t kMostMappers = 128;
 // Of page tables that the watch of an object makes where a process has none, charged to its container: a part of
 // its size, but no less and no more than this.
 constexpr std::uint64_t kPartOfTables = 32;
 constexpr std::uint64_t kFewTableBytes = std::uint64_t{4} << 20;
 constexpr std::uint64_t kMostTableBytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t kBytesOfTable = std::uint64_t{2} << 20;  // of memory, told by one page
-constexpr int kPollMilliseconds = 100;
 
 constexpr std::string_view kRing = "/[aio] (deleted)";
 
@@ -176,16 +176,14 @@ std::vector<SharedCopy::Mapping> SharedCopy::Mapper::Of(const ObjectKey& key) co
 }
 
 SharedCopy::~SharedCopy() {
+  if (!reader_.joinable()) return;
   // Who waits for an event waits until the descriptors are closed, right after this.
-  reader_ = {};
+  (void)::eventfd_write(end_.get(), 1);
+  reader_.join();
 }
 
 Status SharedCopy::Add(const FrozenProcess& process, std::vector<UniqueFd> userfaultfds) {
-  if (!poll_) {
-    poll_.Reset(::epoll_create1(EPOLL_CLOEXEC));
-    if (!poll_) return SyscallError(errno, "epoll_create1");
-    reader_ = std::jthread([this](const std::stop_token& stop) { ReadEvents(stop); });
-  }
+  if (!reader_.joinable()) RETURN_IF_ERROR(StartReader());
   Mapper mapper;
   mapper.pid = process.pid;
   mapper.start_time = process.stat.start_time;
@@ -204,12 +202,25 @@ Status SharedCopy::Add(const FrozenProcess& process, std::vector<UniqueFd> userf
   return OkStatus();
 }
 
-void SharedCopy::ReadEvents(const std::stop_token& stop) {
+Status SharedCopy::StartReader() {
+  poll_.Reset(::epoll_create1(EPOLL_CLOEXEC));
+  end_.Reset(::eventfd(0, EFD_CLOEXEC));
+  epoll_event event = {.events = EPOLLIN, .data = {.ptr = nullptr}};
+  if (!poll_ || !end_ || ::epoll_ctl(poll_.get(), EPOLL_CTL_ADD, end_.get(), &event) != 0) {
+    return SyscallError(errno, "epoll of an eventfd");
+  }
+  reader_ = std::jthread([this] { ReadEvents(); });
+  return OkStatus();
+}
+
+void SharedCopy::ReadEvents() {
   std::array<epoll_event, 16> events;
-  while (!stop.stop_requested()) {
-    const int count = ::epoll_wait(poll_.get(), events.data(), events.size(), kPollMilliseconds);
+  while (true) {
+    const int count = ::epoll_wait(poll_.get(), events.data(), events.size(), -1);
     for (int i = 0; i < count; ++i) {
-      static_cast<MappingWatch*>(events[static_cast<std::size_t>(i)].data.ptr)->ReadEvents();
+      void* const watch = events[static_cast<std::size_t>(i)].data.ptr;
+      if (watch == nullptr) return;
+      static_cast<MappingWatch*>(watch)->ReadEvents();
     }
   }
 }
@@ -371,9 +382,11 @@ std::uint64_t SharedCopy::Keep() {
 }
 
 std::map<std::uint64_t, PageRanges> SharedCopy::Clean(std::span<const MappedAreas> tree,
+                                                      const std::set<ObjectKey>& open_files,
                                                       const Log& log) {
   std::map<std::uint64_t, PageRanges> clean;
   const auto find = [&](SavedObject& object) -> Status {
+    if (open_files.contains(object.key)) return Refuse("it is open as a file");
     RETURN_IF_ERROR(CheckFrozen(tree, object));
     RETURN_IF_ERROR(CheckEvents(object));
     PageRanges changed = object.removed;

@@ -84,8 +84,9 @@ class SharedCopy {
   std::uint64_t Take(const Log& log);  ///< What is to be saved next, in pages.
   std::uint64_t Keep();  ///< ... is saved; gives the pages that were written meanwhile.
 
-  /// Of the frozen tree: what of each object, by its id, is as it was saved.
-  std::map<std::uint64_t, PageRanges> Clean(std::span<const MappedAreas> tree, const Log& log);
+  /// Of the frozen tree, which has `open_files`: what of each object, by its id, is as it was saved.
+  std::map<std::uint64_t, PageRanges> Clean(std::span<const MappedAreas> tree,
+                                            const std::set<ObjectKey>& open_files, const Log& log);
 
   /// As WriteTracker::HideFrom, for process `pid`.
   void HideFrom(pid_t pid, Vma& vma) const;
@@ -114,7 +115,8 @@ class SharedCopy {
   template <typename Vmas>
   static std::vector<Mapping> MappingsOf(const Vmas& vmas, const ObjectKey& key);
 
-  void ReadEvents(const std::stop_token& stop);
+  Status StartReader();
+  void ReadEvents();
   // Forgets objects that do not pass.
   void Forget(const std::function<Status(SavedObject&)>& check, const Log& log);
   Status Watch(const ObjectKey& key, const std::map<const Mapper*, std::vector<Vma>>& smaps);
@@ -131,7 +133,8 @@ class SharedCopy {
   const std::set<ObjectKey> wanted_;
   std::list<SavedObject> objects_;
   std::list<Mapper> mappers_;
-  UniqueFd poll_;  // epoll of all watches
+  UniqueFd poll_;  // epoll of all watches, and of ...
+  UniqueFd end_;   // ... an eventfd that ends the reader
   std::jthread reader_;
 };
 
