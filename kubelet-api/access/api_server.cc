@@ -14,6 +14,7 @@
 #include "archive/json_fields.h"
 #include "cri/log.h"
 #include "engine/base/io.h"
+#include "kubelet-api/stop_after.h"
 
 namespace stasis::kubelet_api {
 namespace {
@@ -23,12 +24,10 @@ using archive::Field;
 using archive::TextField;
 using nlohmann::json;
 
-constexpr auto kAnswerTime = std::chrono::seconds(10);
 constexpr const char* kRetryAfter = "stasis/retry-after";
 
 http::client::http_client_config Config(const std::string& ca_file) {
   http::client::http_client_config config;
-  config.set_timeout(kAnswerTime);
   config.set_max_redirects(0);  // the token is for this server alone
   config.set_ssl_context_callback([ca_file](boost::asio::ssl::context& context) {
     // Not the machine's own authorities, which cpprestsdk begins with.
@@ -71,7 +70,9 @@ Result<ApiServer::Reply> ApiServer::Send(const std::string& method, const std::s
     request.headers().add("Authorization", "Bearer " + token);
     request.set_body(archive::Dump(object), media_type);
     pplx::cancellation_token_source ended;
-    const std::stop_callback end(stop, [&ended] { ended.cancel(); });
+    // cpprestsdk's own time begins anew with each byte that comes.
+    const StopAfter late(options_.answer_time, stop);
+    const std::stop_callback end(late.token(), [&ended] { ended.cancel(); });
     const http::http_response response = client.request(request, ended.get_token()).get();
     const std::string text = response.extract_utf8string(/*ignore_content_type=*/true).get();
     Reply reply = {.code = response.status_code(), .object = {}, .message = {}, .retry_after = {}};

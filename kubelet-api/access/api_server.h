@@ -19,6 +19,7 @@ struct ApiServerOptions {
   std::string token_file;
   /// Whom tokens have to be made for; empty: the API server itself.
   std::vector<std::string> audiences;
+  std::chrono::milliseconds answer_time{10'000};  ///< From the first to the last byte.
 };
 
 /// How long the API server wants to be left alone, as an Unavailable of Change() has it: a minute at most, and

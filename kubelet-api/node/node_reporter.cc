@@ -10,6 +10,7 @@
 #include "cri/log.h"
 #include "kubelet-api/client_threads.h"
 #include "kubelet-api/events/event_queue.h"
+#include "kubelet-api/stop_after.h"
 
 namespace stasis::kubelet_api {
 namespace {
@@ -97,15 +98,8 @@ void NodeReporter::Run(const std::stop_token& stop) {
   }
   if (!may_be_there_) return;
   // Who is watched by a node's labels must not be sent to one where nobody would restore it.
-  std::stop_source late;
-  const std::jthread timer([&late](const std::stop_token& done) {
-    std::mutex own;
-    std::condition_variable_any wait;
-    std::unique_lock held(own);
-    wait.wait_for(held, done, kTimeAtTheEnd, [] { return false; });
-    late.request_stop();
-  });
-  const Status taken = Patch(PatchThatTakesBack(), late.get_token());
+  const StopAfter late(kTimeAtTheEnd);
+  const Status taken = Patch(PatchThatTakesBack(), late.token());
   if (!taken.ok()) {
     log::Warn("the node's labels stay, ignoring", {{"node", node_}, {"reason", ToText(taken)}});
   }

@@ -92,6 +92,13 @@ int Connections::SocketOf(Id id) const {
   return clients_.at(id).socket.get();
 }
 
+int Connections::CountIdle() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(std::ranges::count_if(clients_, [](const auto& one) {
+    return one.second.phase == Phase::kIdle && !one.second.leaves;
+  }));
+}
+
 void Connections::Know(Id id) {
   const std::lock_guard lock(mutex_);
   clients_.at(id).known = true;
@@ -105,9 +112,9 @@ bool Connections::BeginRequest(Id id) {
   return true;
 }
 
-void Connections::BeginAnswer(Id id) {
+void Connections::BeginAnswer(Id id, bool last) {
   const std::lock_guard lock(mutex_);
-  clients_.at(id).phase = Phase::kAnswer;
+  clients_.at(id).phase = last ? Phase::kLastAnswer : Phase::kAnswer;
 }
 
 bool Connections::EndRequest(Id id) {
@@ -135,7 +142,8 @@ void Connections::Cut() {
   std::unique_lock lock(mutex_);
   for (auto& [id, client] : clients_) {
     // A request that is cut short is still told so.
-    ::shutdown(client.socket.get(), client.phase == Phase::kRequest ? SHUT_RD : SHUT_RDWR);
+    const bool is_told = client.phase == Phase::kRequest || client.phase == Phase::kLastAnswer;
+    ::shutdown(client.socket.get(), is_told ? SHUT_RD : SHUT_RDWR);
   }
   changed_.wait(lock, [this] { return clients_.empty(); });
 }

@@ -37,23 +37,26 @@ class Connections {
   void Remove(Id id);
   /// Valid until Remove.
   int SocketOf(Id id) const;
+  /// Those without a request under way.
+  int CountIdle() const;
 
   /// Somebody was authenticated on it.
   void Know(Id id);
   /// A whole request has come. False: it is not to be answered any more.
   bool BeginRequest(Id id);
-  /// From here on it is written alone; who is slow to read may be cut off at the end of the server.
-  void BeginAnswer(Id id);
+  /// From here on it is written alone. Who is slow to read may be cut off at the end of the server, unless it is
+  /// the `last` answer: that of a request which the end has stopped already.
+  void BeginAnswer(Id id, bool last);
   /// False: no further request is to be taken.
   bool EndRequest(Id id);
 
   /// Closes those without a request, admits no more, and waits until no request is under way, or for `grace`.
   void End(std::chrono::milliseconds grace);
-  /// Hangs up on those that are left; waits until all are removed.
+  /// Hangs up on those that are left, once their last answers are written; waits until all are removed.
   void Cut();
 
  private:
-  enum class Phase { kIdle, kRequest, kAnswer };
+  enum class Phase { kIdle, kRequest, kAnswer, kLastAnswer };
   struct Client {
     UniqueFd socket;
     std::string network;

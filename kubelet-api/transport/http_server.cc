@@ -246,7 +246,7 @@ bool HttpServer::Handle(Session& session, const Request& from) {
   }
   http::http_response response = answer.get();
   if (exchange.authenticated && !std::exchange(session.known, true)) connections_.Know(session.id);
-  connections_.BeginAnswer(session.id);
+  connections_.BeginAnswer(session.id, stop_.stop_requested());
   const bool goes_on = Answer(session, exchange, std::move(response), keep,
                               from.method() == beast::http::verb::head);
   return connections_.EndRequest(session.id) && goes_on;
@@ -295,6 +295,8 @@ void HttpServer::Shutdown(std::chrono::milliseconds grace) {
     (void)!::write(wake_.get(), &one, sizeof(one));
     acceptor_.join();
   }
+  // Who is connected and was not accepted would wait for as long as we take: this resets them, and refuses others.
+  ::shutdown(socket_.get(), SHUT_RDWR);
   connections_.End(grace);
   stop_.request_stop();
   connections_.Cut();

@@ -52,6 +52,9 @@ class HttpServer : public web::http::experimental::details::http_server {
   /// they have.
   void Shutdown(std::chrono::milliseconds grace);
 
+  /// Connections without a request under way: an answer is with its client before its request is over here.
+  int CountIdle() const { return connections_.CountIdle(); }
+
  private:
   struct Session;
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <functional>
@@ -27,6 +28,7 @@ struct HttpRequest {
 struct HttpAnswer {
   int code = 200;
   std::string headers = {};  // whole lines
+  bool never_ends = false;   // bytes of the body come until the client has enough
 };
 
 class HttpAnswers {
@@ -49,8 +51,10 @@ class HttpAnswers {
     if (thread_.joinable()) thread_.join();
   }
 
+  /// Clients can connect, and nothing comes.
+  void Listen() { ::listen(socket_.get(), 64); }
   void Begin() {
-    ::listen(socket_.get(), 64);
+    Listen();
     thread_ = std::thread([this] { Serve(); });
   }
   const std::string& url() const { return url_; }
@@ -75,10 +79,14 @@ class HttpAnswers {
         came_.notify_all();
       }
       const HttpAnswer answer = handler_(request);
-      const std::string text = "HTTP/1.1 " + std::to_string(answer.code) +
-                               " Said\r\nConnection: close\r\nContent-Type: application/json\r\n" +
-                               answer.headers + "Content-Length: 2\r\n\r\n{}";
+      const std::string text =
+          "HTTP/1.1 " + std::to_string(answer.code) +
+          " Said\r\nConnection: close\r\nContent-Type: application/json\r\n" + answer.headers +
+          "Content-Length: " + (answer.never_ends ? "99999999\r\n\r\n" : "2\r\n\r\n{}");
       (void)::send(client.get(), text.data(), text.size(), MSG_NOSIGNAL);
+      while (answer.never_ends && ::send(client.get(), " ", 1, MSG_NOSIGNAL) == 1) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
     }
   }
 

@@ -2,6 +2,7 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <thread>
@@ -32,6 +33,7 @@ TEST(HttpServerTest, StrangersGiveWayToOthers) {
   for (const int from : {2, 2, 2, 3, 3, 3}) {
     strangers.push_back(served.Client(from));
     ASSERT_THAT(strangers.back().Get("/anybody"), HasSubstr("200"));
+    served.AwaitIdle(static_cast<int>(strangers.size()));
   }
   const PlainClient last = served.Client(4);
   EXPECT_THAT(last.Get("/anybody"), HasSubstr("200"));
@@ -44,9 +46,12 @@ TEST(HttpServerTest, WhoIsKnownStaysWhenStrangersCome) {
                       {.connections = 4, .connections_an_address = 2, .idle_time = kNever});
   const PlainClient known = served.Client(2);
   ASSERT_THAT(known.Get("/known"), HasSubstr("200"));
+  std::vector<PlainClient> strangers;
   for (int time = 0; time < 20; ++time) {
     for (const int from : {2, 3, 4}) {
-      EXPECT_THAT(served.Client(from).Get("/anybody"), HasSubstr("200"));
+      strangers.push_back(served.Client(from));
+      EXPECT_THAT(strangers.back().Get("/anybody"), HasSubstr("200"));
+      served.AwaitIdle(std::min(static_cast<int>(strangers.size()) + 1, 4));
     }
   }
   EXPECT_THAT(known.Get("/still-here"), HasSubstr("/still-here"));
@@ -57,6 +62,7 @@ TEST(HttpServerTest, OneAddressHasSoManyConnections) {
   const PlainClient first = served.Client(), second = served.Client();
   ASSERT_THAT(first.Get("/known"), HasSubstr("200"));
   ASSERT_THAT(second.Get("/anybody"), HasSubstr("200"));
+  served.AwaitIdle(2);
   EXPECT_THAT(served.Client().Get("/anybody"), HasSubstr("200"));
   EXPECT_TRUE(second.IsLeft());
   EXPECT_TRUE(first.IsOpen());
@@ -117,10 +123,12 @@ TEST(HttpServerTest, ShutdownWaitsForWhatEndsInTime) {
     go_on.get_future().wait();
     request.reply(200, "done\n.\n").wait();
   });
-  const PlainClient client = served.Client();
+  const PlainClient client = served.Client(), idle = served.Client();
   ASSERT_TRUE(client.Send("GET /short HTTP/1.1\r\n\r\n"));
   under_way.get_future().wait();
   std::thread end([&] { served.server().Shutdown(kNever); });
+  EXPECT_TRUE(idle.IsLeft());
+  EXPECT_FALSE(served.Client().connected());  // and nobody new waits for the end of the grace
   go_on.set_value();
   EXPECT_THAT(client.ReadUntil("done"), HasSubstr("200"));
   end.join();

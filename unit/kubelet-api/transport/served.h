@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "kubelet-api/transport/http_server.h"
@@ -101,6 +102,10 @@ class Served {
 
   PlainClient Client(int from = 1) const { return {port_, from}; }
   kubelet_api::HttpServer& server() { return *server_; }
+  /// Only who is idle can be made to leave.
+  void AwaitIdle(int count) const {
+    while (server_->CountIdle() != count) std::this_thread::yield();
+  }
 
  private:
   using ServerApi = web::http::experimental::details::http_server_api;
