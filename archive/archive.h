@@ -106,7 +106,8 @@ Result<Verification> Verify(const Archive& archive, const ProgressCall& progress
 
 /// OK when every member is what the manifest says, or where there is none to say it (archives of
 /// other runtimes). DataLoss: the archive was altered; names a member. Reads all of it.
-Status CheckUnaltered(const Archive& archive, const ProgressCall& progress = {});
+Status CheckUnaltered(const Archive& archive, const ProgressCall& progress = {},
+                      const std::stop_token& stop = {});
 
 /// The manifest of an archive of ours; NotFound for others.
 Result<Manifest> ReadManifest(const Archive& archive);

@@ -52,12 +52,13 @@ json ImageConfig(const std::map<std::string, std::string>& labels, const std::st
   };
 }
 
-Result<std::string> DiffId(const Archive& archive) {
+Result<std::string> DiffId(const Archive& archive, const std::stop_token& stop) {
   constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
   const auto piece = std::make_unique_for_overwrite<std::byte[]>(kPiece);
   Sha256 hash;
   for (std::uint64_t offset = 0; offset < archive.tar_size();) {
     const std::span part(piece.get(), std::min(archive.tar_size() - offset, kPiece));
+    if (stop.stop_requested()) return Cancelled("nobody waits for the image any more");
     RETURN_IF_ERROR(archive.ReadTar(part, offset));
     hash.Update(part);
     offset += part.size();
@@ -106,7 +107,8 @@ Result<std::map<std::string, std::string>> ImageAnnotations(const Archive& archi
   return annotations;
 }
 
-Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress) {
+Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress,
+                                      const std::stop_token& stop) {
   if (archive.file_fd() < 0) {
     return FailedPrecondition(archive.name() +
                               " is an unpacked folder; an image needs the archive as a file");
@@ -121,12 +123,12 @@ Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall
   CheckpointImage image;
   image.layer_size = archive.file_size();
   ASSIGN_OR_RETURN(const std::string digest,
-                   Sha256Of(archive.file_fd(), 0, image.layer_size, progress));
+                   Sha256Of(archive.file_fd(), 0, image.layer_size, progress, stop));
   image.layer_digest = "sha256:" + digest;
   // Of what a runtime unpacks it to: OCI image-spec, "Layer DiffID".
   std::string diff_id = image.layer_digest;
   if (archive.compressed()) {
-    ASSIGN_OR_RETURN(diff_id, DiffId(archive));
+    ASSIGN_OR_RETURN(diff_id, DiffId(archive, stop));
   }
   image.config = Dump(ImageConfig(annotations, MachineOf(archive), created, diff_id));
   image.config_digest = "sha256:" + Sha256Of(image.config);

@@ -31,7 +31,8 @@ struct CheckpointImage {
 Result<std::map<std::string, std::string>> ImageAnnotations(const Archive& archive);
 
 /// Describes the image of `archive`, reading it once for its digest. FailedPrecondition for an archive that
-/// was unpacked into a folder: its bytes are gone.
-Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress = {});
+/// was unpacked into a folder: its bytes are gone. Cancelled: `stop` came first.
+Result<CheckpointImage> DescribeImage(const Archive& archive, const ProgressCall& progress = {},
+                                      const std::stop_token& stop = {});
 
 }  // namespace stasis::archive

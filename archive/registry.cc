@@ -179,8 +179,9 @@ class Pusher {
     config.set_max_redirects(0);  // a streamed body cannot be sent twice, nor credentials elsewhere
     try {
       http::client::http_client client(host, config);
-      return client.request(request).get();
+      return client.request(request, ended_.get_token()).get();
     } catch (const std::exception& error) {
+      if (options_.stop.stop_requested()) return Cancelled("nobody waits for the push any more");
       return Unavailable("reach the registry at " + host.to_string() + ": " + error.what());
     }
   }
@@ -226,6 +227,9 @@ class Pusher {
   std::uint64_t done_ = 0;
   std::uint64_t total_ = 0;
   PushReport report_;
+  // Of the whole push: what is read of an answer is under way after its request.
+  pplx::cancellation_token_source ended_;
+  const std::stop_callback<std::function<void()>> end_{options_.stop, [this] { ended_.cancel(); }};
 };
 
 }  // namespace
@@ -236,6 +240,7 @@ Result<PushReport> PushImage(const Archive& archive, const CheckpointImage& imag
     return Pusher(reference, options).Run(archive, image);
   } catch (
       const std::exception& error) {  // cpprestsdk: an address that is none, an answer cut short
+    if (options.stop.stop_requested()) return Cancelled("nobody waits for the push any more");
     return Unavailable("push to " + reference.Text() + ": " + error.what());
   }
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <stop_token>
 #include <string>
 
 #include "archive/checkpoint_image.h"
@@ -15,6 +16,7 @@ struct PushOptions {
   bool plain_http = false;  ///< Loopback registries are spoken to without TLS anyway.
   std::string auth_file;    ///< Empty: see FindCredentials.
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
+  std::stop_token stop;
 };
 
 struct PushReport {
@@ -23,7 +25,7 @@ struct PushReport {
 };
 
 /// Uploads what the registry does not have yet, the layer straight from the archive's file, and then the
-/// manifest. Unavailable: no answer. PermissionDenied: credentials are missing or wrong. Other refusals
+/// manifest. Unavailable: no answer. Cancelled: `stop` came first. PermissionDenied: credentials are missing or wrong. Other refusals
 /// carry the registry's own words.
 Result<PushReport> PushImage(const Archive& archive, const CheckpointImage& image,
                              const ImageReference& reference, const PushOptions& options);

@@ -43,12 +43,14 @@ std::string Sha256Of(std::string_view text) {
 }
 
 Result<std::string> Sha256Of(int fd, std::uint64_t offset, std::uint64_t size,
-                             const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+                             const std::function<void(std::uint64_t, std::uint64_t)>& progress,
+                             const std::stop_token& stop) {
   Sha256 hash;
   std::vector<std::byte> piece(std::min<std::uint64_t>(size, kPiece));
   for (const std::uint64_t end = offset + size; offset < end;) {
     const std::span<std::byte> part =
         std::span(piece).first(std::min<std::uint64_t>(end - offset, piece.size()));
+    if (stop.stop_requested()) return Cancelled("nobody waits for the digest any more");
     RETURN_IF_ERROR(ReadExactAt(fd, part, offset));
     hash.Update(part);
     offset += part.size();

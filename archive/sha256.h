@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 
 #include "engine/base/status.h"
@@ -32,9 +33,9 @@ class Sha256 {
 std::string Sha256Of(std::string_view text);
 
 /// The digest of `size` bytes of `fd` from `offset`.
-/// `progress` gets the bytes read so far, and `size`.
-Result<std::string> Sha256Of(
-    int fd, std::uint64_t offset, std::uint64_t size,
-    const std::function<void(std::uint64_t, std::uint64_t)>& progress = {});
+/// `progress` gets the bytes read so far, and `size`. Cancelled: `stop` came first.
+Result<std::string> Sha256Of(int fd, std::uint64_t offset, std::uint64_t size,
+                             const std::function<void(std::uint64_t, std::uint64_t)>& progress = {},
+                             const std::stop_token& stop = {});
 
 }  // namespace stasis::archive

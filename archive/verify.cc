@@ -90,8 +90,9 @@ Result<Verification> Verify(const Archive& archive, const ProgressCall& progress
   return found;
 }
 
-Status CheckUnaltered(const Archive& archive, const ProgressCall& progress) {
-  ASSIGN_OR_RETURN(const Verification found, Verify(archive, progress));
+Status CheckUnaltered(const Archive& archive, const ProgressCall& progress,
+                      const std::stop_token& stop) {
+  ASSIGN_OR_RETURN(const Verification found, Verify(archive, progress, stop));
   if (!found.has_manifest || found.problems.empty()) return OkStatus();
   return DataLoss(archive.name() + " is not as it was written: " + found.problems.front() +
                   "; copy it anew from where it came (`stasis verify` lists all that differs)");

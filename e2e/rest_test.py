@@ -328,7 +328,9 @@ def stasisd(api, folder, *options):
             [STASISD, "--listen", endpoint, "--runtime-endpoint", api.bed.runtime.endpoint, "--state-dir", folder,
              "--placeholder", PLACEHOLDER, *map(str, options)], stderr=output)
     try:
-        yield lambda: log.read_text(errors="replace")
+        told = lambda: log.read_text(errors="replace")
+        told.process = running
+        yield told
         # Whatever becomes of the API: the kubelet has its runtime.
         assert subprocess.run([STASISD, "--probe", "--listen", endpoint], timeout=60, check=False).returncode == 0
         assert running.poll() is None

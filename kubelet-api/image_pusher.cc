@@ -52,7 +52,7 @@ Status ImagePusher::Check(const PushRules& rules) {
 
 Result<PushedImage> ImagePusher::Push(const archive::Archive& checkpoint,
                                       const std::string& pod_namespace,
-                                      const std::string& reference) {
+                                      const std::string& reference, const std::stop_token& stop) {
   ASSIGN_OR_RETURN(const archive::ImageReference name, archive::ParseImageReference(reference));
   if (rules_.to.empty()) {
     return PermissionDenied(
@@ -72,13 +72,15 @@ Result<PushedImage> ImagePusher::Push(const archive::Archive& checkpoint,
   if (++pushes_ > kMostPushes) {
     return Unavailable("other images are being pushed from this node; try again");
   }
-  RETURN_IF_ERROR(archive::CheckUnaltered(checkpoint));
-  ASSIGN_OR_RETURN(const archive::CheckpointImage image, archive::DescribeImage(checkpoint));
+  RETURN_IF_ERROR(archive::CheckUnaltered(checkpoint, {}, stop));
+  ASSIGN_OR_RETURN(const archive::CheckpointImage image,
+                   archive::DescribeImage(checkpoint, {}, stop));
   const Result<archive::PushReport> report =
       archive::PushImage(checkpoint, image, name,
                          {.plain_http = PlaceOf(*rule, pod_namespace).plain_http,
                           .auth_file = rules_.auth_file,
-                          .progress = {}});
+                          .progress = {},
+                          .stop = stop});
   // The registry's opinion of the node's credentials is not this agent's of the caller.
   if (report.status().code() == StatusCode::kPermissionDenied) {
     return FailedPrecondition(Message(report.status()));

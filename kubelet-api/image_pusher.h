@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -36,9 +37,10 @@ class ImagePusher {
   static Status Check(const PushRules& rules);
 
   /// Pushes `checkpoint` of namespace `pod_namespace` as `reference`. PermissionDenied: it may not go there.
-  /// Unavailable: others are being pushed, or the registry does not answer. FailedPrecondition: it refuses.
+  /// Unavailable: others are being pushed, or the registry does not answer. FailedPrecondition: it refuses. Cancelled: `stop`
+  /// came first.
   Result<PushedImage> Push(const archive::Archive& checkpoint, const std::string& pod_namespace,
-                           const std::string& reference);
+                           const std::string& reference, const std::stop_token& stop);
 
  private:
   const PushRules rules_;

@@ -417,8 +417,9 @@ Answer Routes::PushImage(const Call& call) {
   }
   ASSIGN_OR_RETURN(const StoredCheckpoint found, folder_.Find(pod_namespace, name));
   ASSIGN_OR_RETURN(const auto archive, folder_.Open(found));
+  const Attention attention(ExchangeOf(call.request));
   ASSIGN_OR_RETURN(const PushedImage image,
-                   pusher_.Push(*archive, pod_namespace, reference->second));
+                   pusher_.Push(*archive, pod_namespace, reference->second, attention.token()));
   return JsonAnswer(200, {{"image", image.name},
                           {"digest", image.digest},
                           {"layerBytes", image.layer_bytes},

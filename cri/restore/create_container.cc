@@ -177,7 +177,7 @@ Result<Reply> Restorer::CreateFrom(const IncomingCall& call,
   }
   // The layer of an image was compared with its digest when it was pulled; of a file nobody has.
   if (record.checkpoint.snapshot_key.empty()) {
-    RETURN_IF_ERROR(archive::CheckUnaltered(*checkpoint));
+    RETURN_IF_ERROR(archive::CheckUnaltered(*checkpoint, {}, limits.stop));
   }
   ASSIGN_OR_RETURN(const std::string text, checkpoint->Get("config.dump"));
   ASSIGN_OR_RETURN(const nlohmann::json config_dump, archive::ParseObject(text, "config.dump"));
