@@ -42,10 +42,10 @@ RULES = {
 class ApiServer:
     """etcd and kube-apiserver on loopback."""
 
-    def __init__(self, folder, start):
+    def __init__(self, folder, start, tokens=""):
         self.folder = folder
         store, peer, self.port = free_port(), free_port(), free_port()
-        (folder / "tokens.csv").write_text(TOKENS)
+        (folder / "tokens.csv").write_text(TOKENS + tokens)
         (folder / "agent-token").write_text("agent-token\n")
         openssl(folder, "genrsa", "-out", "accounts.key", 2048)
         start("etcd", ["etcd", "--data-dir", folder / "etcd", "--unsafe-no-fsync",
@@ -67,6 +67,7 @@ class ApiServer:
         self.url = f"https://127.0.0.1:{self.port}"
         self.rest = Rest(self.url, folder / "ca.crt", token="admin-token")
         until(self.is_ready, 90, "kube-apiserver", every=0.2)
+        self.allow("stasisd", "system:auth-delegator")
 
     def is_ready(self):
         assert self.service.poll() is None
@@ -112,7 +113,6 @@ def api(tmp_path_factory):
         server.create("/api/v1/namespaces", metadata={"name": "other"})
         for name, rule in RULES.items():
             server.create(f"{RBAC}/clusterroles", metadata={"name": name}, rules=[rule])
-        server.allow("stasisd", "system:auth-delegator")
         server.allow("ann", "maker", "default")
         server.allow("cara", "maker", "other")
         server.allow("ann", "viewer")
