@@ -344,8 +344,9 @@ def test_what_the_agent_serves_its_api_with_is_handed_over_and_taken_back(kubead
     assert token.read_text() == "the token" and token.stat().st_mode & 0o777 == 0o600
     options = kubeadm.text("etc/stasis/stasisd.toml")
     assert 'api-server = "https://10.0.0.1:443"\n' in options and "api-tls-key" in options and "client" not in options
-    (tmp_path / "token").write_text("another")
-    until(lambda: token.read_text() == "another", what="the new token")
+    for name, place in (("token", "run/stasis/credentials/token"), ("tls.crt", "etc/stasis/tls/tls.crt")):
+        (tmp_path / name).write_text("another")
+        until(lambda: (kubeadm.root / place).read_text() == "another", what=f"the new {name}")
     running.terminate()
     assert running.wait(10) == 0
     assert kubeadm.run("uninstall")[0] == 0

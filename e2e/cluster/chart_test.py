@@ -12,6 +12,7 @@ import pytest
 
 from e2e.paths import BIN, CACHE, ROOT
 from e2e.testbed.images import Image, Link
+from e2e.testbed.rest import make_authority, make_certificate
 from e2e.wait import until
 
 HELM = CACHE / "bin" / "helm"
@@ -93,6 +94,34 @@ def test_helm_installs_upgrades_and_leaves_the_nodes_as_they_were(nodes, helm, s
         assert 'log-level = "debug"' in machine.path("/etc/stasis/stasisd.toml").read_text()
     helm("uninstall", "stasis", "--wait", "--timeout=5m")
     assert [picture(machine) for machine in nodes] == before
+
+
+def test_a_renewed_certificate_reaches_the_nodes_without_a_restart(cluster, nodes, helm, settings, tmp_path):
+    """As cert-manager renews it: in the Secret that the chart names."""
+    make_authority(tmp_path)
+    cluster.kubectl("create", "namespace", "stasis")
+
+    def put(name, how):
+        make_certificate(tmp_path, name, "/CN=stasisd")
+        secret = cluster.kubectl("-n", "stasis", "create", "secret", "tls", "served", f"--cert={tmp_path}/{name}.crt",
+                                 f"--key={tmp_path}/{name}.key", "--dry-run=client", "-o", "yaml")
+        cluster.kubectl(how, "-f", "-", stdin=secret)
+
+    def has(machine, name):
+        place = machine.path("/etc/stasis/tls")
+        return all((place / f"tls.{kind}").read_bytes() == (tmp_path / f"{name}.{kind}").read_bytes()
+                   for kind in ("crt", "key"))
+
+    pods = lambda: cluster.kubectl("-n", "stasis", "get", "pods", "-o", "jsonpath={.items[*].metadata.uid}")
+    put("first", "create")
+    helm("install", "stasis", CHART, "--wait", "--timeout=3m", *settings, "--set=api.enabled=true,api.tlsSecret=served")
+    before = pods()
+    assert all(has(machine, "first") for machine in nodes)
+    put("second", "replace")
+    # The kubelet looks at a pod's volumes once a minute, or when the pod changes.
+    cluster.kubectl("-n", "stasis", "annotate", "pods", "--all", "look=now")
+    until(lambda: all(has(machine, "second") for machine in nodes), 180, what="the renewed certificate", every=0.5)
+    assert pods() == before
 
 
 def put_back(cluster, helm):
