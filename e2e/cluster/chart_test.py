@@ -122,6 +122,8 @@ def test_a_renewed_certificate_reaches_the_nodes_without_a_restart(cluster, node
     cluster.kubectl("-n", "stasis", "annotate", "pods", "--all", "look=now")
     until(lambda: all(has(machine, "second") for machine in nodes), 180, what="the renewed certificate", every=0.5)
     assert pods() == before
+    assert put_back(cluster, helm) == ""
+    assert not any(machine.path("/etc/stasis").exists() for machine in nodes)
 
 
 def put_back(cluster, helm):
