@@ -36,7 +36,7 @@ def test_lint_has_nothing_to_say():
 
 
 @pytest.mark.parametrize("wrong", [
-    "agent.logLevel=loud", "agent.shutdownGraceSeconds=60", "node.distribution=openshift", "node.runtimeEndpoint=/run/a",
+    "agent.logLevel=loud", "agent.shutdownGraceSeconds=60", "agent.namespaceSharePercent=0", "node.distribution=openshift", "node.runtimeEndpoint=/run/a",
     "node.checkIntervalSeconds=0", "api.port=70000", "image.digest=sha1:ab", "updateStrategy.maxUnavailable=0",
     "updateStrategy.maxUnavailable=200%", "serviceMonitor.interval=often", "no.such.value=1", "agent.typo=1",
     "api.enabled=true", "api.address=localhost",
@@ -115,9 +115,10 @@ def test_without_anything_to_tell_or_to_ask_there_is_no_token():
 
 
 def test_the_agents_options_reach_its_file():
-    made = render("agent.preCopy=false", "agent.logLevel=debug", "agent.extraConfig=a = 1\nb = 2")
+    made = render("agent.preCopy=false", "agent.logLevel=debug", "agent.namespaceSharePercent=20",
+                  "agent.extraConfig=a = 1\nb = 2")
     assert made["ConfigMap", "stasis"]["data"]["stasisd.toml"] == (
-        'log-level = "debug"\nshutdown-grace = 30\nno-pre-copy = true\na = 1\nb = 2\n')
+        'log-level = "debug"\nshutdown-grace = 30\nno-pre-copy = true\ncheckpoint-namespace-share = 20\na = 1\nb = 2\n')
 
 
 def test_the_plain_manifests_are_the_charts(tmp_path):

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "archive/members.h"
+#include "cri/checkpoint/stored_archive.h"
 #include "engine/base/io.h"
 
 namespace stasis::kubelet_api {
@@ -52,15 +53,7 @@ Result<StoredCheckpoint> Describe(int folder, const std::string& name) {
               std::to_string(is.st_size) + "-" + std::to_string(is.st_mtim.tv_sec) + "." +
               std::to_string(is.st_mtim.tv_nsec);
   ASSIGN_OR_RETURN(const auto opened, OpenArchive(found.file.get(), name));
-  ASSIGN_OR_RETURN(const std::string json, opened->Get(archive::kSpecDumpName));
-  ASSIGN_OR_RETURN(const archive::SpecSummary spec, archive::SummarizeSpec(json));
-  found.of = {.pod_namespace = spec.pod_namespace, .pod = spec.pod, .container = spec.container};
-  // The kubelet names the file by what it knows; annotations of a pod may say anything.
-  const std::string of_kubelet =
-      "checkpoint-" + spec.pod + "_" + spec.pod_namespace + "-" + spec.container + "-";
-  if (!name.starts_with(of_kubelet)) {
-    return InvalidArgument(name + " is not named by the container that is in it");
-  }
+  ASSIGN_OR_RETURN(found.of, cri::ContainerOf(*opened, name));
   return found;
 }
 

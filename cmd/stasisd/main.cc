@@ -83,6 +83,10 @@ void Declare(CLI::App& app, Options& options) {
                  "Percent of the disk of archives that checkpoints leave free")
       ->check(CLI::Range(0, 99))
       ->capture_default_str();
+  app.add_option("--checkpoint-namespace-share", options.shim.limits.namespace_percent,
+                 "Percent of that disk that archives of one namespace may take; 100: any number")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
   app.add_option_function<std::string>(
          "--compress",
          [&options](const std::string& text) {

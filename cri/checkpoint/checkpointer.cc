@@ -149,6 +149,8 @@ Result<std::optional<archive::Compression>> Checkpointer::CompressionOf(
 Result<ContainerCheckpoint> Checkpointer::Write(
     const ContainerFacts& facts, const std::string& location, const CallLimits& limits,
     const std::optional<archive::Compression>& compression) {
+  ASSIGN_OR_RETURN(const auto part, share_.Begin(location.substr(0, location.rfind('/') + 1),
+                                                 NamesOf(facts.status.labels()).pod_namespace));
   const auto running = activity_.Begin({.number = 0,
                                         .of = NamesOf(facts.status.labels()),
                                         .container_id = facts.status.id(),
@@ -162,9 +164,12 @@ Result<ContainerCheckpoint> Checkpointer::Write(
   request.deadline = Steady(limits.deadline);
   running->Watch(request);
   // This thread is the call's own for its whole life, as the tracer has to be.
-  return WriteArchive(
-      facts, location, request,
-      {.compression = compression, .least_free_percent = limits_.least_free_percent});
+  Result<ContainerCheckpoint> done = WriteArchive(facts, location, request,
+                                                  {.compression = compression,
+                                                   .least_free_percent = limits_.least_free_percent,
+                                                   .part = part.get()});
+  if (part && done.ok()) part->Done(done->archive_bytes);
+  return done;
 }
 
 }  // namespace stasis::cri

@@ -9,6 +9,7 @@
 #include "archive/compression.h"
 #include "cri/activity.h"
 #include "cri/checkpoint/container_checkpoint.h"
+#include "cri/checkpoint/namespace_share.h"
 #include "cri/container_facts.h"
 #include "cri/keyed_locks.h"
 #include "cri/proxy/server.h"
@@ -20,6 +21,8 @@ namespace stasis::cri {
 struct CheckpointLimits {
   int at_once = 16;  ///< On the node; more are refused (Unavailable, EAGAIN), not put off.
   int least_free_percent = 5;  ///< Of the disk of archives; 0: all of it may be used.
+  int namespace_percent =
+      100;  ///< Of that disk, for archives of one namespace; 100: any number of them.
 };
 
 class Checkpointer {
@@ -34,6 +37,7 @@ class Checkpointer {
         activity_(activity),
         options_(options),
         limits_(limits),
+        share_(limits.namespace_percent),
         compression_(std::move(compression)) {}
 
   /// Enters the call. This outlives the table.
@@ -67,6 +71,7 @@ class Checkpointer {
   Activity& activity_;
   const engine::Options options_;
   const CheckpointLimits limits_;
+  NamespaceShare share_;
   std::atomic<int> under_way_ = 0;
   const archive::CompressionPolicy compression_;
 };

@@ -10,6 +10,7 @@
 
 #include "archive/archive_writer.h"
 #include "archive/compression.h"
+#include "cri/checkpoint/namespace_share.h"
 #include "cri/container_facts.h"
 #include "engine/dump.h"
 
@@ -30,7 +31,8 @@ struct ContainerCheckpoint {
 
 struct ArchiveRules {
   std::optional<archive::Compression> compression = {};
-  int least_free_percent = 0;  ///< Of its disk, which is left free.
+  int least_free_percent = 0;            ///< Of its disk, which is left free.
+  NamespaceShare::Part* part = nullptr;  ///< Of its namespace's share; null: that has no limit.
 };
 
 /// Has `request` tell `writer`, which outlives the dump, whenever the tree stands still.

@@ -43,7 +43,8 @@ Status FreeSpace::Check() const {
 
 Status FreeSpace::Wrote(std::uint64_t bytes) {
   if ((unchecked_ += bytes) < kUncheckedBytes) return OkStatus();
-  unchecked_ = 0;
+  const std::uint64_t written = unchecked_.exchange(0);
+  if (part_ != nullptr) RETURN_IF_ERROR(part_->Wrote(written));
   return Check();
 }
 

@@ -1,4 +1,5 @@
-// Free space that checkpoints leave on their disk: images, containers and the kubelet live there too.
+// Free space that checkpoints leave on their disk: images, containers and the kubelet live there too. And what is
+// left there of their namespace's share.
 #pragma once
 
 #include <atomic>
@@ -8,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "cri/checkpoint/namespace_share.h"
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
 
@@ -15,18 +17,19 @@ namespace stasis::cri {
 
 class FreeSpace {
  public:
-  /// Of the file system with `folder`; 0 percent: all may be used.
-  FreeSpace(std::string folder, int least_percent)
-      : folder_(std::move(folder)), least_percent_(least_percent) {}
+  /// Of the file system with `folder`; 0 percent: all may be used. `part` outlives this; null: no share is kept.
+  FreeSpace(std::string folder, int least_percent, NamespaceShare::Part* part = nullptr)
+      : folder_(std::move(folder)), least_percent_(least_percent), part_(part) {}
 
   /// ResourceExhausted, with ENOSPC: there is less.
   Status Check() const;
-  /// To be told of all that is written; checks every few MiB.
+  /// To be told of all that is written; checks every few MiB. As Check, or with EDQUOT: the share is taken.
   Status Wrote(std::uint64_t bytes);
 
  private:
   const std::string folder_;
   const int least_percent_;
+  NamespaceShare::Part* const part_;
   std::atomic<std::uint64_t> unchecked_ = 0;
 };
 
