@@ -1,6 +1,7 @@
 """stasisd may come and go: containers run on, and a client that tries again succeeds."""
 
 import signal
+import subprocess
 import threading
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_restart_of_the_runtime_is_not_noticed(node, container):
     until(lambda: answered(node.cri, container), seconds=10, what="an answer to a client that retries")
     assert node.cri.pid(container) == pid
     assert node.cri.exec(container, "echo", "here").out == "here\n"
+
+
+def test_a_runtime_that_is_late_to_greet_is_waited_for(node):
+    containerd = node.services["containerd"]
+    containerd.send_signal(signal.SIGSTOP)
+    try:
+        asking = subprocess.Popen([STASISD, "--probe", "--listen", node.runtime.endpoint], stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            asking.wait(0.5)  # longer than the pause between two attempts
+    finally:
+        containerd.send_signal(signal.SIGCONT)
+    assert asking.communicate(timeout=60)[0].startswith(b"containerd")
 
 
 def test_many_calls_at_once(node, container):

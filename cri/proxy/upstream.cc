@@ -14,6 +14,9 @@ namespace {
 // A runtime that restarts is met again within a second; gRPC's own default waits up to two minutes.
 constexpr int kFirstReconnectMs = 100;
 constexpr int kMaxReconnectMs = 1000;
+// GRPC_ARG_MIN_RECONNECT_BACKOFF_MS is, above all, the time that an attempt has until the server's SETTINGS frame is
+// there (gRPC doc/connection-backoff.md, MIN_CONNECT_TIMEOUT): on a busy node that comes late.
+constexpr int kConnectMs = 20'000;
 
 grpc::ChannelArguments ChannelSettings() {
   grpc::ChannelArguments settings;
@@ -21,7 +24,7 @@ grpc::ChannelArguments ChannelSettings() {
   settings.SetMaxSendMessageSize(kUnlimitedMessage);
   settings.SetInt(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   settings.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kFirstReconnectMs);
-  settings.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kFirstReconnectMs);
+  settings.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectMs);
   settings.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
   settings.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // the client decides what is tried again
   settings.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
