@@ -4,12 +4,17 @@ import io
 import json
 import os
 import select
+import signal
 import socket
 import ssl
+import subprocess
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+from e2e.paths import PLACEHOLDER, STASISD
 from e2e.rest_test import api, counter, make, stasisd  # the first two are fixtures
+from e2e.testbed.cri import Cri
 from e2e.testbed.rest import Rest, free_port
 from e2e.wait import until
 
@@ -73,3 +78,32 @@ def test_what_is_under_way_at_the_end_of_the_agent_is_given_up(api, counter, tmp
             until(lambda: has_open(log.process, archive), what="the verification")
         for answer in (verified.result(60), pushed.result(60)):
             assert answer.code == 409 and answer.json["reason"] == "Conflict", answer
+
+
+
+def test_the_end_of_the_agent_waits_for_no_runtime_that_hangs(api, counter, tmp_path):
+    """One grace for the REST API and the kubelet's socket: who waits at either is told of the end."""
+    port = free_port()
+    client = Rest(f"https://127.0.0.1:{port}", api.folder / "ca.crt", (api.folder / "admin.crt", api.folder / "admin.key"))
+    cri = Cri(tmp_path / "sock", api.bed.cri.cgroup, tmp_path)
+    (container,) = api.bed.cri.call("ListContainers")["containers"]
+    containerd = api.bed.services["containerd"]
+    agent = subprocess.Popen(list(map(str, [
+        STASISD, "--listen", cri.endpoint, "--runtime-endpoint", api.bed.runtime.endpoint, "--state-dir", tmp_path,
+        "--placeholder", PLACEHOLDER, "--api-listen", f"127.0.0.1:{port}", "--api-tls-cert", api.folder / "server.crt",
+        "--api-tls-key", api.folder / "server.key", "--api-client-ca", api.folder / "ca.crt", "--shutdown-grace", 1])))
+    try:
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, what="the API")
+        containerd.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor() as pool:
+            by_rest = pool.submit(client.ask, "POST", "/checkpoint/default/counters/count")
+            by_cri = pool.submit(cri.call, "CheckpointContainer", container_id=container["id"], location=f"{tmp_path}/a")
+            time.sleep(0.5)  # both wait for the runtime by now; were they not there yet, they would be refused
+            agent.terminate()
+            assert agent.wait(30) == 0
+            assert by_cri.exception(30).code in ("Cancelled", "Unavailable")
+            assert isinstance(by_rest.exception(30), OSError) or by_rest.result().code == 500
+    finally:
+        containerd.send_signal(signal.SIGCONT)
+        agent.kill()
+        agent.wait()
