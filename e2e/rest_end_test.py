@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from e2e.paths import PLACEHOLDER, STASISD
 from e2e.rest_test import api, counter, make, stasisd  # the first two are fixtures
@@ -42,8 +43,13 @@ def endless(archive):
 
 
 def has_open(process, path):
-    folder = f"/proc/{process.pid}/fd"
-    return str(path) in {os.path.realpath(f"{folder}/{fd}") for fd in os.listdir(folder)}
+    for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            if os.readlink(fd) == str(path):
+                return True
+        except FileNotFoundError:  # closed meanwhile
+            pass
+    return False
 
 
 def test_a_verification_ends_with_its_client(api, counter):
