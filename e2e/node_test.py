@@ -130,7 +130,8 @@ def kubeadm(tmp_path):
 
 def test_the_kubelet_is_sent_to_us_and_everything_is_put_back(node):
     before = node.picture()
-    assert node.run("install")[0] == 0
+    code, said = node.run("install")
+    assert code == 0 and "to be restarted by you (--offline)" in said
     assert node.sends_kubelet_to_us()
     node.assert_kubelet_has_a_runtime()
     assert node.run("status")[0] == 0

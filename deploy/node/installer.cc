@@ -150,7 +150,7 @@ Status Installer::Carry(const InstallRequest& request, const Journal& old, Journ
   }
   if (kubelet_changed || old.phase != Phase::kInstalled) {
     RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
-    report_("restarting " + plan.service + ".service");
+    report_(Restart() + plan.service + ".service");
     if (const Status steady = services_.RestartSteadily(plan.service, kPatience); !steady.ok()) {
       (void)SendBack(noted, Message(steady));  // already reporting worse
       return steady;
@@ -161,6 +161,10 @@ Status Installer::Carry(const InstallRequest& request, const Journal& old, Journ
   RemoveReleasesBut(files_, {plan.release, old.release});
   report_("installed: the kubelet talks to stasisd");
   return OkStatus();
+}
+
+std::string Installer::Restart() const {
+  return services_.offline() ? "to be restarted by you (--offline): " : "restarting ";
 }
 
 Status Installer::PutCredentials(const InstallRequest& request) const {
@@ -253,7 +257,7 @@ Status Installer::RestartWithItsRuntime(const Journal& journal) const {
   RETURN_IF_ERROR(services_.Systemctl({"daemon-reload"}));
   // Whether or not a file has changed: a bypass or uninstallation that was killed may have changed it, and the
   // socket that the kubelet still has goes away afterwards.
-  report_("restarting " + journal.service + ".service with " + journal.runtime_endpoint);
+  report_(Restart() + journal.service + ".service with " + journal.runtime_endpoint);
   const Status steady = services_.RestartSteadily(journal.service, kPatience);
   if (steady.code() == StatusCode::kDeadlineExceeded) {
     report_(Message(steady) + "; its configuration is as it was, so going on");

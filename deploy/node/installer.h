@@ -55,6 +55,7 @@ class Installer {
 
  private:
   Status Carry(const InstallRequest& request, const Journal& old, Journal plan);
+  std::string Restart() const;  // that it is done, or is not
   Status PutCredentials(const InstallRequest& request) const;
   Status StartAgent() const;
   Status ProbeAgent(const InstallRequest& request) const;
