@@ -5,7 +5,7 @@ import sys
 
 from e2e.cluster import agents, control_plane, node
 from e2e.cluster.cluster import DEFAULT_VERSION, Cluster
-from e2e.paths import BIN, BUILD
+from e2e.paths import BIN, BUILD, CACHE
 
 CURRENT = BUILD / "cluster"  # a link to the folder of the cluster that `up` made
 
@@ -28,9 +28,10 @@ def up(arguments):
     cluster.keep()
     for name in ("redis", "busybox", "python"):
         print(f"image      {cluster.image(name)}")
+    print(f"image      {agents.push_image(cluster)}")
     print(f"folder     {cluster.folder}\n\nexport KUBECONFIG={cluster.kubectl.kubeconfig}\n"
           f"export REGISTRY={cluster.control_plane.registry.address}\n"
-          f"export PATH={cluster.kubectl.program.parent}:{BIN}:$PATH")
+          f"export PATH={cluster.kubectl.program.parent}:{BIN}:{CACHE / 'bin'}:$PATH")
     return 0
 
 

@@ -1,10 +1,28 @@
 """The agents of a cluster as the chart sets them up: with their REST API, and telling what they do."""
 
+import subprocess
+import tempfile
+from pathlib import Path
+
 import yaml
 
-from e2e.paths import ROOT
+from e2e.paths import BIN, ROOT
+from e2e.testbed.images import Image, Link
 
 TOKEN = "/var/lib/stasis/token"
+
+
+def push_image(cluster):
+    """What the Dockerfile makes, of this machine's own programs, in the cluster's registry."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = subprocess.run([ROOT / "deploy" / "bundle.sh", BIN, folder], check=True, capture_output=True, text=True)
+        release = Path(made.stdout.strip())
+        files = {f"opt/stasis/releases/{release.name}/{path.relative_to(release)}": path
+                 for path in sorted(release.rglob("*")) if path.is_file()}
+        files |= {"opt/stasis/current": Link(f"releases/{release.name}"),
+                  "usr/local/bin/uninstall-nodes": ROOT / "deploy" / "image" / "uninstall-nodes"}
+        parts = Image(["/opt/stasis/current/bin/stasis-node"], programs=["/usr/bin/curl"], files=files)
+        return cluster.control_plane.registry.push(parts, "stasis-node", "dev")
 
 
 def rights():
@@ -12,16 +30,25 @@ def rights():
     kinds = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy",
              "ValidatingAdmissionPolicyBinding")
     found = yaml.safe_load_all((ROOT / "deploy" / "stasis.yaml").read_text())
-    return [each for each in found if each and each["kind"] in kinds]
+    return [of_helm(each) for each in found if each and each["kind"] in kinds]
+
+
+def of_helm(one):
+    """The same object, which a release "stasis" of the chart takes over where it finds it."""
+    metadata = one["metadata"]
+    metadata.setdefault("labels", {})["app.kubernetes.io/managed-by"] = "Helm"
+    metadata.setdefault("annotations", {}).update({
+        "meta.helm.sh/release-name": "stasis", "meta.helm.sh/release-namespace": "stasis"})
+    return one
 
 
 def serve_api(cluster):
     """Starts every agent anew, known to the cluster. Checkpoints may be pushed to the cluster's registry."""
     delegator = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator"}
     account = {"kind": "ServiceAccount", "name": "stasis", "namespace": "stasis"}
-    cluster.kubectl.apply(*rights(), {
+    cluster.kubectl.apply(*rights(), of_helm({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-        "metadata": {"name": "stasis-auth-delegator"}, "roleRef": delegator, "subjects": [account]})
+        "metadata": {"name": "stasis-auth-delegator"}, "roleRef": delegator, "subjects": [account]}))
     secrets, registry = cluster.authority.folder, cluster.control_plane.registry.address
     for name, node in cluster.nodes.items():
         # Bound to the node as a pod's token is, without a pod: the cluster's nodes have no systemd to install into.

@@ -6,37 +6,26 @@ The nodes have no systemd, so what is installed are files: those of a node that 
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from e2e.paths import BIN, CACHE, ROOT
-from e2e.testbed.images import Image, Link
+from e2e.cluster import agents
+from e2e.cluster.node import FLAGS, TOLD
+from e2e.paths import CACHE, ROOT
 from e2e.testbed.rest import make_authority, make_certificate
 from e2e.wait import until
 
 HELM = CACHE / "bin" / "helm"
 CHART = ROOT / "charts" / "stasis"
 OURS = "--container-runtime-endpoint=unix:///run/stasis/stasis.sock "
-FLAGS = 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --v=2"\n'
-TOLD = "/var/lib/kubelet/kubeadm-flags.env"
 FOLDERS = ["/etc/systemd/system", "/opt", "/etc/stasis", "/var/lib/stasis/node"]
 
 pytestmark = pytest.mark.skipif(not HELM.exists(), reason="helm is not built: ./dev manifests builds it")
 
 
 @pytest.fixture(scope="module")
-def image(cluster, tmp_path_factory):
-    """What the Dockerfile makes, of this machine's own programs, in the cluster's registry."""
-    made = subprocess.run([ROOT / "deploy" / "bundle.sh", BIN, tmp_path_factory.mktemp("release")],
-                          check=True, capture_output=True, text=True)
-    release = Path(made.stdout.strip())
-    files = {f"opt/stasis/releases/{release.name}/{path.relative_to(release)}": path
-             for path in sorted(release.rglob("*")) if path.is_file()}
-    files |= {"opt/stasis/current": Link(f"releases/{release.name}"),
-              "usr/local/bin/uninstall-nodes": ROOT / "deploy" / "image" / "uninstall-nodes"}
-    parts = Image(["/opt/stasis/current/bin/stasis-node"], programs=["/usr/bin/curl"], files=files)
-    return cluster.control_plane.registry.push(parts, "stasis-node")
+def image(cluster):
+    return agents.push_image(cluster)
 
 
 @pytest.fixture
@@ -59,18 +48,13 @@ def settings(image):
 
 @pytest.fixture
 def nodes(cluster, helm):
-    """The cluster's nodes, with the files of kubeadm's, for a release `stasis` that is gone afterwards."""
-    unit = "/usr/lib/systemd/system/kubelet.service"
-    for machine in cluster.nodes.values():
-        machine.path(unit).write_text("[Service]\n")
-        machine.path(TOLD).write_text(FLAGS)
+    """The cluster's nodes, for a release `stasis` that is gone afterwards."""
     yield cluster.nodes.values()
     if "stasis" in helm("list", "--all", "--short"):
         helm("uninstall", "stasis", "--no-hooks", "--wait", "--timeout=2m")
     cluster.kubectl("delete", "namespace", "stasis", "--now", "--wait=true", "--ignore-not-found")
     for machine in cluster.nodes.values():
-        for path in (unit, TOLD):
-            machine.path(path).unlink()
+        machine.path(TOLD).write_text(FLAGS)
 
 
 def picture(machine):
@@ -153,7 +137,8 @@ def test_an_uninstallation_that_a_node_misses_fails_and_is_made_good_by_the_next
     finally:
         missed.start_kubelet()
     until(lambda: OURS not in missed.path(TOLD).read_text(), 120, what="the node to be put back", every=0.5)
-    assert put_back(cluster, helm) == ""
+    # On a busy machine the pods need longer to be ready than the short time of this release's uninstallation.
+    until(lambda: put_back(cluster, helm) == "", 300, what="the uninstallation", every=1)
     assert [picture(machine) for machine in nodes] == before
 
 

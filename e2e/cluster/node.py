@@ -13,6 +13,11 @@ SERVICES = ["containerd", "stasisd", "kubelet", "kube-proxy"]  # in the order in
 CONTAINERD = "run/containerd/containerd.sock"
 STASIS = "run/stasis/stasis.sock"
 
+# kubeadm's, which tells its kubelet by it. This one is told by its configuration, and nobody reads the file but
+# stasis-node.
+TOLD = "/var/lib/kubelet/kubeadm-flags.env"
+FLAGS = 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --v=2"\n'
+
 CONTAINERD_CONFIG = """
 version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
@@ -67,6 +72,8 @@ class Node(Machine):
                 {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": {
                     "type": "host-local", "ranges": [[{"subnet": self.pods}]], "routes": [{"dst": "0.0.0.0/0"}]}},
                 {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+        self._write("/usr/lib/systemd/system/kubelet.service", "[Service]\n")
+        self._write(TOLD, FLAGS)
         self.path("/etc/kubernetes/manifests").mkdir(parents=True, exist_ok=True)
         self._write("/etc/kubernetes/kubelet.json", json.dumps(self._kubelet_configuration(), indent=2))
         self._write("/etc/kubernetes/kube-proxy.json", json.dumps({
