@@ -16,7 +16,7 @@ struct PushOptions {
   bool plain_http = false;  ///< Loopback registries are spoken to without TLS anyway.
   std::string auth_file;    ///< Empty: see FindCredentials.
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
-  std::stop_token stop;
+  std::stop_token stop = {};
 };
 
 struct PushReport {

@@ -99,6 +99,8 @@ class FileDumper : public FileDumpContext {
   KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
 
  private:
+  static Status Describe(OpenFile& file);
+  static Result<std::string> OurFdinfo(int fd);
   Status AddSocketMapping(Area& area);
   struct Descriptor {
     std::size_t file = 0;  // index in files_
