@@ -167,9 +167,7 @@ Status RestoreLocked(int fd, const image::TtyInfoEntry& info) {
   locked.c_cflag = entry.c_cflag();
   locked.c_lflag = entry.c_lflag();
   locked.c_line = static_cast<cc_t>(entry.c_line());
-  for (int i = 0; i < std::min<int>(entry.c_cc_size(), std::size(locked.c_cc)); ++i) {
-    locked.c_cc[i] = static_cast<cc_t>(entry.c_cc(i));
-  }
+  ReadCharacters(entry, locked);
   if (::ioctl(fd, TIOCSLCKTRMIOS, &locked) != 0) {
     return SyscallError(errno, "TIOCSLCKTRMIOS");
   }

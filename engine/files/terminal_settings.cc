@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <iterator>
 
@@ -33,7 +34,24 @@ void ToImage(const termios2& settings, image::TermiosEntry& entry) {
   entry.set_c_line(settings.c_line);
   entry.set_c_ispeed(settings.c_ispeed);
   entry.set_c_ospeed(settings.c_ospeed);
-  for (const cc_t character : settings.c_cc) entry.add_c_cc(character);
+  for (std::size_t i = 0; i < std::size(settings.c_cc); ++i) entry.add_c_cc(0);
+  for (std::size_t i = 0; i < std::size(settings.c_cc); ++i) {
+    const int word = static_cast<int>(i / 4);
+    entry.set_c_cc(word, entry.c_cc(word) | std::uint32_t{settings.c_cc[i]} << i % 4 * 8);
+  }
+}
+
+void ReadCharacters(const image::TermiosEntry& entry, termios2& settings) {
+  constexpr int kCharacters = sizeof(settings.c_cc), kPackedWords = (kCharacters + 3) / 4;
+  const auto& words = entry.c_cc();
+  const bool packed =
+      std::ranges::any_of(words, [](std::uint32_t word) { return word > 0xff; }) ||
+      std::ranges::all_of(words.begin() + std::min(kPackedWords, words.size()), words.end(),
+                          [](std::uint32_t word) { return word == 0; });
+  for (int i = 0; i < std::min(words.size(), kCharacters); ++i) {
+    const std::uint32_t character = packed ? words.Get(i / 4) >> i % 4 * 8 : words.Get(i);
+    settings.c_cc[i] = static_cast<cc_t>(character & 0xff);
+  }
 }
 
 Result<image::TtyInfoEntry> DumpSettings(int fd, std::uint32_t id, std::uint32_t index) {
@@ -85,9 +103,7 @@ Status RestoreTermios(int fd, const image::TtyInfoEntry& info) {
   settings.c_line = N_TTY;  // another line discipline is code of the kernel's that nobody asked for
   settings.c_ispeed = entry.c_ispeed();
   settings.c_ospeed = entry.c_ospeed();
-  for (int i = 0; i < entry.c_cc_size(); ++i) {
-    settings.c_cc[i] = static_cast<cc_t>(entry.c_cc(i));
-  }
+  ReadCharacters(entry, settings);
   if (::ioctl(fd, TCSETS2, &settings) != 0) {
     return SyscallError(errno, "settings of the terminal");
   }

@@ -17,7 +17,11 @@ bool IsMultiplexer(dev_t device);
 /// The number below /dev/pts, which runs on from one major to the next.
 std::uint32_t PtsIndex(dev_t device);
 
+/// Rule: CRIU copies the control characters as they lie in memory into the field's 32-bit words, four to each,
+/// and back (termios_copy() in its criu/tty.c).
 void ToImage(const termios2& settings, image::TermiosEntry& entry);
+/// The control characters; also of images that have one in each word, as ours had.
+void ReadCharacters(const image::TermiosEntry& entry, termios2& settings);
 
 /// A record of the terminal `fd` with its settings, which are those of its other end too: termios, size,
 /// exclusive mode. All else is set to nothing.
