@@ -263,19 +263,21 @@ TEST(PreCopySharedTest, ASegmentIsSavedUnlessSomebodyAttachesToIt) {
 }
 
 TEST(PreCopySharedTest, HugePagesAreSavedToo) {
-  const auto map = [] {
-    return ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
-                  MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | 21 << 26, -1, 0);
-  };
-  void* const sample = map();
-  if (sample == MAP_FAILED) GTEST_SKIP() << "fewer than twelve huge pages are free";
-  ::munmap(sample, kBytes);
+  constexpr std::uint64_t kNone = 2;
   SharedWords words;
   const auto change = [](const Pages& pages) {
     pages[512] = 2;
     ::madvise(pages.At(512), 512 * 4096, MADV_DONTNEED);
   };
-  Child child = Changing(words, change, [&] { return Pages(map()); });
+  const auto map = [&words] {
+    void* const at = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | 21 << 26, -1, 0);
+    if (at != MAP_FAILED) return Pages(at);
+    words[kReady] = kNone;
+    ::_exit(0);
+  };
+  Child child = Changing(words, change, map);
+  if (words[kReady] == kNone) GTEST_SKIP() << "fewer than twelve huge pages are free";
   const Dumped dumped(child, words);
   std::vector<std::uint64_t> expected(kPages, 1);
   expected[512] = 2;
