@@ -26,17 +26,26 @@ namespace {
 
 using std::chrono::steady_clock;
 
+// Was it killed, though it may not have seen it yet, or has it ended?
+bool IsDying(pid_t pid) {
+  constexpr std::uint32_t kExiting = 0x4;  // PF_EXITING, include/linux/sched.h
+  const std::string folder = "/proc/" + std::to_string(pid);
+  const auto stat_text = ReadFileAt(AT_FDCWD, folder + "/stat");
+  const auto stat = stat_text.ok() ? ParseTaskStat(*stat_text) : stat_text.status();
+  if (!stat.ok()) return false;
+  if (stat->state == 'Z' || stat->state == 'X' || (stat->flags & kExiting) != 0) return true;
+  const auto text = ReadFileAt(AT_FDCWD, folder + "/status");
+  const auto status = text.ok() ? ParseTaskStatus(*text) : text.status();
+  if (!status.ok()) return false;
+  return ((status->sig_pending | status->shared_pending) >> (SIGKILL - 1) & 1) != 0;
+}
+
 // A process that was just killed keeps its pid until its parent has waited for it, which a busy init may do
 // seconds later. Waits for that; what is still there then is somebody's.
 void AwaitReaped(pid_t pid) {
   constexpr std::chrono::milliseconds kNap{2};
   const auto give_up = steady_clock::now() + std::chrono::seconds(10);
-  while (steady_clock::now() < give_up) {
-    const auto text = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/stat");
-    const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
-    if (!stat.ok() || stat->state != 'Z') return;
-    std::this_thread::sleep_for(kNap);
-  }
+  while (IsDying(pid) && steady_clock::now() < give_up) std::this_thread::sleep_for(kNap);
 }
 
 // Only system calls until execveat(2): a thread that does not exist here may hold any lock.
