@@ -80,7 +80,11 @@ class Checker {
     files->SetNamespaces(processes_.front().ids);
     Add(files->Collect(TableIds(processes_)));
     found_.files = files->files().size();
-    for (const OpenFile& file : files->files()) Add(DumpFile(file, *files).status());
+    for (const OpenFile& file : files->files()) {
+      Result<image::FileEntry> entry = DumpFile(file, *files);
+      Add(entry.status());
+      if (entry.ok()) files->AddEntry(*std::move(entry));  // what memory maps is looked for among them
+    }
     ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
     for (const FrozenProcess& process : tree_.processes()) {
       if (process.zombie) continue;
