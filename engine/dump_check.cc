@@ -83,7 +83,8 @@ class Checker {
     for (const OpenFile& file : files->files()) {
       Result<image::FileEntry> entry = DumpFile(file, *files);
       Add(entry.status());
-      if (entry.ok()) files->AddEntry(*std::move(entry));  // what memory maps is looked for among them
+      if (entry.ok())
+        files->AddEntry(*std::move(entry));  // what memory maps is looked for among them
     }
     ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
     for (const FrozenProcess& process : tree_.processes()) {

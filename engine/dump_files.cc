@@ -32,6 +32,7 @@
 #include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/file_locks.h"
+#include "engine/files/memfd.h"
 #include "engine/files/socket.h"
 #include "engine/files/tcp_segment.h"
 #include "engine/files/terminal_settings.h"
@@ -213,6 +214,7 @@ Status FileDumper::CollectFromMessage(std::size_t socket, int fd) {
   if (!locks.empty()) return Unimplemented(text + "its lock cannot be checkpointed yet");
   if (file.fs_magic == PROC_SUPER_MAGIC)
     return Unimplemented(text + "a file of /proc cannot be checkpointed");
+  if (IsZeroFile(file.link)) return Unimplemented(text + "shared memory cannot be checkpointed");
   file.id = NewFileId();
   known_.emplace(FileKey{file.st.st_dev, file.st.st_ino, file.pos, file.flags, file.borrowed.get()},
                  files_.size());
@@ -422,6 +424,18 @@ std::uint32_t FileDumper::NamespaceId(std::uint32_t type) const {
     default:
       return namespaces_.time_ns_id();
   }
+}
+
+bool FileDumper::IsOfTree(pid_t ns_pid) const {
+  return std::ranges::any_of(tree_.processes(), [&](const FrozenProcess& process) {
+    const auto is = [ns_pid](const std::vector<pid_t>& ids) {
+      return !ids.empty() && ids.back() == ns_pid;
+    };
+    return process.ns_pid == ns_pid || is(process.status.ns_pgid) || is(process.status.ns_sid) ||
+           std::ranges::any_of(process.threads, [&](const FrozenThread& thread) {
+             return thread.ns_tid() == ns_pid;
+           });
+  });
 }
 
 bool FileDumper::IsProcess(pid_t pid) const {

@@ -83,6 +83,7 @@ class FileDumper : public FileDumpContext {
   Result<std::uint32_t> IdOf(int fd) const override;
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override;
+  bool IsOfTree(pid_t ns_pid) const override;
   bool IsProcess(pid_t pid) const override;
   std::uint32_t NamespaceId(std::uint32_t type) const override;
   std::uint32_t NewFileId() override { return next_id_++; }

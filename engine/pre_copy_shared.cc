@@ -351,6 +351,10 @@ std::uint64_t SharedCopy::Take(const Log& log) {
     PageRanges written;
     RETURN_IF_ERROR(
         ForEachMapping(object, [&](const PageMap& map, const Mapping& mapping) -> Status {
+          // remap_file_pages(2) there and back, with a write in between, leaves nothing else behind.
+          if (!map.IsWatched(mapping.range.start, mapping.range.end)) {
+            return Refuse("a part of it was mapped anew");
+          }
           ASSIGN_OR_RETURN(const PageRanges found,
                            map.TakeAll(mapping.range.start, mapping.range.end));
           written = Unite(written, ToOffsets(found, mapping.range, mapping.offset));

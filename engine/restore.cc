@@ -42,6 +42,8 @@ class Restoration {
     // The root takes its children's place in a pid namespace of its own; on the host each must be killed.
     for (RestoredProcess& process : processes_) Kill(process.pid);
     if (taken_) Kill(request_.placeholder);
+    files_
+        .reset();  // an init ends only when all of its pid namespace are waited for, stand-ins of ours too
     // A thread that we trace is there until we have waited for it, and so is its process. Its parent sees its
     // end only then, unless we are that: then who started it waits for it.
     for (RestoredProcess& process : processes_) {

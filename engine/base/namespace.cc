@@ -3,19 +3,24 @@
 #include <sched.h>
 
 #include <cerrno>
+#include <system_error>
 #include <thread>
 
 namespace stasis {
 
 Status InNamespace(int ns_fd, int type, const std::function<Status()>& step) {
   Status status = Internal("the thread did not run");
-  std::thread([&] {
-    if (::setns(ns_fd, type) != 0) {
-      status = SyscallError(errno, "setns into a namespace of the tree");
-    } else {
-      status = step();
-    }
-  }).join();
+  try {
+    std::thread([&] {
+      if (::setns(ns_fd, type) != 0) {
+        status = SyscallError(errno, "setns into a namespace of the tree");
+      } else {
+        status = step();
+      }
+    }).join();
+  } catch (const std::system_error& error) {  // no more threads are to be had
+    return SyscallError(error.code().value(), "start a thread");
+  }
   return status;
 }
 

@@ -68,6 +68,8 @@ class FileDumpContext {
   virtual pid_t ToNamespacePid(pid_t pid) const = 0;
   /// Is it a process of the tree, not one of its other threads? Our pid.
   virtual bool IsProcess(pid_t pid) const = 0;
+  /// Is it, in the tree's own numbers, a task of the tree, or the group or session of one?
+  virtual bool IsOfTree(pid_t ns_pid) const = 0;
   /// The number in the images of the tree's namespace of the kind `type` (CLONE_NEW*).
   virtual std::uint32_t NamespaceId(std::uint32_t type) const = 0;
   /// A new file id, for entries that no descriptor has (paths of FIFOs).
@@ -197,6 +199,8 @@ class ProcessActor {
                          const std::string& path) = 0;
   /// fcntl(2) F_SETOWN_EX with a pid of the tree, and F_SETSIG.
   virtual Status SetOwner(int fd, const image::FownEntry& owner) = 0;
+  /// lseek(2) SEEK_SET.
+  virtual Status Seek(int fd, std::uint64_t position) = 0;
   /// tcsetpgrp(3) on the process's controlling terminal.
   virtual Status SetForeground(int fd, pid_t group) = 0;
 };

@@ -361,18 +361,32 @@ Status SaveGhost(const OpenFile& file, const std::string& path, FileDumpContext&
   return DumpContent(file, fd.get(), image_name, context);
 }
 
-// A file of a process that is dead and waited for. It answers ESRCH to nearly everything.
+// A file of a process that is dead and waited for: it answers ESRCH to nearly everything. A restore opens it
+// while a stand-in has that pid, which has ended and is not waited for yet: only these can be opened then.
 Status DumpOfDead(const OpenFile& file, std::uint32_t id, std::string_view path,
                   FileDumpContext& context) {
   constexpr std::string_view kProc = "/proc/";
-  std::uint32_t pid = 0;
+  constexpr std::string_view kOfEnded[] = {"",        "/stat",   "/status", "/statm",
+                                           "/maps",   "/smaps",  "/comm",   "/cmdline",
+                                           "/limits", "/cgroup", "/fd"};
+  pid_t pid = 0;
   std::string_view rest = path;
-  if (rest.starts_with(kProc)) rest.remove_prefix(kProc.size());
-  std::from_chars(rest.data(), rest.data() + rest.size(), pid);
-  if (pid == 0) return Unimplemented(NameOf(file) + ": it is gone from its file system");
+  if (rest.starts_with(kProc)) {
+    rest.remove_prefix(kProc.size());
+    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), pid);
+    rest.remove_prefix(static_cast<std::size_t>(end - rest.data()));
+  }
+  const bool writes = (file.flags & O_ACCMODE) != O_RDONLY;
+  if (pid <= 0 || writes || std::ranges::find(kOfEnded, rest) == std::end(kOfEnded)) {
+    return Unimplemented(NameOf(file) + ": what it is of is gone, and cannot be opened again");
+  }
+  if (context.IsOfTree(pid)) {
+    return Unimplemented(NameOf(file) +
+                         ": the process that it is of is gone, and its pid is in use");
+  }
   image::RemapFilePathEntry remap;
   remap.set_orig_id(id);
-  remap.set_remap_id(pid);
+  remap.set_remap_id(static_cast<std::uint32_t>(pid));
   remap.set_remap_type(image::REMAP_PROCFS);
   context.AddRecord("remap-fpath", remap.SerializeAsString(), "");
   return OkStatus();

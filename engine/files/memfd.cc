@@ -58,6 +58,9 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   std::string_view name = file.link;
   if (name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
   if (name.ends_with(kDeleted)) name.remove_suffix(kDeleted.size());
+  if (name == kZeroFile && !IsZeroFile(file.link)) {
+    return Unimplemented(NameOf(file) + ": a memfd with the name of what is no memfd");
+  }
   image::MemfdInodeEntry inode;
   inode.set_name(std::string(name));
   inode.set_uid(file.st.st_uid);

@@ -4,6 +4,7 @@
 #include <linux/magic.h>
 #include <linux/openat2.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -95,7 +96,8 @@ Result<PathState> LookUp(const OpenFile& file, const FileDumpContext& context) {
   ASSIGN_OR_RETURN(state.reaches, Reaches(root, state.path, file));
   // Rule: a setting of a namespace is another file for whoever looks from another one (proc_sys_compare() in
   // fs/proc/proc_sysctl.c). The path is the same for those who are in it.
-  if (file.fs_magic == PROC_SUPER_MAGIC && state.path.starts_with("/proc/sys/")) {
+  if (file.fs_magic == PROC_SUPER_MAGIC && state.path.starts_with("/proc/sys/") &&
+      !state.path.ends_with(kDeleted)) {
     state.reaches = true;
   }
   if (state.reaches || !state.path.ends_with(kDeleted)) return state;
@@ -154,10 +156,22 @@ Status CheckRegEntry(int fd, const image::RegFileEntry& reg) {
   return OkStatus();
 }
 
+bool IsMadeUp(int fd) {
+  struct statfs fs = {};
+  return ::fstatfs(fd, &fs) != 0 || fs.f_type == PROC_SUPER_MAGIC;
+}
+
+Status SetMadeUpState(int fd, const image::RegFileEntry& reg, ProcessActor& process, int number) {
+  if ((reg.flags() & O_PATH) != 0 || reg.pos() == 0 || reg.pos() == kNoOffset || !IsMadeUp(fd)) {
+    return OkStatus();
+  }
+  return process.Seek(number, reg.pos());
+}
+
 Status SetRegState(int fd, const image::RegFileEntry& reg) {
   if ((reg.flags() & O_PATH) != 0) return OkStatus();  // has neither
   RETURN_IF_ERROR(SetStatusFlags(fd, reg.flags()));
-  if (reg.pos() == 0 || reg.pos() == kNoOffset) return OkStatus();
+  if (reg.pos() == 0 || reg.pos() == kNoOffset || IsMadeUp(fd)) return OkStatus();
   if (::lseek(fd, static_cast<off_t>(reg.pos()), SEEK_SET) < 0) {
     return SyscallError(errno, "lseek " + reg.name() + " to " + std::to_string(reg.pos()));
   }

@@ -37,4 +37,9 @@ Status CheckRegEntry(int fd, const image::RegFileEntry& reg);
 /// Sets flags and offset of `fd` as `reg` has them.
 Status SetRegState(int fd, const image::RegFileEntry& reg);
 
+/// The position of a file of /proc, which SetRegState leaves: once all that it shows is there, by a process that has
+/// it as `number`. Rule: lseek(2) makes the text up to there, with the rights of its caller (seq_lseek() in
+/// fs/seq_file.c); the next read(2) shows what is left of that.
+Status SetMadeUpState(int fd, const image::RegFileEntry& reg, ProcessActor& process, int number);
+
 }  // namespace stasis::engine

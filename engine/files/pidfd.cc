@@ -28,6 +28,7 @@
 namespace stasis::engine {
 namespace {
 
+constexpr std::size_t kMostDead = 1000;    // they are charged to us, not to the container
 constexpr std::uint32_t kThread = O_EXCL;  // PIDFD_THREAD, Linux 6.9
 constexpr std::uint32_t kKept = O_NONBLOCK | kThread;
 
@@ -64,7 +65,10 @@ void Await(pid_t pid) {
 }  // namespace
 
 // `wanted` 0: any that is free.
-Result<pid_t> DeadProcesses::Start(pid_t wanted, int member) {
+Result<pid_t> DeadProcesses::Start(pid_t wanted, int member) const {
+  if (pids_.size() + chosen_.size() >= kMostDead) {
+    return ResourceExhausted("files of more than " + std::to_string(kMostDead) + " dead processes");
+  }
   pid_t made = 0;
   RETURN_IF_ERROR(InNamespace(member, CLONE_NEWPID, [&]() -> Status {
     clone_args clone = {};  // without a signal at its end
@@ -100,7 +104,8 @@ Result<pid_t> DeadProcesses::Get(std::uint32_t inode, int member) {
 
 Status DeadProcesses::Make(pid_t pid, int member) {
   if (chosen_.contains(pid)) return OkStatus();
-  ASSIGN_OR_RETURN(chosen_[pid], Start(pid, member));
+  ASSIGN_OR_RETURN(const pid_t made, Start(pid, member));
+  chosen_.emplace(pid, made);
   return OkStatus();
 }
 

@@ -31,7 +31,7 @@ class DeadProcesses {
   void End();
 
  private:
-  static Result<pid_t> Start(pid_t wanted, int member);
+  Result<pid_t> Start(pid_t wanted, int member) const;
 
   std::map<std::uint32_t, pid_t> pids_;  // as we see them
   std::map<pid_t, pid_t> chosen_;        // the same, by the pids that they have there

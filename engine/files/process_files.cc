@@ -1,7 +1,6 @@
 // Source  proc_pid_fdinfo(5), pidfd_getfd(2), tty(4); tested on 6.18
 // Rule    /proc/PID/fdinfo/N can be opened only while N is open, and then shows whatever is N when it is read
 //         (tid_fd_revalidate(), seq_show() in fs/proc/fd.c).
-// Rule    lseek(2) in a text that the kernel makes has it made up to there (seq_lseek() in fs/seq_file.c).
 #include "engine/files/process_files.h"
 
 #include <fcntl.h>
@@ -107,11 +106,8 @@ Result<UniqueFd> OpenOfProcess(RestoredProcess& process, const FileEntry& entry,
                                            : OpenInProcess(process, reg.name(), flags));
   ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, number));
   RETURN_IF_ERROR(CheckRegEntry(fd.get(), reg));
+  RETURN_IF_ERROR(SetRegState(fd.get(), reg));
   return fd;
-}
-
-Status SetStateOfProcessFile(int fd, const FileEntry& entry) {
-  return entry.type() == image::FD_REG ? SetRegState(fd, entry.reg()) : OkStatus();
 }
 
 }  // namespace stasis::engine

@@ -19,12 +19,8 @@ namespace stasis::engine {
 /// it was opened, so it waits for those of the checkpoint; /dev/tty is the opener's terminal.
 bool IsOfProcess(const image::FileEntry& entry, const CheckpointImages& images);
 
-/// Opens such a file in `process`, which has yet to get its descriptors; SetStateOfProcessFile is to follow.
-/// `host_pid` as OpenPidfd wants it.
+/// Opens such a file in `process`, which has yet to get its descriptors. `host_pid` as OpenPidfd wants it.
 Result<UniqueFd> OpenOfProcess(RestoredProcess& process, const image::FileEntry& entry,
                                const std::function<pid_t(pid_t)>& host_pid, DeadProcesses& dead);
-
-/// Its flags and position, once the process is complete: what it shows is made by then.
-Status SetStateOfProcessFile(int fd, const image::FileEntry& entry);
 
 }  // namespace stasis::engine

@@ -170,8 +170,10 @@ class Restorer : public FileRestorer {
     }
     for (const auto& [key, holder] : holders_) {
       const FileEntry& entry = *images_.File(key.first, key.second);
-      if (!IsOfProcess(entry, images_)) continue;
-      RETURN_IF_ERROR(Annotate(SetStateOfProcessFile(files_.at(key).get(), entry), NameOf(holder)));
+      if (entry.type() != image::FD_REG) continue;
+      RETURN_IF_ERROR(Annotate(
+          SetMadeUpState(files_.at(key).get(), entry.reg(), actors.at(holder.pid), holder.fd),
+          NameOf(holder)));
     }
     RETURN_IF_ERROR(FinishPassed(processes, actors));
     RETURN_IF_ERROR(SetForegrounds(processes, actors));

@@ -39,6 +39,10 @@ int TableActor::NumberOf(FdTypes type, std::uint32_t id, int prefer) const {
   return preferred ? prefer : first->second;
 }
 
+Status TableActor::Seek(int fd, std::uint64_t position) {
+  return remote().Call("lseek", SYS_lseek, fd, position, SEEK_SET).status();
+}
+
 Status TableActor::EpollAdd(int epoll_fd, int fd, std::uint32_t events, std::uint64_t data) {
   epoll_event event = {.events = events, .data = {.u64 = data}};
   remote().ResetArguments();

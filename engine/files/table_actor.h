@@ -38,6 +38,7 @@ class TableActor : public ProcessActor {
   Status AddMark(int fanotify_fd, unsigned flags, std::uint64_t mask,
                  const std::string& path) override;
   Status SetOwner(int fd, const image::FownEntry& owner) override;
+  Status Seek(int fd, std::uint64_t position) override;
   Status SetForeground(int fd, pid_t group) override;
 
   /// A POSIX lock belongs to the process that takes it.

@@ -117,6 +117,9 @@ Result<std::uint32_t> DumpOfMachine(const OpenFile& file, FileDumpContext& conte
   if (!settings.ok()) return Annotate(settings.status(), NameOf(file));
   image::TtyInfoEntry& info = *settings;
   RETURN_IF_ERROR(DumpLocked(file.borrowed.get(), info));
+  if (info.exclusive()) {
+    context.Note(NameOf(file) + ": it will not be open exclusively (TIOCEXCL) any more");
+  }
   info.clear_pty();
   info.set_type(console ? image::TTY_CONSOLE : serial ? image::TTY_SERIAL : image::TTY_VT);
   info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));

@@ -143,7 +143,8 @@ image::VmaEntry ToEntry(const Vma& vma, std::uint32_t status) {
 
 void MapZeroFiles(std::vector<Area>& areas, const std::set<std::uint64_t>& inodes) {
   for (Area& area : areas) {
-    if (!area.Is(kAreaAnonShared) || area.Is(kAreaSystemV)) continue;
+    // Other kinds have numbers of their own.
+    if (!area.Is(kAreaAnonShared) || area.Is(kAreaSystemV) || area.vma.Has("ht")) continue;
     if (!inodes.contains(area.vma.inode)) continue;
     area.entry.set_status(kAreaRegular | kAreaMemfd | kAreaFileShared);
     area.entry.set_flags(area.entry.flags() & ~std::uint32_t{MAP_ANONYMOUS});

@@ -27,6 +27,8 @@
 namespace stasis::engine {
 namespace {
 
+constexpr std::size_t kMostRemoved = 4096;  // pieces; what has more is not worth to be watched
+
 bool Overlaps(const PageRange& range, const Vma& vma) {
   return range.start < vma.end && vma.start < range.end;
 }
@@ -87,19 +89,24 @@ void MappingWatch::HideFrom(Vma& vma) {
   if (ours) std::erase(vma.flags, "uw");
 }
 
+// A program may never let it end: who wants to see what there is, is let in between.
 bool MappingWatch::ReadAll(const UniqueFd& fd) {
   uffd_msg message = {};
-  ssize_t got = 0;
-  while ((got = ::read(fd.get(), &message, sizeof(message))) == sizeof(message)) {
-    Note(message, seen_);
+  while (true) {
+    const std::lock_guard lock(mutex_);
+    if (!fd) return false;
+    const ssize_t got = ::read(fd.get(), &message, sizeof(message));
+    if (got != sizeof(message)) return got < 0 && errno == EAGAIN;
+    if (!seen_.lost) Note(message, seen_);
+    if (seen_.removed.size() < kMostRemoved) continue;
+    seen_.lost = true;
+    seen_.removed.clear();
   }
-  return got < 0 && errno == EAGAIN;
 }
 
 void MappingWatch::ReadEvents() {
+  if (ReadAll(writes_) && ReadAll(forks_)) return;
   const std::lock_guard lock(mutex_);
-  const bool has_writes = ReadAll(writes_);
-  if (has_writes && forks_ && ReadAll(forks_)) return;
   seen_.lost = true;
   forks_.Reset();
 }

@@ -212,7 +212,12 @@ Result<std::vector<PageRange>> PageMap::Unwritten(std::uint64_t start, std::uint
 }
 
 bool PageMap::IsWatched(std::uint64_t start, std::uint64_t end) const {
-  return Scan(start, end, {.with = kWatched, .flags = kCheckWatched}).ok();
+  std::uint64_t at = start;  // of what is not mapped nothing is told, and no error
+  const Status status = Scan(start, end, {.with = kWatched, .flags = kCheckWatched},
+                             [&at](const PageRange& range, std::uint64_t) {
+                               if (range.start == at) at = range.end;
+                             });
+  return status.ok() && at == end;
 }
 
 Status PageMap::Scan(std::uint64_t start, std::uint64_t end, const Selection& selection,

@@ -176,7 +176,8 @@ Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& com
   }
   if (network && tree_[kNet] != ours_[kNet]) {
     ASSIGN_OR_RETURN(const UniqueFd own, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
-    ASSIGN_OR_RETURN(loopback_up_, LoopbackOnly(own.get()));
+    const auto loopback = LoopbackOnly(own.get());
+    if (loopback.ok()) loopback_up_ = *loopback;  // else the restore wants to be given one
   }
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();

@@ -43,14 +43,29 @@ Result<TaskStat> ReadStat(pid_t pid) {
 // 0 the same, 1 and 2 an order, -1 an error.
 long Compare(pid_t a, pid_t b, int type) { return ::syscall(SYS_kcmp, a, b, type, 0, 0); }
 
+// The first of `pids` that shares `type` with each, perhaps itself. Not by std::sort, which runs out of its range
+// when the order fails it: of a process that ends meanwhile kcmp(2) tells none.
+std::map<pid_t, pid_t> FirstSharing(const std::vector<pid_t>& pids, int type) {
+  const auto before = [type](pid_t a, pid_t b) { return Compare(a, b, type) == 1; };
+  std::set<pid_t, decltype(before)> different(before);
+  std::map<pid_t, pid_t> first;
+  for (const pid_t pid : pids) {
+    const auto [like, is_new] = different.insert(pid);
+    const bool shared = !is_new && Compare(*like, pid, type) == 0;
+    first[pid] = shared ? *like : pid;
+  }
+  return first;
+}
+
 Status CheckNotShared(const std::vector<const FrozenProcess*>& living, int type, const char* what) {
-  std::vector<const FrozenProcess*> order = living;
-  std::ranges::sort(order, [type](const FrozenProcess* a, const FrozenProcess* b) {
-    return Compare(a->pid, b->pid, type) == 1;
-  });
-  for (std::size_t i = 1; i < order.size(); ++i) {
-    if (Compare(order[i - 1]->pid, order[i]->pid, type) != 0) continue;
-    return Unimplemented(Name(*order[i - 1]) + " and " + Name(*order[i]) + " share their " + what +
+  std::vector<pid_t> pids;
+  for (const FrozenProcess* process : living) pids.push_back(process->pid);
+  const std::map<pid_t, pid_t> first = FirstSharing(pids, type);
+  for (const FrozenProcess* process : living) {
+    const pid_t other = first.at(process->pid);
+    if (other == process->pid) continue;
+    const auto found = std::ranges::find(living, other, &FrozenProcess::pid);
+    return Unimplemented(Name(**found) + " and " + Name(*process) + " share their " + what +
                          " (clone(2)), which cannot be checkpointed");
   }
   return OkStatus();
@@ -62,20 +77,14 @@ std::map<pid_t, std::uint32_t> NumberShared(const std::vector<DumpedProcess>& pr
   for (const DumpedProcess& process : processes) {
     if (!process.zombie) order.push_back(process.frozen->pid);
   }
-  // Stable: the first of those that share is the first in the tree.
-  std::ranges::stable_sort(order, [type](pid_t a, pid_t b) { return Compare(a, b, type) == 1; });
-  std::map<pid_t, pid_t> first;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    const bool shared = i > 0 && Compare(order[i - 1], order[i], type) == 0;
-    first[order[i]] = shared ? first[order[i - 1]] : order[i];
-  }
+  const std::map<pid_t, pid_t> first = FirstSharing(order, type);
   std::map<pid_t, std::uint32_t> numbers;
   std::uint32_t number = 1;  // 1 is CRIU's own
   for (const DumpedProcess& process : processes) {
     if (process.zombie) continue;
     const pid_t pid = process.frozen->pid;
     ++number;
-    numbers[pid] = first[pid] == pid ? number : numbers[first[pid]];
+    numbers[pid] = first.at(pid) == pid ? number : numbers[first.at(pid)];
   }
   return numbers;
 }

@@ -135,6 +135,7 @@ class LocalDumpContext : public FileDumpContext {
   int RootOf(const OpenFile&) const override { return root_.get(); }
   pid_t ToNamespacePid(pid_t pid) const override { return pid == ::getpid() ? pid : 0; }
   bool IsProcess(pid_t pid) const override { return pid == ::getpid(); }
+  bool IsOfTree(pid_t ns_pid) const override { return ns_pid == ::getpid(); }
   std::uint32_t NamespaceId(std::uint32_t) const override { return 1; }
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries.push_back(std::move(entry)); }
@@ -362,6 +363,10 @@ class LocalProcessActor : public ProcessActor {
     if (number < 0) return SyscallError(errno, "watch " + path);
     EXPECT_EQ(number, watch);
     return OkStatus();
+  }
+  Status Seek(int fd, std::uint64_t position) override {
+    return ::lseek(fd, static_cast<off_t>(position), SEEK_SET) < 0 ? SyscallError(errno, "lseek")
+                                                                   : OkStatus();
   }
   Status AddMark(int fanotify_fd, unsigned flags, std::uint64_t mask,
                  const std::string& path) override {
