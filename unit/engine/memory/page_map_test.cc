@@ -115,6 +115,16 @@ class WatchedMemoryTest : public ::testing::TestWithParam<bool> {
   UniqueFd fd_;
 };
 
+TEST_P(WatchedMemoryTest, WhatIsNotMappedAnyMoreIsNotWatched) {
+  if (!Watch(MAP_PRIVATE)) GTEST_SKIP() << "this kernel has no asynchronous userfaultfd";
+  Touch(area_, 3);
+  EXPECT_TRUE(Self().IsWatched(start_, End()));
+  ASSERT_EQ(::munmap(area_ + 5 * kPageBytes, kPageBytes), 0);
+  EXPECT_FALSE(Self().IsWatched(start_, End()));
+  EXPECT_TRUE(Self().IsWatched(start_, start_ + 5 * kPageBytes));
+  EXPECT_FALSE(Self().IsWatched(start_ + 5 * kPageBytes, start_ + 6 * kPageBytes));
+}
+
 TEST_P(WatchedMemoryTest, WhatIsWrittenOrGoneIsNotUnwritten) {
   if (!Watch(MAP_PRIVATE)) GTEST_SKIP() << "this kernel has no asynchronous userfaultfd";
   TouchAll();
