@@ -50,7 +50,6 @@ DIFFER = {
     ("seccomp", "RestoredByCriu"): "filters that CRIU restores are not common to threads any more",
     ("stopped", "RestoredByCriu"): "CRIU is stopped by a SIGSTOP that is pending",
     ("pidfd", "Shown"): ZOMBIES,
-    ("dead_pidfd", "Shown"): ZOMBIES,
     ("leases", "RestoredByCriu"): "CRIU's restore breaks a lease once more than ours",
     ("bpf_maps", "Decoded"): "crit 4.2 cannot encode a map's content again (Python 3.14)",
     ("changing_memory", "Shown"): "checkpointctl does not look into parent/",
