@@ -130,7 +130,7 @@ def test_a_network_with_a_loopback_device_alone_is_made_again(start, mounts, fol
 
 
 def test_a_firewall_in_a_network_of_its_own_is_not_forgotten(start, mounts, folder):
-    rules = ["sh", "-ec", 'iptables -A INPUT -j ACCEPT; exec "$@"', "sh"]
+    rules = ["sh", "-ec", 'iptables -w -A INPUT -j ACCEPT; exec "$@"', "sh"]
     program = started(start, inside(mounts, "unshare", "--net", *rules), folder)
     assert "--join-ns net:" in restore(mounts, dumped(program, mounts), code=1)
 
