@@ -15,7 +15,7 @@ struct Activity::Entry {
 
 Activity::Checkpoint::Checkpoint(Activity& activity, std::shared_ptr<Entry> entry,
                                  const std::stop_token& caller)
-    : activity_(activity), entry_(std::move(entry)), pass_(caller, Pass{entry_->stop}) {}
+    : activity_(activity), entry_(std::move(entry)), pass_(caller, PassStop{entry_->stop}) {}
 
 Activity::Checkpoint::~Checkpoint() {
   const std::lock_guard lock(activity_.mutex_);

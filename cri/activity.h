@@ -16,6 +16,7 @@
 #include "cri/container_facts.h"
 #include "cri/pod_events.h"
 #include "engine/base/status.h"
+#include "engine/base/stop.h"
 #include "engine/dump.h"
 
 namespace stasis::cri {
@@ -62,14 +63,9 @@ class Activity {
     void Watch(engine::DumpRequest& request) const;
 
    private:
-    struct Pass {
-      std::stop_source source;
-      void operator()() { source.request_stop(); }
-    };
-
     Activity& activity_;
     std::shared_ptr<Entry> entry_;
-    std::stop_callback<Pass> pass_;
+    std::stop_callback<PassStop> pass_;
   };
 
   /// `events` outlives this; null: nobody is told.

@@ -11,7 +11,7 @@
 namespace stasis::kubelet_api {
 
 Attention::Attention(const Exchange& exchange)
-    : done_(::eventfd(0, EFD_CLOEXEC)), server_ends_(exchange.stop, Pass{source_}) {
+    : done_(::eventfd(0, EFD_CLOEXEC)), server_ends_(exchange.stop, PassStop{source_}) {
   if (!done_) return;  // the client's end is not seen then
   watcher_ =
       std::thread([source = source_, client = exchange.socket, done = done_.get()]() mutable {

@@ -4,6 +4,7 @@
 #include <stop_token>
 #include <thread>
 
+#include "engine/base/stop.h"
 #include "engine/base/unique_fd.h"
 #include "kubelet-api/transport/exchange.h"
 
@@ -20,14 +21,9 @@ class Attention {
   std::stop_token token() const { return source_.get_token(); }
 
  private:
-  struct Pass {
-    std::stop_source source;
-    void operator()() { source.request_stop(); }
-  };
-
   std::stop_source source_;
   UniqueFd done_;  // an eventfd that ends the watcher
-  std::stop_callback<Pass> server_ends_;
+  std::stop_callback<PassStop> server_ends_;
   std::thread watcher_;
 };
 

@@ -7,13 +7,15 @@
 #include <stop_token>
 #include <thread>
 
+#include "engine/base/stop.h"
+
 namespace stasis::kubelet_api {
 
 /// Requests a stop after `time`, or when `sooner` is requested.
 class StopAfter {
  public:
   explicit StopAfter(std::chrono::milliseconds time, const std::stop_token& sooner = {})
-      : sooner_(sooner, Pass{source_}),
+      : sooner_(sooner, PassStop{source_}),
         timer_([source = source_, time](const std::stop_token& done) mutable {
           std::mutex mutex;
           std::condition_variable_any never;
@@ -27,13 +29,8 @@ class StopAfter {
   std::stop_token token() const { return source_.get_token(); }
 
  private:
-  struct Pass {
-    std::stop_source source;
-    void operator()() { source.request_stop(); }
-  };
-
   std::stop_source source_;
-  std::stop_callback<Pass> sooner_;
+  std::stop_callback<PassStop> sooner_;
   std::jthread timer_;
 };
 

@@ -28,15 +28,13 @@
 #include "engine/files/file_kind.h"
 #include "engine/files/kept_files.h"
 #include "engine/image/schema/memory.pb.h"
+#include "engine/memory/restore_layout.h"
 
 namespace stasis::engine {
 namespace {
 
 constexpr std::string_view kPrefix = "/memfd:";
 constexpr std::string_view kDeleted = " (deleted)";
-
-// What shmem_zero_setup() gives to anonymous shared memory.
-constexpr std::string_view kZeroFile = "/dev/zero";
 
 bool Owns(const OpenFile& file) {
   return (file.link.starts_with(kPrefix) || IsZeroFile(file.link)) && file.st.st_nlink == 0 &&

@@ -5,10 +5,8 @@
 
 #include <fcntl.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <optional>
 #include <string>
@@ -17,6 +15,7 @@
 #include "engine/files/description.h"
 #include "engine/files/path.h"
 #include "engine/files/restore_files.h"
+#include "engine/tasks/process_tree.h"
 
 namespace stasis::engine {
 namespace {
@@ -30,15 +29,6 @@ bool IsOwnTerminal(const FileEntry& entry) {
   return entry.type() == image::FD_TTY && entry.tty().tty_info_id() == kCurrent;
 }
 
-Result<UniqueFd> TakeAway(RestoredProcess& process, int number) {
-  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
-  if (!fd) {
-    return SyscallError(errno, "pidfd_getfd");
-  }
-  RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
-  return fd;
-}
-
 Result<UniqueFd> OpenOwnTerminal(RestoredProcess& process, const FileEntry& entry) {
   const Result<int> number =
       OpenInProcess(process, "/dev/tty", OpenFlags(entry.tty().flags()) | O_NOCTTY);
@@ -48,7 +38,7 @@ Result<UniqueFd> OpenOwnTerminal(RestoredProcess& process, const FileEntry& entr
         "one "
         "(tty: true)");
   }
-  ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, *number));
+  ASSIGN_OR_RETURN(UniqueFd fd, TakeFrom(process, *number));
   RETURN_IF_ERROR(SetStatusFlags(fd.get(), entry.tty().flags()));
   return fd;
 }
@@ -104,7 +94,7 @@ Result<UniqueFd> OpenOfProcess(RestoredProcess& process, const FileEntry& entry,
   const std::optional<int> shown = ShownDescriptor(reg.name());
   ASSIGN_OR_RETURN(const int number, shown ? OpenFdinfo(process, reg.name(), flags, *shown)
                                            : OpenInProcess(process, reg.name(), flags));
-  ASSIGN_OR_RETURN(UniqueFd fd, TakeAway(process, number));
+  ASSIGN_OR_RETURN(UniqueFd fd, TakeFrom(process, number));
   RETURN_IF_ERROR(CheckRegEntry(fd.get(), reg));
   RETURN_IF_ERROR(SetRegState(fd.get(), reg));
   return fd;

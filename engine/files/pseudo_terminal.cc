@@ -84,10 +84,7 @@ bool AnyLocked(const image::TermiosEntry& locked) {
 }
 
 void DumpNode(const struct stat& node, image::TtyInfoEntry& info) {
-  info.set_rdev(static_cast<std::uint32_t>(node.st_rdev));
-  info.set_dev(static_cast<std::uint32_t>(node.st_dev));
-  info.set_uid(node.st_uid);
-  info.set_gid(node.st_gid);
+  DumpDevice(node, info);
   info.set_stasis_mode(node.st_mode & 07777);
 }
 
@@ -161,13 +158,8 @@ Result<UniqueFd> RestoreHungUp(int flags, FileRestoreContext& context) {
 Status RestoreLocked(int fd, const image::TtyInfoEntry& info) {
   const image::TermiosEntry& entry = info.termios_locked();
   if (!AnyLocked(entry)) return OkStatus();
-  termios2 locked = {};
-  locked.c_iflag = entry.c_iflag();
-  locked.c_oflag = entry.c_oflag();
-  locked.c_cflag = entry.c_cflag();
-  locked.c_lflag = entry.c_lflag();
-  locked.c_line = static_cast<cc_t>(entry.c_line());
-  ReadCharacters(entry, locked);
+  termios2 locked = FromImage(entry);
+  locked.c_line = static_cast<cc_t>(entry.c_line());  // whether it is locked
   if (::ioctl(fd, TIOCSLCKTRMIOS, &locked) != 0) {
     return SyscallError(errno, "TIOCSLCKTRMIOS");
   }

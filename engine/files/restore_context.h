@@ -37,6 +37,7 @@
 #include "engine/files/tcp_connection.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/restore_pages.h"
+#include "engine/tasks/process_tree.h"
 #include "engine/tasks/restored_process.h"
 #include "engine/tracee/fd_channel.h"
 
@@ -239,12 +240,7 @@ class RootActor : public FileActor {
  private:
   RemoteSyscalls& remote() { return *root_.remote; }
 
-  Result<UniqueFd> TakeAway(int number) {
-    ASSIGN_OR_RETURN(UniqueFd fd, Copy(number));
-    if (!fd) return Internal("the root lost its descriptor " + std::to_string(number));
-    RETURN_IF_ERROR(remote().Call("close", SYS_close, number).status());
-    return fd;
-  }
+  Result<UniqueFd> TakeAway(int number) { return TakeFrom(root_, number); }
 
   // The file `number` of the process, through a mapping for that moment.
   Status Fill(std::uint64_t number, const PageSet& pages, std::uint64_t size,

@@ -334,7 +334,7 @@ class Restorer : public FileRestorer {
     if (const FileEntry* const memfd = images_.File(image::FD_MEMFD, id)) {
       ASSIGN_OR_RETURN(const image::MemfdInodeEntry inode, InodeOf(*memfd));
       // Nameless shared memory, as CRIU dumps it: a memory area's own (restore_layout.h).
-      if (inode.name() == "/dev/zero" && !zero_files_.contains(inode.inode_id())) return UniqueFd();
+      if (inode.name() == kZeroFile && !zero_files_.contains(inode.inode_id())) return UniqueFd();
       return RestoreMappedMemfd(memfd->memfd(), context);
     }
     const FileEntry* const file = images_.File(image::FD_REG, id);

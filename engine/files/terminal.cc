@@ -73,10 +73,7 @@ Result<std::uint32_t> DumpInfo(const OpenFile& file, FileDumpContext& context, s
   Result<image::TtyInfoEntry> settings = DumpSettings(fd, id, PtsIndex(file.st.st_rdev));
   if (!settings.ok()) return Annotate(settings.status(), NameOf(file));
   image::TtyInfoEntry& info = *settings;
-  info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));
-  info.set_dev(static_cast<std::uint32_t>(file.st.st_dev));
-  info.set_uid(file.st.st_uid);
-  info.set_gid(file.st.st_gid);
+  DumpDevice(file.st, info);
   int waiting = 0;
   if (::ioctl(fd, FIONREAD, &waiting) != 0) {
     return SyscallError(errno, "FIONREAD " + NameOf(file));
@@ -122,10 +119,7 @@ Result<std::uint32_t> DumpOfMachine(const OpenFile& file, FileDumpContext& conte
   }
   info.clear_pty();
   info.set_type(console ? image::TTY_CONSOLE : serial ? image::TTY_SERIAL : image::TTY_VT);
-  info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));
-  info.set_dev(static_cast<std::uint32_t>(file.st.st_dev));
-  info.set_uid(file.st.st_uid);
-  info.set_gid(file.st.st_gid);
+  DumpDevice(file.st, info);
   context.AddRecord("tty-info", info.SerializeAsString(), "");
   return id;
 }
@@ -158,10 +152,7 @@ void DumpCurrent(const OpenFile& file, FileDumpContext& context) {
   image::TtyInfoEntry& info = *settings;
   info.set_type(image::TTY_CTTY);
   info.clear_pty();
-  info.set_rdev(static_cast<std::uint32_t>(file.st.st_rdev));
-  info.set_dev(static_cast<std::uint32_t>(file.st.st_dev));
-  info.set_uid(file.st.st_uid);
-  info.set_gid(file.st.st_gid);
+  DumpDevice(file.st, info);
   context.AddRecord("tty-info", info.SerializeAsString(), "");
 }
 

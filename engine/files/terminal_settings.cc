@@ -4,6 +4,7 @@
 
 #include <asm/termbits.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
@@ -41,7 +42,15 @@ void ToImage(const termios2& settings, image::TermiosEntry& entry) {
   }
 }
 
-void ReadCharacters(const image::TermiosEntry& entry, termios2& settings) {
+termios2 FromImage(const image::TermiosEntry& entry) {
+  termios2 settings = {};
+  settings.c_iflag = entry.c_iflag();
+  settings.c_oflag = entry.c_oflag();
+  settings.c_cflag = entry.c_cflag();
+  settings.c_lflag = entry.c_lflag();
+  settings.c_line = N_TTY;  // another line discipline is code of the kernel's that nobody asked for
+  settings.c_ispeed = entry.c_ispeed();
+  settings.c_ospeed = entry.c_ospeed();
   constexpr int kCharacters = sizeof(settings.c_cc), kPackedWords = (kCharacters + 3) / 4;
   const auto& words = entry.c_cc();
   const bool packed =
@@ -52,6 +61,14 @@ void ReadCharacters(const image::TermiosEntry& entry, termios2& settings) {
     const std::uint32_t character = packed ? words.Get(i / 4) >> i % 4 * 8 : words.Get(i);
     settings.c_cc[i] = static_cast<cc_t>(character & 0xff);
   }
+  return settings;
+}
+
+void DumpDevice(const struct stat& node, image::TtyInfoEntry& info) {
+  info.set_rdev(static_cast<std::uint32_t>(node.st_rdev));
+  info.set_dev(static_cast<std::uint32_t>(node.st_dev));
+  info.set_uid(node.st_uid);
+  info.set_gid(node.st_gid);
 }
 
 Result<image::TtyInfoEntry> DumpSettings(int fd, std::uint32_t id, std::uint32_t index) {
@@ -92,18 +109,10 @@ Status DumpLocked(int fd, image::TtyInfoEntry& info) {
 Status RestoreTermios(int fd, const image::TtyInfoEntry& info) {
   if (!info.has_termios()) return OkStatus();
   const image::TermiosEntry& entry = info.termios();
-  termios2 settings = {};
-  if (entry.c_cc_size() != static_cast<int>(std::size(settings.c_cc))) {
+  if (entry.c_cc_size() != static_cast<int>(sizeof(termios2::c_cc))) {
     return DataLoss("a terminal with " + std::to_string(entry.c_cc_size()) + " control characters");
   }
-  settings.c_iflag = entry.c_iflag();
-  settings.c_oflag = entry.c_oflag();
-  settings.c_cflag = entry.c_cflag();
-  settings.c_lflag = entry.c_lflag();
-  settings.c_line = N_TTY;  // another line discipline is code of the kernel's that nobody asked for
-  settings.c_ispeed = entry.c_ispeed();
-  settings.c_ospeed = entry.c_ospeed();
-  ReadCharacters(entry, settings);
+  const termios2 settings = FromImage(entry);
   if (::ioctl(fd, TCSETS2, &settings) != 0) {
     return SyscallError(errno, "settings of the terminal");
   }

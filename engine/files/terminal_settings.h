@@ -7,6 +7,7 @@
 
 #include "engine/files/file_kind.h"
 
+struct stat;
 struct termios2;
 
 namespace stasis::engine {
@@ -20,8 +21,12 @@ std::uint32_t PtsIndex(dev_t device);
 /// Rule: CRIU copies the control characters as they lie in memory into the field's 32-bit words, four to each,
 /// and back (termios_copy() in its criu/tty.c).
 void ToImage(const termios2& settings, image::TermiosEntry& entry);
-/// The control characters; also of images that have one in each word, as ours had.
-void ReadCharacters(const image::TermiosEntry& entry, termios2& settings);
+/// The settings of the line discipline that everybody has, N_TTY; also of images that have one control character in
+/// each word, as ours had.
+termios2 FromImage(const image::TermiosEntry& entry);
+
+/// Adds what stat(2) says of a terminal's node.
+void DumpDevice(const struct stat& node, image::TtyInfoEntry& info);
 
 /// A record of the terminal `fd` with its settings, which are those of its other end too: termios, size,
 /// exclusive mode. All else is set to nothing.

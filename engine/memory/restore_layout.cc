@@ -304,8 +304,7 @@ Result<ZeroFiles> ReadZeroFiles(const CheckpointImages& images, const ImageSourc
   std::map<std::uint64_t, std::uint64_t> objects;  // by inode
   const std::set<std::uint64_t> files_too = OpenZeroFiles(images);
   for (const image::MemfdInodeEntry& inode : inodes) {
-    // The name that mmap(2) gives to such memory, shmem_zero_setup().
-    if (inode.name() == "/dev/zero" && !files_too.contains(inode.inode_id()))
+    if (inode.name() == kZeroFile && !files_too.contains(inode.inode_id()))
       objects[inode.inode_id()] = inode.shmid();
   }
   ZeroFiles files;

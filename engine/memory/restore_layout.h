@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -73,6 +74,9 @@ struct MemoryLayout {
   std::vector<AddressRange> aio_rings = {};  ///< Each is one of the areas, too.
   std::vector<AddressRange> guards = {};     ///< MADV_GUARD_INSTALL, within areas.
 };
+
+/// What the kernel calls anonymous shared memory, shmem_zero_setup(); its name in images.
+inline constexpr std::string_view kZeroFile = "/dev/zero";
 
 /// Shared anonymous memory that CRIU dumped as the nameless memfd that it is inside the kernel: the number
 /// of the object for each file id.

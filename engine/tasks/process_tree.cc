@@ -402,6 +402,15 @@ Result<int> SendInto(RestoredProcess& process, int our_fd) {
   return numbers.front();
 }
 
+Result<UniqueFd> TakeFrom(RestoredProcess& process, int number) {
+  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
+  if (!fd) {
+    return SyscallError(errno, "pidfd_getfd of descriptor " + std::to_string(number));
+  }
+  RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
+  return fd;
+}
+
 Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
                       const PathlessFiles& pathless) {
   const std::string path = images.Path(process.image->mm.exe_file_id());

@@ -22,6 +22,9 @@ Result<RestoredProcess> TakePlaceholder(pid_t placeholder, const ProcessImage& i
 /// `process.remote` and gives all of it back.
 Result<int> SendInto(RestoredProcess& process, int our_fd);
 
+/// Its descriptor `number`, which is ours then and closed there.
+Result<UniqueFd> TakeFrom(RestoredProcess& process, int number);
+
 /// Lets `process` execute the program of its image, so that /proc/PID/exe is right, and stops it before
 /// its first instruction. FailedPrecondition: the file is missing or another one.
 Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,

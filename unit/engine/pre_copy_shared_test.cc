@@ -156,6 +156,15 @@ TEST(PreCopySharedTest, WhatIsTakenFromTheObjectDoesNotComeBack) {
   EXPECT_TRUE(dumped.IsFromParent()) << dumped.log;
 }
 
+// All pages begin with 1, `page` with 2, and none is left to the parent; the log says `why`.
+void ExpectSavedAgain(const Dumped& dumped, std::size_t page, const char* why) {
+  std::vector<std::uint64_t> expected(kPages, 1);
+  expected[page] = 2;
+  EXPECT_EQ(dumped.FirstWords(), expected);
+  EXPECT_FALSE(dumped.IsFromParent());
+  EXPECT_THAT(dumped.log, HasSubstr(why));
+}
+
 TEST(PreCopySharedTest, AfterAForkAllIsSavedAgain) {
   SharedWords words;
   Child child = Changing(words, [](const Pages& pages) {
@@ -166,12 +175,7 @@ TEST(PreCopySharedTest, AfterAForkAllIsSavedAgain) {
     }
     ::waitpid(born, nullptr, 0);
   });
-  const Dumped dumped(child, words);
-  std::vector<std::uint64_t> expected(kPages, 1);
-  expected[30] = 2;
-  EXPECT_EQ(dumped.FirstWords(), expected);
-  EXPECT_FALSE(dumped.IsFromParent());
-  EXPECT_THAT(dumped.log, HasSubstr("has forked"));
+  ExpectSavedAgain(Dumped(child, words), 30, "has forked");
 }
 
 TEST(PreCopySharedTest, AfterASecondMappingAllIsSavedAgain) {
@@ -182,12 +186,7 @@ TEST(PreCopySharedTest, AfterASecondMappingAllIsSavedAgain) {
     doubled[40] = 2;
     ::munmap(second, kBytes);
   });
-  const Dumped dumped(child, words);
-  std::vector<std::uint64_t> expected(kPages, 1);
-  expected[40] = 2;
-  EXPECT_EQ(dumped.FirstWords(), expected);
-  EXPECT_FALSE(dumped.IsFromParent());
-  EXPECT_THAT(dumped.log, HasSubstr("has moved shared memory"));
+  ExpectSavedAgain(Dumped(child, words), 40, "has moved shared memory");
 }
 
 TEST(PreCopySharedTest, WhatAProcessOutsideMapsIsSavedWhileTheTreeStandsStill) {

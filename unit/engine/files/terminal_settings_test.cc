@@ -21,14 +21,12 @@ TEST(TerminalSettingsTest, ControlCharactersAreAsCriuHasThemAndThoseOfOldImagesA
   EXPECT_EQ(entry.c_cc(0), 0x04030201u);
   EXPECT_EQ(entry.c_cc(4), 0x00131211u);
   EXPECT_EQ(entry.c_cc(5), 0u);
-  termios2 read = {};
-  ReadCharacters(entry, read);
+  const termios2 read = FromImage(entry);
   EXPECT_TRUE(std::ranges::equal(read.c_cc, settings.c_cc));
 
   image::TermiosEntry old;
   for (const cc_t character : settings.c_cc) old.add_c_cc(character);
-  termios2 again = {};
-  ReadCharacters(old, again);
+  const termios2 again = FromImage(old);
   EXPECT_TRUE(std::ranges::equal(again.c_cc, settings.c_cc));
 }
 
