@@ -18,9 +18,20 @@ class ShellSession(Session):
         if not pipes:
             raise OSError(f"no standard input in {folder}")
         self.pipe = os.open(pipes[0], os.O_WRONLY | os.O_NONBLOCK)
-        self.seen = 0
         if self.last == 0:
             self.typed("PS1=; n=0; sleep 1000000 & sleep 1000001 &")
+        else:
+            self.wake()
+
+    def wake(self):
+        """A checkpoint may have been taken in the middle of check(): gets the shell back from what runs in
+        the foreground, and lets all jobs run. TimeoutError: to be tried again, the key came too early."""
+        os.write(self.pipe, b"\x1a")
+        try:
+            self.ask_shell("kill -CONT $(jobs -p); out=", 3)
+        except TimeoutError:
+            os.close(self.pipe)
+            raise
 
     def log(self):
         text = self.place.bed.cri.log(self.place.pod, "program")
@@ -29,11 +40,11 @@ class ShellSession(Session):
     def typed(self, line):
         os.write(self.pipe, line.encode() + b"\n")
 
-    def ask_shell(self, line):
+    def ask_shell(self, line, seconds=60):
         """What `line` prints; the mark is put together by the shell, so that its echo does not have it."""
         mark = f"{time.monotonic_ns()}"
         self.typed(f'{line}; echo "<"{mark} $out">"')
-        found = until(lambda: re.search(f"<{mark} ([^>]*)>", self.log()), 60, what=f"the shell after {line}")
+        found = until(lambda: re.search(f"<{mark} ([^>]*)>", self.log()), seconds, what=f"the shell after {line}")
         return found.group(1).strip()
 
     def next(self):
