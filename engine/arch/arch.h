@@ -33,6 +33,8 @@ struct Registers {
 Result<GeneralRegisters> ReadGeneral(pid_t tid);
 Status WriteGeneral(pid_t tid, const GeneralRegisters& registers);
 Result<Registers> Read(pid_t tid);
+/// The rest of them, where `general` are known already.
+Result<Registers> ReadExtended(pid_t tid, const GeneralRegisters& general);
 Status Write(pid_t tid, const Registers& registers);
 
 /// `registers` set up to run system call `number` at instruction `syscall_address` with its stack at
@@ -85,7 +87,9 @@ std::span<const std::byte> HomewardCode();
 struct CallInside {
   std::uint64_t number = 0;
   std::array<std::uint64_t, 6> arguments = {};
-  std::int64_t result = 0;
+  std::int64_t result = kNotMade;
+
+  static constexpr std::int64_t kNotMade = INT64_MIN;  // which no call gives
 };
 static_assert(sizeof(CallInside) == 64);
 /// `registers` set up to make the `count` calls that lie at `table`, by the HomewardCode at `code`.
@@ -93,8 +97,6 @@ GeneralRegisters ForCalls(const GeneralRegisters& registers, std::uint64_t code,
                           std::uint64_t stack, std::uint64_t table, std::size_t count);
 /// The instruction behind the system call of those.
 std::uint64_t BehindCall(std::uint64_t code);
-/// True when the last of the calls has been made, and nothing behind it.
-bool AreMade(const GeneralRegisters& registers, std::uint64_t code);
 
 /// A frame from which rt_sigreturn(2) restores `registers` and `signal_mask`, to be placed at `address`
 /// (64-byte aligned); the stack pointer for the system call is address + FrameStackOffset().

@@ -1,7 +1,6 @@
 #include "engine/tracee/call_batch.h"
 
 #include <algorithm>
-#include <array>
 
 namespace stasis::engine {
 namespace {
@@ -16,8 +15,9 @@ std::size_t Aligned(std::size_t bytes) { return (bytes + kAlignment - 1) & ~(kAl
 void CallBatch::AddCall(std::string_view what, long number,
                         std::initializer_list<std::uint64_t> arguments, std::vector<std::byte> here,
                         int tolerated, Take take) {
-  calls_.push_back(
-      {std::string(what), number, arguments, std::move(here), tolerated, std::move(take)});
+  Call& call = calls_.emplace_back(what, number, std::array<std::uint64_t, 6>{}, std::move(here),
+                                   tolerated, std::move(take));
+  std::ranges::copy(arguments, call.arguments.begin());
 }
 
 bool CallBatch::Tolerates(const Call& call, int error) {
@@ -31,6 +31,20 @@ Status CallBatch::Begin(RemoteSyscalls& remote, const OneRun& how) {
 }
 
 Status CallBatch::BeginPiece(std::size_t first) {
+  std::vector<MemoryPiece> pieces;
+  RETURN_IF_ERROR(PreparePiece(first, pieces));
+  RETURN_IF_ERROR(WriteMemory(remote_->tracee().tid(), pieces));
+  return Launch();
+}
+
+Status CallBatch::Prepare(RemoteSyscalls& remote, const OneRun& how,
+                          std::vector<MemoryPiece>& pieces) {
+  remote_ = &remote;
+  how_ = how;
+  return PreparePiece(0, pieces);
+}
+
+Status CallBatch::PreparePiece(std::size_t first, std::vector<MemoryPiece>& pieces) {
   remote_->ResetArguments();
   piece_ = {.first = first, .last = first};
   std::size_t size = kCallBytes;  // of the last one, which tells the end
@@ -60,16 +74,16 @@ Status CallBatch::BeginPiece(std::size_t first) {
       piece_.in_one_run = false;
     }
   }
-  if (gives_) {
-    RETURN_IF_ERROR(WriteMemory(remote_->tracee().tid(), piece_.at + data,
-                                std::span(piece_.bytes).subspan(data)));
-  }
-  if (!piece_.in_one_run) {
+  if (gives_) pieces.push_back({piece_.at + data, std::span(piece_.bytes).subspan(data)});
+  if (piece_.in_one_run) {
+    remote_->PrepareAll(piece_.at, std::move(table), how_.ids, how_.signal, pieces);
+  } else {
     std::memcpy(piece_.bytes.data(), table.data(), count * kCallBytes);
-    return OkStatus();
   }
-  return remote_->StartAll(piece_.at, std::move(table), how_.ids, how_.signal);
+  return OkStatus();
 }
+
+Status CallBatch::Launch() { return piece_.in_one_run ? remote_->StartAll() : OkStatus(); }
 
 Status CallBatch::MakeOneByOne() {
   auto* const table = reinterpret_cast<arch::CallInside*>(piece_.bytes.data());
@@ -86,12 +100,25 @@ Status CallBatch::MakeOneByOne() {
   return remote_->ReadBack(piece_.at + filled, std::span(piece_.bytes).subspan(filled));
 }
 
-Status CallBatch::EndPiece() {
-  if (piece_.in_one_run) {
-    RETURN_IF_ERROR(remote_->EndAll(how_.signal));
-    RETURN_IF_ERROR(remote_->ReadBack(piece_.at, piece_.bytes));
-  } else {
-    RETURN_IF_ERROR(MakeOneByOne());
+Status CallBatch::Await(std::vector<MemoryRoom>& results) {
+  if (!piece_.in_one_run) return OkStatus();
+  RETURN_IF_ERROR(remote_->EndAll(how_.signal));
+  results.push_back({piece_.at, piece_.bytes});
+  return OkStatus();
+}
+
+bool CallBatch::AreMade() const {
+  arch::CallInside last;
+  const std::size_t at = (piece_.last - piece_.first - 1) * kCallBytes;
+  std::memcpy(&last, piece_.bytes.data() + at, kCallBytes);
+  return last.result != arch::CallInside::kNotMade;
+}
+
+Status CallBatch::FinishPiece() {
+  if (!piece_.in_one_run) RETURN_IF_ERROR(MakeOneByOne());
+  while (piece_.in_one_run && !AreMade()) {
+    RETURN_IF_ERROR(remote_->GoOnWithAll());
+    RETURN_IF_ERROR(EndPiece());
   }
   const std::size_t count = piece_.last - piece_.first;
   std::span<const std::byte> filled = std::span(piece_.bytes).subspan((count + 1) * kCallBytes);
@@ -109,12 +136,25 @@ Status CallBatch::EndPiece() {
   return OkStatus();
 }
 
-Status CallBatch::End() {
+// What the calls gave, as far as they are made.
+Status CallBatch::EndPiece() {
+  std::vector<MemoryRoom> results;
+  RETURN_IF_ERROR(Await(results));
+  return ReadMemory(remote_->tracee().tid(), results);
+}
+
+Status CallBatch::Finish() {
   while (true) {
-    RETURN_IF_ERROR(EndPiece());
+    RETURN_IF_ERROR(FinishPiece());
     if (piece_.last == calls_.size()) return OkStatus();
     RETURN_IF_ERROR(BeginPiece(piece_.last));
+    RETURN_IF_ERROR(EndPiece());
   }
+}
+
+Status CallBatch::End() {
+  RETURN_IF_ERROR(EndPiece());
+  return Finish();
 }
 
 }  // namespace stasis::engine

@@ -3,13 +3,13 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <initializer_list>
 #include <span>
-#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -35,7 +35,7 @@ class CallBatch {
   static constexpr std::uint64_t kHere =
       0xffff'8000'0000'0001;  // no address, and no number that we pass
 
-  /// A call whose result goes to `take`. An error of it ends the batch as SyscallError "`what`".
+  /// A call whose result goes to `take`; `what` must stay, as literals do. An error of it ends the batch as SyscallError "`what`".
   void Add(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
            std::function<void(std::int64_t)> take = {}) {
     AddCall(what, number, arguments, {}, kNoError, [take = std::move(take)](auto result, auto) {
@@ -88,12 +88,20 @@ class CallBatch {
   /// Waits for them, and hands out what they gave. The batch can begin anew afterwards.
   Status End();
 
+  /// The same in steps, for threads of one process, whose memory is written and read for all of them at once.
+  /// Adds to `pieces` what is to be written there before Launch().
+  Status Prepare(RemoteSyscalls& remote, const OneRun& how, std::vector<MemoryPiece>& pieces);
+  Status Launch();
+  /// Waits, and adds to `results` what is to be read from there before Finish().
+  Status Await(std::vector<MemoryRoom>& results);
+  Status Finish();
+
  private:
   using Take = std::function<Status(std::int64_t result, std::span<const std::byte> filled)>;
   struct Call {
-    std::string what;
+    std::string_view what;
     long number;
-    std::vector<std::uint64_t> arguments;
+    std::array<std::uint64_t, 6> arguments;
     std::vector<std::byte> here;  // what lies at kHere before the call
     int tolerated;                // error number, or one of those below
     Take take;
@@ -110,9 +118,12 @@ class CallBatch {
   void AddCall(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
                std::vector<std::byte> here, int tolerated, Take take);
   static bool Tolerates(const Call& call, int error);
+  Status PreparePiece(std::size_t first, std::vector<MemoryPiece>& pieces);
   Status BeginPiece(std::size_t first);
+  Status FinishPiece();
   Status EndPiece();
   Status MakeOneByOne();
+  bool AreMade() const;
 
   std::vector<Call> calls_;
   bool gives_ = false;  // some call looks at what lies at its kHere

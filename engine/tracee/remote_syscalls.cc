@@ -169,10 +169,14 @@ RemoteSyscalls::RemoteSyscalls(RemoteSyscalls&& other) noexcept
       saved_(other.saved_),
       saved_mask_(other.saved_mask_),
       frame_(std::move(other.frame_)),
+      calls_(std::move(other.calls_)),
+      calls_at_(other.calls_at_),
+      calls_signal_(other.calls_signal_),
       entered_(other.entered_),
       mask_(other.mask_),
       used_(other.used_),
-      stop_pending_(other.stop_pending_) {}
+      stop_pending_(other.stop_pending_),
+      in_signal_stop_(other.in_signal_stop_) {}
 
 RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
   if (this == &other) return *this;
@@ -183,10 +187,14 @@ RemoteSyscalls& RemoteSyscalls::operator=(RemoteSyscalls&& other) noexcept {
   saved_ = other.saved_;
   saved_mask_ = other.saved_mask_;
   frame_ = std::move(other.frame_);
+  calls_ = std::move(other.calls_);
+  calls_at_ = other.calls_at_;
+  calls_signal_ = other.calls_signal_;
   entered_ = other.entered_;
   mask_ = other.mask_;
   used_ = other.used_;
   stop_pending_ = other.stop_pending_;
+  in_signal_stop_ = other.in_signal_stop_;
   return *this;
 }
 
@@ -218,18 +226,29 @@ Status RemoteSyscalls::Start(long number, const std::array<std::uint64_t, 6>& ar
   // The registers stay at the homeward code from one call to the next, so that every instruction at
   // which the thread could be left alone leads it home.
   RETURN_IF_ERROR(Enter(Calling(number, arguments), kAllSignals));
+  in_signal_stop_ = false;
   return tracee_.ContinueToSyscall();
 }
 
-Status RemoteSyscalls::StartAll(std::uint64_t at, std::vector<arch::CallInside> calls,
-                                std::pair<pid_t, pid_t> ids, int signal) {
+void RemoteSyscalls::PrepareAll(std::uint64_t at, std::vector<arch::CallInside> calls,
+                                std::pair<pid_t, pid_t> ids, int signal,
+                                std::vector<MemoryPiece>& pieces) {
   const auto number = [](int value) { return static_cast<std::uint64_t>(value); };
-  calls.push_back(
+  calls_ = std::move(calls);
+  calls_.push_back(
       {.number = SYS_tgkill, .arguments = {number(ids.first), number(ids.second), number(signal)}});
-  RETURN_IF_ERROR(WriteMemory(tracee_.tid(), at, std::as_bytes(std::span(calls))));
+  calls_at_ = at;
+  calls_signal_ = signal;
+  pieces.push_back({place_.frame, frame_});
+  pieces.push_back({at, std::as_bytes(std::span(calls_))});
+}
+
+Status RemoteSyscalls::StartAll() {
+  frame_.clear();  // it is there
+  const std::size_t count = std::exchange(calls_, {}).size();
   RETURN_IF_ERROR(Enter(arch::ForCalls(saved_, place_.code, place_.frame + arch::FrameStackOffset(),
-                                       at, calls.size()),
-                        kAllSignals & ~(std::uint64_t{1} << (signal - 1))));
+                                       calls_at_, count),
+                        kAllSignals & ~(std::uint64_t{1} << (calls_signal_ - 1))));
   return tracee_.Continue();
 }
 
@@ -242,10 +261,10 @@ Status RemoteSyscalls::EndAll(int signal) {
       return NotFound("the thread ended (wait status " + std::to_string(stop.status) + ")");
     }
     if (stop.kind == Stop::Kind::kSignal && stop.signal == signal) {
-      ASSIGN_OR_RETURN(const arch::GeneralRegisters now, arch::ReadGeneral(tracee_.tid()));
-      if (arch::AreMade(now, place_.code)) return OkStatus();
-      // Somebody else's, which has no effect.
-    } else if (stop.kind == Stop::Kind::kSignal) {
+      in_signal_stop_ = true;
+      return OkStatus();
+    }
+    if (stop.kind == Stop::Kind::kSignal) {
       if (stop.signal != SIGSTOP) {
         return Internal("tid " + std::to_string(tracee_.tid()) + " got signal " +
                         std::to_string(stop.signal) + " in our code");
@@ -306,9 +325,9 @@ Status RemoteSyscalls::Finish() {
     return SyscallError(errno, "tkill SIGSTOP");
   }
   // The last stop was a syscall-stop: without signal work the kernel would let a result like -512 through
-  // to the program. An interrupt makes it look, and restart the call.
-  // arch/x86/kernel/signal.c, arch_do_signal_or_restart()
-  return tracee.Interrupt();
+  // to the program. An interrupt makes it look, and restart the call. From a signal-delivery-stop it goes on
+  // there by itself. arch/x86/kernel/signal.c, arch_do_signal_or_restart()
+  return in_signal_stop_ ? OkStatus() : tracee.Interrupt();
 }
 
 }  // namespace stasis::engine

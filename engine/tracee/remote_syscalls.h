@@ -62,14 +62,18 @@ class RemoteSyscalls {
     return Run(what, number, {static_cast<std::uint64_t>(arguments)...});
   }
 
-  /// Several calls in one run, of which EndAll() awaits the end: one stop for all of them. They are written to
-  /// `at`, where there is room for one more, with their results once they are made. `ids` are the process and
-  /// the thread as they see themselves; `signal` tells the end. On a thread that outlives its
-  /// tracer it must have no effect: neither blocked nor caught, and ignored by default. Not for a thread in group-stop, nor where seccomp
-  /// could end it once its tracer is gone.
-  Status StartAll(std::uint64_t at, std::vector<arch::CallInside> calls,
-                  std::pair<pid_t, pid_t> ids, int signal);
+  /// Several calls in one run, with one stop for all of them: adds to `pieces` what is to be written to the
+  /// process, from memory of this object, before StartAll(). They lie at `at`, where there is room for one more,
+  /// with their results once they are made, each of which has to be kNotMade now. `ids` are the process and the
+  /// thread as they see themselves; `signal` tells the end. On a thread that outlives its tracer it must have no
+  /// effect: neither blocked nor caught, and ignored by default. Not for a thread in group-stop, nor where
+  /// seccomp could end it once its tracer is gone.
+  void PrepareAll(std::uint64_t at, std::vector<arch::CallInside> calls,
+                  std::pair<pid_t, pid_t> ids, int signal, std::vector<MemoryPiece>& pieces);
+  Status StartAll();
+  /// Waits for `signal`, which may be somebody else's: then a call is kNotMade yet, and GoOnWithAll() is next.
   Status EndAll(int signal);
+  Status GoOnWithAll() { return tracee_.Continue(); }
 
   /// The raw result of a call that is interrupted before it can wait: the kernel keeps its notes on how to
   /// go on with it, while further calls run, until the thread returns from a signal handler.
@@ -121,11 +125,16 @@ class RemoteSyscalls {
   CallPlace place_;
   arch::GeneralRegisters saved_ = {};
   std::uint64_t saved_mask_ = 0;
-  std::vector<std::byte> frame_;       // for `place_`, until it is there
+  std::vector<std::byte> frame_;         // for `place_`, until it is there
+  std::vector<arch::CallInside> calls_;  // from PrepareAll() to StartAll()
+  std::uint64_t calls_at_ = 0;
+  int calls_signal_ = 0;
   bool entered_ = false;               // the registers are ours
   std::optional<std::uint64_t> mask_;  // that it has, once it is ours
   std::uint64_t used_ = 0;
   bool stop_pending_ = false;  // a SIGSTOP came that is the thread's, not ours
+  bool in_signal_stop_ =
+      false;  // it stands where the kernel goes on to look at an interrupted call
 };
 
 /// Makes the area in the process of the stopped thread `tracee`: at `address`, which must be free there,

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <utility>
@@ -36,18 +37,14 @@ std::size_t MostFiles() {
 
 Result<std::string> ReadFromStart(int fd, bool in_one_piece) {
   std::string text;
-  std::size_t size = 0;
+  std::array<char, 4096> piece;
   while (true) {
-    text.resize(std::max<std::size_t>(4096, 2 * size));
-    const std::size_t room = text.size() - size;
-    const ssize_t got = ::pread(fd, text.data() + size, room, static_cast<off_t>(size));
+    const ssize_t got = ::pread(fd, piece.data(), piece.size(), static_cast<off_t>(text.size()));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return SyscallError(errno, "read a file of /proc");
-    size += static_cast<std::size_t>(got);
-    if (got == 0 || (in_one_piece && static_cast<std::size_t>(got) < room)) break;
+    text.append(piece.data(), static_cast<std::size_t>(got));
+    if (got == 0 || (in_one_piece && static_cast<std::size_t>(got) < piece.size())) return text;
   }
-  text.resize(size);
-  return text;
 }
 
 }  // namespace

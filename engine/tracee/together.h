@@ -6,6 +6,7 @@
 #include <list>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "engine/tracee/call_batch.h"
@@ -14,7 +15,8 @@
 namespace stasis::engine {
 
 /// Lets each of `threads` make its calls, as many threads at once as `area` has room for their frames: each
-/// needs a processor for a moment only, and on a busy machine waits long for one.
+/// needs a processor for a moment only, and on a busy machine waits long for one. Half of them make their calls
+/// while the other half's are handed out, and the next are prepared.
 /// `begin(thread, place)` gives the thread's RemoteSyscalls, `ask(thread, batch)` adds its calls and says how
 /// they may be made (OneRun), `end(thread, remote, made)` gives the thread back, whatever its calls came to,
 /// and has the last word on that. The first error; no thread begins after one that could not.
@@ -27,30 +29,66 @@ Status CallTogether(std::span<Thread> threads, const RemoteArea& area, std::size
     CallBatch batch = {};
     Status made = {};
   };
-  const bool has_room = frame_bytes <= RemoteArea::kSlotFrameBytes;
-  const std::size_t at_once = has_room ? RemoteArea::kSlots : 1;
-  Status worst;
-  while (!threads.empty() && worst.ok()) {
-    std::list<Caller> callers;
-    const std::span<Thread> some = threads.first(std::min(threads.size(), at_once));
-    for (Thread& thread : some) {
-      const auto slot = static_cast<unsigned>(callers.size());
-      Result<RemoteSyscalls> remote = begin(thread, has_room ? area.slot(slot) : area.place());
-      worst = remote.status();
-      if (!worst.ok()) break;
-      Caller& caller = callers.emplace_back(thread, *std::move(remote));
-      const OneRun how = ask(thread, caller.batch);
-      caller.made = caller.batch.Begin(caller.remote, how);
+  struct Group {
+    std::list<Caller> callers = {};
+    Status begun = {};
+    pid_t tid() { return callers.empty() ? 0 : callers.front().remote.tracee().tid(); }
+  };
+  const auto each_sound = [](Group& group, const auto& step) {
+    for (Caller& caller : group.callers) {
+      if (caller.made.ok()) caller.made = step(caller);
     }
-    // What has begun is taken to its end, whatever becomes of the others.
-    for (Caller& caller : callers) {
-      if (caller.made.ok()) caller.made = caller.batch.End();
+  };
+  const auto start = [&](std::span<Thread> some, auto place) {
+    Group group;
+    std::vector<MemoryPiece> pieces;
+    for (Thread& thread : some) {
+      Result<RemoteSyscalls> remote = begin(thread, place(group.callers.size()));
+      group.begun = remote.status();
+      if (!group.begun.ok()) break;
+      Caller& caller = group.callers.emplace_back(thread, *std::move(remote));
+      const OneRun how = ask(thread, caller.batch);
+      caller.made = caller.batch.Prepare(caller.remote, how, pieces);
+    }
+    const Status written = WriteMemory(group.tid(), pieces);
+    each_sound(group,
+               [&](Caller& caller) { return written.ok() ? caller.batch.Launch() : written; });
+    return group;
+  };
+  // What has begun is taken to its end, whatever becomes of the others.
+  const auto finish = [&](Group& group) {
+    std::vector<MemoryRoom> results;
+    each_sound(group, [&](Caller& caller) { return caller.batch.Await(results); });
+    const Status read = ReadMemory(group.tid(), results);
+    each_sound(group, [&](Caller& caller) { return read.ok() ? caller.batch.Finish() : read; });
+    Status worst = group.begun;
+    for (Caller& caller : group.callers) {
       const Status status = end(caller.thread, caller.remote, std::move(caller.made));
       if (worst.ok()) worst = status;
     }
+    return worst;
+  };
+
+  const bool has_room = frame_bytes <= RemoteArea::kSlotFrameBytes;
+  const unsigned at_once = has_room ? RemoteArea::kSlots / 2 : 1;
+  Status worst;
+  Group running;
+  bool odd = false;
+  while (!threads.empty() && worst.ok()) {
+    if (!has_room) worst = finish(running);  // there is one place only
+    const std::span<Thread> some = threads.first(std::min<std::size_t>(threads.size(), at_once));
+    Group next = start(some, [&](std::size_t index) {
+      return has_room ? area.slot(static_cast<unsigned>(index) + (odd ? at_once : 0))
+                      : area.place();
+    });
+    if (has_room) worst = finish(running);
+    if (worst.ok()) worst = next.begun;
+    running = std::move(next);
+    odd = !odd;
     threads = threads.subspan(some.size());
   }
-  return worst;
+  const Status last = finish(running);
+  return worst.ok() ? last : worst;
 }
 
 }  // namespace stasis::engine

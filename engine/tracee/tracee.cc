@@ -11,6 +11,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace stasis::engine {
 namespace {
@@ -192,6 +193,40 @@ Status WriteMemory(pid_t pid, std::uint64_t address, std::span<const std::byte> 
   // process_vm_writev only reads from the local side.
   return TransferAll(::process_vm_writev, "process_vm_writev", pid, address,
                      const_cast<std::byte*>(bytes.data()), bytes.size());
+}
+
+namespace {
+
+template <typename Piece>
+Status TransferPieces(Transfer transfer, const char* name, pid_t pid,
+                      std::span<const Piece> pieces) {
+  std::vector<iovec> local, remote;
+  std::size_t size = 0;
+  for (const Piece& piece : pieces) {
+    if (piece.bytes.empty()) continue;
+    auto* const bytes = const_cast<std::byte*>(piece.bytes.data());  // a write only reads them
+    local.push_back({bytes, piece.bytes.size()});
+    remote.push_back({reinterpret_cast<void*>(piece.address), piece.bytes.size()});
+    size += piece.bytes.size();
+  }
+  if (size == 0) return OkStatus();
+  const ssize_t got = transfer(pid, local.data(), local.size(), remote.data(), remote.size(), 0);
+  if (got >= 0 && static_cast<std::size_t>(got) == size) return OkStatus();
+  for (const Piece& piece : pieces) {  // which says where it fails
+    RETURN_IF_ERROR(TransferAll(transfer, name, pid, piece.address,
+                                const_cast<std::byte*>(piece.bytes.data()), piece.bytes.size()));
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status ReadMemory(pid_t pid, std::span<const MemoryRoom> pieces) {
+  return TransferPieces(::process_vm_readv, "process_vm_readv", pid, pieces);
+}
+
+Status WriteMemory(pid_t pid, std::span<const MemoryPiece> pieces) {
+  return TransferPieces(::process_vm_writev, "process_vm_writev", pid, pieces);
 }
 
 Status ReadMemoryForced(int mem_fd, std::uint64_t address, std::span<std::byte> bytes) {

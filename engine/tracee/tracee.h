@@ -81,6 +81,18 @@ Status WaitUntilStopped(Tracee& tracee, std::chrono::steady_clock::time_point de
 /// `Read` and `Write` honour the area's protection (process_vm_readv(2)).
 Status ReadMemory(pid_t pid, std::uint64_t address, std::span<std::byte> bytes);
 Status WriteMemory(pid_t pid, std::uint64_t address, std::span<const std::byte> bytes);
+struct MemoryPiece {
+  std::uint64_t address = 0;
+  std::span<const std::byte> bytes = {};
+};
+struct MemoryRoom {
+  std::uint64_t address = 0;
+  std::span<std::byte> bytes = {};
+};
+/// The same for several pieces in their order, at most 1024 (IOV_MAX), by one system call; those without bytes
+/// count for nothing.
+Status ReadMemory(pid_t pid, std::span<const MemoryRoom> pieces);
+Status WriteMemory(pid_t pid, std::span<const MemoryPiece> pieces);
 /// Through /proc/PID/mem, which a tracer may read and write whatever the protection says
 /// (FOLL_FORCE; proc_pid_mem(5)).
 Status ReadMemoryForced(int mem_fd, std::uint64_t address, std::span<std::byte> bytes);

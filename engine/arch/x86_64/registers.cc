@@ -62,8 +62,12 @@ Status WriteGeneral(pid_t tid, const GeneralRegisters& registers) {
 }
 
 Result<Registers> Read(pid_t tid) {
-  Registers registers;
-  ASSIGN_OR_RETURN(registers.general, ReadGeneral(tid));
+  ASSIGN_OR_RETURN(const GeneralRegisters general, ReadGeneral(tid));
+  return ReadExtended(tid, general);
+}
+
+Result<Registers> ReadExtended(pid_t tid, const GeneralRegisters& general) {
+  Registers registers = {.general = general, .extended = {}};
   // Not the room for the largest with each of thousands of threads.
   alignas(64) thread_local std::array<std::byte, kMaxExtendedBytes> room;
   iovec area = {room.data(), room.size()};
@@ -112,10 +116,6 @@ GeneralRegisters ForCalls(const GeneralRegisters& registers, std::uint64_t code,
 
 std::uint64_t BehindCall(std::uint64_t code) {
   return code + static_cast<std::uint64_t>(stasis_calls_made - stasis_homeward_begin);
-}
-
-bool AreMade(const GeneralRegisters& registers, std::uint64_t code) {
-  return registers.r12 == 1 && registers.rip == BehindCall(code);
 }
 
 std::int64_t SyscallResult(const GeneralRegisters& registers) {
