@@ -47,8 +47,6 @@ constexpr unsigned kOptions = PTRACE_O_TRACESYSGOOD;
 struct Stopped {
   FrozenProcess& process;
   FrozenThread& thread;
-  // Read first: only when this is answered has the thread left its processor, and is the switch counted.
-  Result<arch::GeneralRegisters> registers;
 };
 
 Status ReadStatus(Stopped& stopped) {
@@ -66,7 +64,7 @@ Status ReadStatus(Stopped& stopped) {
 Status KeepWait(Stopped& stopped, const WaitsBeforeFreeze& before, EarlierStops* earlier) {
   FrozenThread& thread = stopped.thread;
   const pid_t tid = thread.tid();
-  Result<arch::GeneralRegisters>& registers = stopped.registers;
+  Result<arch::GeneralRegisters>& registers = thread.registers;
   if (!registers.ok()) return OkStatus();  // 32-bit code, which ReadOutside refuses by name
   auto call = arch::CallAt(*registers);
   if (!call) return OkStatus();
@@ -124,6 +122,12 @@ struct FrozenTree::Before {
     return before;
   }
 
+  // What a dump keeps of each, roughly.
+  std::size_t HeapBytes() const {
+    constexpr std::size_t kOfProcess = 48 << 10, kOfThread = 12 << 10, kMost = 24 << 20;
+    return std::min(tids.size() * kOfProcess + files.size() * kOfThread, kMost);
+  }
+
   // None when the thread has ended.
   static std::vector<pid_t> ChildrenOf(const TaskFiles& files) {
     const Result<std::string> text = files.Read(TaskFiles::kChildren);
@@ -137,8 +141,8 @@ class FrozenTree::Freezer {
   Freezer(Before& before, steady_clock::time_point deadline, const std::stop_token& stop)
       : before_(before), deadline_(deadline), stop_(stop) {}
 
-  // Interrupts the threads `tids` of a process. True when there is a new one among them.
-  Result<bool> Visit(pid_t pid, const std::vector<pid_t>& tids) {
+  // Seizes the threads `tids` of a process, which run on. True when there is a new one among them.
+  Result<bool> Seize(pid_t pid, const std::vector<pid_t>& tids) {
     bool found = false;
     for (const pid_t tid : tids) {
       if (threads_.contains(tid)) continue;
@@ -148,14 +152,44 @@ class FrozenTree::Freezer {
     return found;
   }
 
+  Status InterruptAll() {
+    for (Thread* const thread : std::exchange(running_, {})) {
+      if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
+      const Status status = thread->tracee.Interrupt();
+      if (status.code() == StatusCode::kNotFound) {
+        InterruptLeader(*thread);
+      } else if (!status.ok()) {
+        return status;
+      }
+    }
+    return OkStatus();
+  }
+
+  // The same at once. True when there is a new one among them.
+  Result<bool> Visit(pid_t pid, const std::vector<pid_t>& tids) {
+    ASSIGN_OR_RETURN(const bool found, Seize(pid, tids));
+    RETURN_IF_ERROR(InterruptAll());
+    return found;
+  }
+
   // Of threads that were visited.
   std::vector<pid_t> ChildrenOf(const std::vector<pid_t>& tids) const {
-    std::vector<pid_t> children;
+    struct OfOne {
+      const TaskFiles& files;
+      std::vector<pid_t> children = {};
+    };
+    std::vector<OfOne> all;
     for (const pid_t tid : tids) {
       const auto thread = threads_.find(tid);
-      if (thread == threads_.end()) continue;  // it has ended
-      const std::vector<pid_t> of_one = Before::ChildrenOf(thread->second.files);
-      children.insert(children.end(), of_one.begin(), of_one.end());
+      if (thread != threads_.end()) all.push_back({thread->second.files});  // else it has ended
+    }
+    const Status none = InHalves(std::span(all), [](OfOne& one) {
+      one.children = Before::ChildrenOf(one.files);
+      return OkStatus();
+    });
+    std::vector<pid_t> children;
+    for (const OfOne& one : all) {
+      children.insert(children.end(), one.children.begin(), one.children.end());
     }
     return children;
   }
@@ -167,7 +201,7 @@ class FrozenTree::Freezer {
       const auto now = steady_clock::now();
       const Status status = Wait(thread, std::min(deadline_, now + kSleeperTimeout),
                                  std::min(deadline_, now + kStopTimeout));
-      if (status.code() == StatusCode::kNotFound) {
+      if (status.code() == StatusCode::kNotFound || ErrnoOf(status) == ECHILD) {
         thread.tracee.Forget();
         gone_.insert(tid);
       } else if (!status.ok()) {
@@ -183,7 +217,7 @@ class FrozenTree::Freezer {
   // the next attempt.
   Status AwaitSleepers() {
     std::erase_if(threads_, [](const auto& entry) { return entry.second.stopped; });  // detaches
-    first_stop_ = {};
+    first_stop_ = first_seized_ = {};
     const auto give_up = std::min(deadline_, steady_clock::now() + kPatience);
     for (auto& [tid, thread] : threads_) {
       const Status status = Wait(thread, give_up, give_up);
@@ -206,15 +240,22 @@ class FrozenTree::Freezer {
   steady_clock::time_point first_stop() const { return first_stop_; }
 
  private:
+  // A thread that executes a program has the number of its process from then on (execve(2)).
+  void InterruptLeader(const Thread& thread) {
+    const auto leader = threads_.find(thread.pid);
+    if (leader != threads_.end())
+      (void)leader->second.tracee.Interrupt();  // it may have ended, too
+  }
+
   Result<bool> Seize(pid_t pid, pid_t tid) {
     Result<Tracee> tracee = Tracee::Seize(tid, kOptions);
     if (!tracee.ok()) {
       if (tracee.status().code() == StatusCode::kNotFound) return false;
       return WhyNotSeized(pid, tid, tracee.status());
     }
-    if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
-    RETURN_IF_ERROR(tracee->Interrupt());
+    if (first_seized_ == steady_clock::time_point()) first_seized_ = steady_clock::now();
     Thread& thread = threads_[tid];
+    running_.push_back(&thread);
     thread = {.tracee = *std::move(tracee), .files = TaskFiles(pid, tid), .pid = pid};
     const auto files = before_.files.find(tid);
     // A number may have gone from one process to another since.
@@ -270,7 +311,9 @@ class FrozenTree::Freezer {
         case Stop::Kind::kExited:
           return NotFound("it has ended");
         default:
-          // A signal came first: it is delivered, and the stop that we asked for follows.
+          // A signal came first: it is delivered, and the stop that we asked for follows. It may have held the
+          // thread since that was seized.
+          if (first_seized_ != steady_clock::time_point()) first_stop_ = first_seized_;
           RETURN_IF_ERROR(
               thread.tracee.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
           break;
@@ -282,8 +325,9 @@ class FrozenTree::Freezer {
   steady_clock::time_point deadline_;
   const std::stop_token& stop_;
   std::map<pid_t, Thread> threads_;
+  std::vector<Thread*> running_;  // those that were seized, but not interrupted
   std::set<pid_t> gone_;
-  steady_clock::time_point first_stop_;
+  steady_clock::time_point first_seized_, first_stop_;
 };
 
 namespace {
@@ -293,8 +337,16 @@ namespace {
 Result<FrozenTree::Shape> FreezeOnce(pid_t root, const FrozenTree::Before& before,
                                      FrozenTree::Freezer& freezer) {
   FrozenTree::Shape tree = before.shape;
-  for (const auto& [pid, tids] : before.tids) RETURN_IF_ERROR(freezer.Visit(pid, tids).status());
+  // To be seized takes a thread a third of the time that it takes to stop, in which it runs.
+  Status seized;
+  for (const auto& [pid, tids] : before.tids) {
+    seized = freezer.Seize(pid, tids).status();
+    if (!seized.ok()) break;
+  }
+  // Also of a tree that cannot be frozen: what runs cannot be detached from.
+  RETURN_IF_ERROR(freezer.InterruptAll());
   RETURN_IF_ERROR(freezer.WaitAll());
+  RETURN_IF_ERROR(seized);
   bool changed = true;
   while (changed) {
     changed = false;
@@ -323,11 +375,12 @@ FrozenTree::~FrozenTree() { (void)Thaw(); }
 Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadline,
                                       const std::stop_token& stop, EarlierStops* earlier) {
   Before before = Before::Look(root);
+  WarmHeap heap(before.HeapBytes());
   Freezer freezer(before, deadline, stop);
   for (int attempt = 1;; ++attempt) {
     const Result<Shape> shape = FreezeOnce(root, before, freezer);
     const Status& status = shape.status();
-    if (status.ok()) return FrozenTree::Of(*shape, freezer, before, earlier);
+    if (status.ok()) return FrozenTree::Of(*shape, freezer, before, std::move(heap), earlier);
     if (status.code() != StatusCode::kDeadlineExceeded) return status;
     if (steady_clock::now() >= deadline) return status;
     if (attempt == kAttempts) {
@@ -340,8 +393,9 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
 }
 
 Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer, const Before& before,
-                                  EarlierStops* earlier) {
+                                  WarmHeap heap, EarlierStops* earlier) {
   FrozenTree tree;
+  tree.heap_ = std::move(heap);
   tree.first_stop_ = freezer.first_stop();
   std::map<pid_t, std::vector<pid_t>> tids;
   for (const auto& [tid, thread] : freezer.threads()) tids[thread.pid].push_back(tid);
@@ -349,6 +403,7 @@ Result<FrozenTree> FrozenTree::Of(const Shape& shape, Freezer& freezer, const Be
     FrozenProcess process;
     process.pid = pid;
     process.parent = parent;
+    process.threads.reserve(tids[pid].size());
     for (const pid_t tid : tids[pid]) {
       Freezer::Thread& thread = freezer.threads().at(tid);
       process.threads.push_back({.tracee = std::move(thread.tracee),
@@ -414,7 +469,9 @@ Status FrozenTree::ReadTasks(const Before& before, EarlierStops* earlier) {
   std::vector<Stopped> all;
   for (FrozenProcess& process : processes_) {
     for (FrozenThread& thread : process.threads) {
-      all.push_back({process, thread, arch::ReadGeneral(thread.tracee.tid())});
+      // Read first: only when this is answered has the thread left its processor, and is the switch counted.
+      thread.registers = arch::ReadGeneral(thread.tracee.tid());
+      all.push_back({process, thread});
     }
   }
   RETURN_IF_ERROR(InHalves(std::span(processes_), ReadProcess));
@@ -437,9 +494,7 @@ Status FrozenTree::Thaw() {
   for (FrozenProcess& process : processes_) {
     for (FrozenThread& thread : process.threads) {
       if (thread.tracee.tid() == 0) continue;
-      // Makes the kernel look at an interrupted system call even when the last stop was a syscall-stop.
-      Status status = thread.tracee.Interrupt();
-      if (status.ok()) status = thread.tracee.Detach();
+      const Status status = thread.tracee.Detach();
       // One that was killed meanwhile needs no thawing.
       if (!status.ok() && status.code() != StatusCode::kNotFound) worst = status;
     }

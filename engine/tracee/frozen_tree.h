@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "engine/arch/arch.h"
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/base/warm_heap.h"
 #include "engine/proc/task.h"
 #include "engine/tracee/task_files.h"
 #include "engine/tracee/tracee.h"
@@ -23,7 +25,9 @@ struct FrozenThread {
   Tracee tracee;
   TaskFiles files = {};
   TaskStatus status = {};  ///< /proc/TID/status, read while it stood still.
-  int stop_signal = 0;     ///< Not 0: it was in group-stop by this signal already.
+  /// As it stopped, with a call that the stop ended made one to be issued again; an error for 32-bit code.
+  Result<arch::GeneralRegisters> registers = NotFound("it was not stopped");
+  int stop_signal = 0;  ///< Not 0: it was in group-stop by this signal already.
   /// How long, at least, it had slept in a wait that its stop interrupted; unset where nobody knows.
   std::optional<std::chrono::nanoseconds> slept = {};
 
@@ -77,10 +81,11 @@ class FrozenTree {
  private:
   FrozenTree() = default;
   static Result<FrozenTree> Of(const Shape& shape, Freezer& freezer, const Before& before,
-                               EarlierStops* earlier);
+                               WarmHeap heap, EarlierStops* earlier);
   Status ReadTasks(const Before& before, EarlierStops* earlier);
   static Status ReadProcess(FrozenProcess& process);
 
+  WarmHeap heap_;  // for what is read of the tree while it stands still
   std::vector<FrozenProcess> processes_;
   std::chrono::steady_clock::time_point first_stop_;
 };

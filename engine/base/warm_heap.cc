@@ -1,0 +1,22 @@
+#include "engine/base/warm_heap.h"
+
+#include <vector>
+
+namespace stasis {
+
+WarmHeap::WarmHeap(std::size_t bytes) {
+  constexpr std::size_t kPage = 4096;
+  constexpr std::size_t kBlock = 64
+                                 << 10;  // below what gets a mapping of its own (M_MMAP_THRESHOLD)
+  std::vector<std::unique_ptr<std::byte[]>> blocks;
+  for (std::size_t size = 0; size < bytes; size += kBlock) {
+    std::byte* const block =
+        blocks.emplace_back(std::make_unique_for_overwrite<std::byte[]>(kBlock)).get();
+    for (std::size_t at = 0; at < kBlock; at += kPage) {
+      *static_cast<volatile std::byte*>(block + at) = std::byte{0};
+    }
+  }
+  end_ = std::make_unique_for_overwrite<std::byte[]>(kPage);
+}
+
+}  // namespace stasis
