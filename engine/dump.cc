@@ -79,16 +79,7 @@ struct Checkpoint {
   }
 };
 
-Status ReadTasks(Checkpoint& checkpoint) {
-  RETURN_IF_ERROR(CheckTree(checkpoint.tree));
-  ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
-  BesideLook beside(checkpoint.tree, checkpoint.namespaces,
-                    [&](const FrozenProcess& process) -> Result<std::vector<Area>> {
-                      ASSIGN_OR_RETURN(
-                          std::vector<Vma> vmas,
-                          checkpoint.pre_copy.ReadVmas(process, checkpoint.request.fate));
-                      return ClassifyAreas(std::move(vmas), process.ns_pid, shmem);
-                    });
+Status ReadTasks(Checkpoint& checkpoint, BesideLook& beside) {
   for (FrozenProcess& process : checkpoint.tree.processes()) {
     checkpoint.request.log.Debug(Name(process) + ", " + std::to_string(process.threads.size()) +
                                  " threads");
@@ -98,7 +89,7 @@ Status ReadTasks(Checkpoint& checkpoint) {
     ++checkpoint.report.processes;
     checkpoint.report.threads += process.threads.size();
   }
-  RETURN_IF_ERROR(beside.Take(checkpoint.processes, checkpoint.cgroups));
+  RETURN_IF_ERROR(beside.TakeProcesses(checkpoint.processes));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root(), checkpoint.request.compare_mounts,
@@ -304,18 +295,29 @@ Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
 // All that must be seen while the tree stands still.
 Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
   const DumpReport& report = checkpoint.report;
-  RETURN_IF_ERROR(ReadTasks(checkpoint));
+  RETURN_IF_ERROR(CheckTree(checkpoint.tree));
+  ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
+  BesideLook beside(checkpoint.tree, checkpoint.namespaces,
+                    [&](const FrozenProcess& process) -> Result<std::vector<Area>> {
+                      ASSIGN_OR_RETURN(
+                          std::vector<Vma> vmas,
+                          checkpoint.pre_copy.ReadVmas(process, checkpoint.request.fate));
+                      return ClassifyAreas(std::move(vmas), process.ns_pid, shmem);
+                    });
+  RETURN_IF_ERROR(ReadTasks(checkpoint, beside));
   RETURN_IF_ERROR(checkpoint.ForEach(
       [&](DumpedProcess& process) { return ReadAioRings(process, checkpoint.report); }));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
   RETURN_IF_ERROR(ReadSegments(checkpoint));
-  RETURN_IF_ERROR(ReadCgroups(checkpoint));
   checkpoint.request.log.Info("all of " + std::to_string(report.processes) + " processes, " +
                               std::to_string(report.threads) + " threads and " +
                               std::to_string(checkpoint.files->files().size()) +
                               " open files can be saved");
-  // From here on calls run in the tree's threads: what cannot be restored was refused above.
+  // From here on calls run in the tree's threads: what cannot be restored was refused above, but for a thread
+  // that has left its process's or the tree's ground. Those are looked at meanwhile.
   RETURN_IF_ERROR(AskAll(checkpoint));
+  RETURN_IF_ERROR(beside.TakeThreads(checkpoint.processes, checkpoint.cgroups));
+  RETURN_IF_ERROR(ReadCgroups(checkpoint));
   RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
   checkpoint.request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
                               Milliseconds(report.memory));

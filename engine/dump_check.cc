@@ -50,6 +50,9 @@ class Checker {
     for (const FrozenProcess& process : tree_.processes()) {
       ++found_.processes;
       found_.threads += process.threads.size();
+      for (const FrozenThread& thread : process.threads) {
+        Add(Annotate(CheckShares(process, thread), Name(thread)), process);
+      }
       if (namespaces.ok()) Add(namespaces->CheckSame(process), process);
       if (process.status.tracer_pid == 0) continue;
       Add(FailedPrecondition(Name(process) + " is traced by pid " +

@@ -220,9 +220,11 @@ void MemoryDumper::AddArea(const Area& area, PageRanges content, const PageRange
   const std::uint32_t lazy = MayBeLazy(area) ? kRunLazy : 0;
   for (const PageRun& run : MergeRuns(content, kRunPresent, in_parent, kRunInParent)) {
     std::uint64_t at = run.pages.start;
-    for (const std::uint64_t pointer : found.process->stack_pointers) {  // in rising order
-      const std::uint64_t page = pointer & ~(kPageBytes - 1);
-      if (page < at || page >= run.pages.end) continue;
+    const std::vector<std::uint64_t>& pointers = found.process->stack_pointers;
+    for (auto pointer = std::ranges::lower_bound(pointers, at);
+         pointer != pointers.end() && *pointer < run.pages.end; ++pointer) {
+      const std::uint64_t page = *pointer & ~(kPageBytes - 1);
+      if (page < at) continue;
       found.content.Add({at, page}, run.flags | lazy, copied_on_write);
       found.content.Add({page, page + kPageBytes}, run.flags, copied_on_write);
       at = page + kPageBytes;

@@ -30,9 +30,12 @@ class BesideLook {
   BesideLook& operator=(const BesideLook&) = delete;
   ~BesideLook();
 
-  /// Helps to look at what is left, and adds what was seen to `cgroups` and to `processes`, those of the tree
-  /// in its order. Unimplemented: a thread that is not in the tree's namespaces, and what `areas` refuses.
-  Status Take(std::vector<DumpedProcess>& processes, CgroupDumper& cgroups);
+  /// Helps to look at the processes that are left, and adds what was seen to `processes`, those of the tree in
+  /// its order. Unimplemented: what `areas` refuses.
+  Status TakeProcesses(std::vector<DumpedProcess>& processes);
+  /// The same for threads, afterwards. Unimplemented: one that is not in the tree's namespaces, or has left what
+  /// it shared with its process.
+  Status TakeThreads(std::vector<DumpedProcess>& processes, CgroupDumper& cgroups);
 
  private:
   struct SeenThread {
@@ -49,14 +52,16 @@ class BesideLook {
   };
   Status LookAt(SeenThread& seen) const;
   Status LookAt(SeenProcess& seen) const;
-  Status LookAtTheRest();
+  Status LookAtProcesses();
+  Status LookAtThreads();
 
   const NamespaceDumper& namespaces_;
   const OfProcess areas_of_;
   std::vector<SeenProcess> processes_;  // of the tree, in its order, without zombies
   std::vector<SeenThread> threads_;     // of those
   std::atomic<std::size_t> next_process_ = 0, next_thread_ = 0;
-  std::future<Status> other_;
+  std::promise<Status> other_processes_;
+  std::future<Status> other_threads_;
 };
 
 }  // namespace stasis::engine

@@ -117,6 +117,13 @@ Status AskTimers(CallBatch& batch, const FrozenProcess& process, const FileDumpC
   return OkStatus();
 }
 
+// Any timer but these sends its signal to the process, setitimer(2) also.
+bool SignalsThread(const image::TaskTimersEntry& timers) {
+  return std::ranges::any_of(timers.posix(), [](const image::PosixTimerEntry& timer) {
+    return (timer.it_sigev_notify() & SIGEV_THREAD_ID) != 0;
+  });
+}
+
 void AskMemory(CallBatch& batch, image::MmEntry& mm, image::TaskCoreEntry& core) {
   batch.Add("brk", SYS_brk, {0},
             [&mm](std::int64_t brk) { mm.set_mm_brk(static_cast<std::uint64_t>(brk)); });
@@ -250,7 +257,6 @@ class Questions {
     ASSIGN_OR_RETURN(const CallPlace place, TakePlace(leader.frozen->tracee));
     ASSIGN_OR_RETURN(RemoteSyscalls remote, engine::Begin(leader, place));
     remote_.emplace(std::move(remote));
-    RETURN_IF_ERROR(ReadSignalsAgain(process_).status());
     RETURN_IF_ERROR(AskProcess(batch_, process_, pids_));
     AskThread(batch_, leader.core);
     if (uts_names != nullptr) AskUtsNames(batch_, *uts_names);
@@ -303,11 +309,11 @@ class Questions {
     constexpr int kAttempts = 10;  // for a stream of signals from elsewhere
     DumpedThread& leader = process_.threads.front();
     for (int attempt = 1; attempt < kAttempts; ++attempt) {
-      ASSIGN_OR_RETURN(const bool fired, ReadSignalsAgain(process_));
+      image::TaskTimersEntry& entry = *leader.core.mutable_tc()->mutable_timers();
+      ASSIGN_OR_RETURN(const bool fired, ReadSignalsAgain(process_, SignalsThread(entry)));
       if (!fired) break;
       CallBatch timers;
-      RETURN_IF_ERROR(
-          AskTimers(timers, *process_.frozen, pids_, *leader.core.mutable_tc()->mutable_timers()));
+      RETURN_IF_ERROR(AskTimers(timers, *process_.frozen, pids_, entry));
       RETURN_IF_ERROR(timers.Begin(*remote_, HowToAsk(leader)));
       RETURN_IF_ERROR(timers.End());
     }

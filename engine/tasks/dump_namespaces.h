@@ -25,7 +25,7 @@ class NamespaceDumper {
   static Result<NamespaceDumper> Create(const FrozenProcess& root);
 
   /// Unimplemented when a thread of `process` is not in the root's namespaces, or would have its
-  /// children elsewhere. Its threads share their directories (see CheckTree).
+  /// children elsewhere. Its threads share their directories (see CheckShares).
   Status CheckSame(const FrozenProcess& process) const;
   /// The same of one thread; for any thread of ours.
   Status CheckSame(const FrozenProcess& process, const FrozenThread& thread) const;

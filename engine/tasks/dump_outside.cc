@@ -24,6 +24,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/dump_tree.h"
 #include "engine/tasks/security_label.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/rseq.h"
@@ -60,8 +61,6 @@ constexpr std::uint32_t kSchedDeadline = 6;
 long Ptrace(int request, pid_t tid, std::uint64_t address, void* data) {
   return ::ptrace(static_cast<__ptrace_request>(request), tid, address, data);
 }
-
-std::string TidName(const FrozenThread& thread) { return "tid " + std::to_string(thread.ns_tid()); }
 
 Status ReadRseq(DumpedThread& thread) {
   const pid_t tid = thread.frozen->tid();
@@ -196,7 +195,8 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   const pid_t tid = frozen.tid();
   DumpedThread thread;
   thread.frozen = &frozen;
-  ASSIGN_OR_RETURN(thread.registers, arch::Read(tid));
+  ASSIGN_OR_RETURN(const arch::GeneralRegisters general, frozen.registers);
+  ASSIGN_OR_RETURN(thread.registers, arch::ReadExtended(tid, general));
   image::ThreadCoreEntry& core = *thread.core.mutable_thread_core();
   ASSIGN_OR_RETURN(const std::uint64_t mask, frozen.tracee.SignalMask());
   core.set_blk_sigset(mask);
@@ -204,8 +204,6 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   RETURN_IF_ERROR(ReadRseq(thread));
   RETURN_IF_ERROR(ReadPendingSignals(tid, 0, *core.mutable_signals_p()));
   RETURN_IF_ERROR(RefuseUserDispatch(tid));
-  RETURN_IF_ERROR(ReadScheduling(tid, core));
-  RETURN_IF_ERROR(ReadRobustList(tid, core));
   ReadCredentials(frozen.status, *core.mutable_creds());
   core.set_comm(frozen.status.name);
   // Refuses registers that the format has no place for. The address is known only inside.
@@ -288,9 +286,10 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
     dumped.threads.push_back(ZombieCore(process));
     return dumped;
   }
+  dumped.threads.reserve(process.threads.size());
   for (FrozenThread& frozen : process.threads) {
     Result<DumpedThread> thread = ReadThread(frozen);
-    if (!thread.ok()) return Annotate(thread.status(), TidName(frozen));
+    if (!thread.ok()) return Annotate(thread.status(), Name(frozen));
     dumped.threads.push_back(*std::move(thread));
     ASSIGN_OR_RETURN(const std::string label, ReadLabel(process.proc.get(), frozen.tid()));
     if (label.empty()) continue;
@@ -302,6 +301,11 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
   ReadMemoryBounds(process.stat, dumped.mm);
   dumped.fs.set_umask(process.status.umask);
   return dumped;
+}
+
+Status ReadByCalls(const FrozenThread& thread, image::ThreadCoreEntry& core) {
+  RETURN_IF_ERROR(ReadScheduling(thread.tid(), core));
+  return ReadRobustList(thread.tid(), core);
 }
 
 Status ReadFilesOfProc(const FrozenProcess& process, image::TaskCoreEntry& core,
@@ -342,7 +346,7 @@ void KeepStop(const image::SignalQueueEntry& before, image::SignalQueueEntry& no
 
 }  // namespace
 
-Result<bool> ReadSignalsAgain(DumpedProcess& process) {
+Result<bool> ReadSignalsAgain(DumpedProcess& process, bool of_threads) {
   bool changed = false;
   const auto read = [&changed](pid_t tid, std::uint32_t flags,
                                image::SignalQueueEntry& queue) -> Status {
@@ -354,6 +358,7 @@ Result<bool> ReadSignalsAgain(DumpedProcess& process) {
     return OkStatus();
   };
   for (DumpedThread& thread : process.threads) {
+    if (!of_threads) break;
     RETURN_IF_ERROR(
         read(thread.frozen->tid(), 0, *thread.core.mutable_thread_core()->mutable_signals_p()));
   }

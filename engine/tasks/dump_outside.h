@@ -11,11 +11,16 @@ namespace stasis::engine {
 /// hold.
 Result<DumpedProcess> ReadOutside(FrozenProcess& process);
 
+/// Adds what system calls tell of any thread: scheduling and robust futexes; by any thread of ours.
+/// Unimplemented: it runs under SCHED_DEADLINE.
+Status ReadByCalls(const FrozenThread& thread, image::ThreadCoreEntry& core);
+
 /// Adds what files of /proc alone tell of a process, not of its threads; by any thread of ours.
 Status ReadFilesOfProc(const FrozenProcess& process, image::TaskCoreEntry& core,
                        image::MmEntry& mm);
 
-/// Reads the pending signals of `process` once more. True when others are pending than were.
-Result<bool> ReadSignalsAgain(DumpedProcess& process);
+/// Reads the pending signals of `process` once more: those of the process, and `of_threads` each thread's own.
+/// True when others are pending than were.
+Result<bool> ReadSignalsAgain(DumpedProcess& process, bool of_threads);
 
 }  // namespace stasis::engine

@@ -89,23 +89,6 @@ std::map<pid_t, std::uint32_t> NumberShared(const std::vector<DumpedProcess>& pr
   return numbers;
 }
 
-// Threads may have left what they were made to share, by unshare(2).
-Status CheckThreadsShare(const FrozenProcess& process) {
-  for (const FrozenThread& thread : process.threads) {
-    for (const int type : {KCMP_FILES, KCMP_FS}) {
-      const long order = Compare(process.pid, thread.tid(), type);
-      if (order < 0) {
-        return SyscallError(errno, "kcmp");
-      }
-      if (order != 0) {
-        return Unimplemented(Name(process) + ": thread " + std::to_string(thread.ns_tid()) +
-                             " has descriptors or a working directory of its own (unshare(2))");
-      }
-    }
-  }
-  return OkStatus();
-}
-
 Result<struct stat> StatLink(const FrozenProcess& process, const char* link) {
   struct stat st = {};
   if (::fstatat(process.proc.get(), link, &st, 0) != 0) {
@@ -166,6 +149,8 @@ std::string Name(const FrozenProcess& process) {
   return "pid " + std::to_string(process.ns_pid) + " (" + process.status.name + ")";
 }
 
+std::string Name(const FrozenThread& thread) { return "tid " + std::to_string(thread.ns_tid()); }
+
 Status CheckRoot(pid_t root) {
   if (root <= 0) return InvalidArgument("a process id is a positive number");
   const std::string name = "pid " + std::to_string(root);
@@ -198,8 +183,21 @@ Status CheckTree(const FrozenTree& tree) {
   RETURN_IF_ERROR(CheckNotShared(living, KCMP_VM, "memory"));
   RETURN_IF_ERROR(CheckNotShared(living, KCMP_SIGHAND, "signal handlers"));
   for (const FrozenProcess* process : living) {
-    RETURN_IF_ERROR(CheckThreadsShare(*process));
     RETURN_IF_ERROR(CheckLinks(*process));
+  }
+  return OkStatus();
+}
+
+Status CheckShares(const FrozenProcess& process, const FrozenThread& thread) {
+  if (thread.tid() == process.pid) return OkStatus();
+  for (const int type : {KCMP_FILES, KCMP_FS}) {
+    const long order = Compare(process.pid, thread.tid(), type);
+    if (order < 0) {
+      return SyscallError(errno, "kcmp");
+    }
+    if (order != 0) {
+      return Unimplemented("has descriptors or a working directory of its own (unshare(2))");
+    }
   }
   return OkStatus();
 }

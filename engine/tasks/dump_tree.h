@@ -13,6 +13,7 @@ namespace stasis::engine {
 
 /// "pid 7 (redis-server)": how messages name a process.
 std::string Name(const FrozenProcess& process);
+std::string Name(const FrozenThread& thread);
 
 /// InvalidArgument: `root` is no process, we ourselves or an ancestor of ours, or a kernel thread.
 /// NotFound: there is none.
@@ -21,6 +22,10 @@ Status CheckRoot(pid_t root);
 /// Unimplemented when processes share what images cannot tell as shared, or their root directory,
 /// executable or working directory cannot be named.
 Status CheckTree(const FrozenTree& tree);
+
+/// Unimplemented: the thread has left what it shared with the others of its process, by unshare(2). By any thread
+/// of ours.
+Status CheckShares(const FrozenProcess& process, const FrozenThread& thread);
 
 /// Fills pstree entries and object numbers of all `processes`.
 void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& namespaces);
