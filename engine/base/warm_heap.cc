@@ -1,5 +1,6 @@
 #include "engine/base/warm_heap.h"
 
+#include <utility>
 #include <vector>
 
 namespace stasis {
@@ -16,7 +17,7 @@ WarmHeap::WarmHeap(std::size_t bytes) {
       *static_cast<volatile std::byte*>(block + at) = std::byte{0};
     }
   }
-  end_ = std::make_unique_for_overwrite<std::byte[]>(kPage);
+  if (!blocks.empty()) end_ = std::move(blocks.back());
 }
 
 }  // namespace stasis

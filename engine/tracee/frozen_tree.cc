@@ -183,7 +183,7 @@ class FrozenTree::Freezer {
       const auto thread = threads_.find(tid);
       if (thread != threads_.end()) all.push_back({thread->second.files});  // else it has ended
     }
-    const Status none = InHalves(std::span(all), [](OfOne& one) {
+    (void)InHalves(std::span(all), [](OfOne& one) {
       one.children = Before::ChildrenOf(one.files);
       return OkStatus();
     });
