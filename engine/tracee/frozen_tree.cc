@@ -27,6 +27,7 @@
 
 #include "engine/base/in_halves.h"
 #include "engine/base/io.h"
+#include "engine/tracee/freezer.h"
 #include "engine/tracee/task_folder.h"
 
 namespace stasis::engine {
@@ -36,12 +37,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr int kAttempts = 5;
-// For one attempt. A thread that runs stops in microseconds, one that waits for a processor (or is
-// throttled by its cgroup) when it has one.
-constexpr milliseconds kStopTimeout{500};
-constexpr milliseconds kSleeperTimeout{50};  // ... for one that is found in uninterruptible sleep
-constexpr milliseconds kPatience{2000};      // between attempts, while all others run
-constexpr unsigned kOptions = PTRACE_O_TRACESYSGOOD;
 
 // A thread and its process while the tree is read.
 struct Stopped {
@@ -115,7 +110,7 @@ struct FrozenTree::Before {
         threads.emplace_back(pid, tid);
         TaskFiles& files = before.files[tid] = TaskFiles(pid, tid);
         files.Open();
-        for (const pid_t child : ChildrenOf(files)) before.shape.emplace_back(child, pid);
+        for (const pid_t child : files.Children()) before.shape.emplace_back(child, pid);
       }
     }
     before.waits = WaitsBeforeFreeze::Look(threads);
@@ -127,207 +122,6 @@ struct FrozenTree::Before {
     constexpr std::size_t kOfProcess = 48 << 10, kOfThread = 12 << 10, kMost = 24 << 20;
     return std::min(tids.size() * kOfProcess + files.size() * kOfThread, kMost);
   }
-
-  // None when the thread has ended.
-  static std::vector<pid_t> ChildrenOf(const TaskFiles& files) {
-    const Result<std::string> text = files.Read(TaskFiles::kChildren);
-    return text.ok() ? ParseChildren(*text) : std::vector<pid_t>();
-  }
-};
-
-// Seizes and interrupts threads, and waits for them.
-class FrozenTree::Freezer {
- public:
-  Freezer(Before& before, steady_clock::time_point deadline, const std::stop_token& stop)
-      : before_(before), deadline_(deadline), stop_(stop) {}
-
-  // Seizes the threads `tids` of a process, which run on. True when there is a new one among them.
-  Result<bool> Seize(pid_t pid, const std::vector<pid_t>& tids) {
-    bool found = false;
-    for (const pid_t tid : tids) {
-      if (threads_.contains(tid)) continue;
-      ASSIGN_OR_RETURN(const bool seized, Seize(pid, tid));
-      found = found || seized;
-    }
-    return found;
-  }
-
-  Status InterruptAll() {
-    for (Thread* const thread : std::exchange(running_, {})) {
-      if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
-      const Status status = thread->tracee.Interrupt();
-      if (status.code() == StatusCode::kNotFound) {
-        InterruptLeader(*thread);
-      } else if (!status.ok()) {
-        return status;
-      }
-    }
-    return OkStatus();
-  }
-
-  // The same at once. True when there is a new one among them.
-  Result<bool> Visit(pid_t pid, const std::vector<pid_t>& tids) {
-    ASSIGN_OR_RETURN(const bool found, Seize(pid, tids));
-    RETURN_IF_ERROR(InterruptAll());
-    return found;
-  }
-
-  // Of threads that were visited.
-  std::vector<pid_t> ChildrenOf(const std::vector<pid_t>& tids) const {
-    struct OfOne {
-      const TaskFiles& files;
-      std::vector<pid_t> children = {};
-    };
-    std::vector<OfOne> all;
-    for (const pid_t tid : tids) {
-      const auto thread = threads_.find(tid);
-      if (thread != threads_.end()) all.push_back({thread->second.files});  // else it has ended
-    }
-    (void)InHalves(std::span(all), [](OfOne& one) {
-      one.children = Before::ChildrenOf(one.files);
-      return OkStatus();
-    });
-    std::vector<pid_t> children;
-    for (const OfOne& one : all) {
-      children.insert(children.end(), one.children.begin(), one.children.end());
-    }
-    return children;
-  }
-
-  // Waits for all threads that were interrupted and not yet seen to stand still.
-  Status WaitAll() {
-    for (auto& [tid, thread] : threads_) {
-      if (thread.stopped) continue;
-      const auto now = steady_clock::now();
-      const Status status = Wait(thread, std::min(deadline_, now + kSleeperTimeout),
-                                 std::min(deadline_, now + kStopTimeout));
-      if (status.code() == StatusCode::kNotFound || ErrnoOf(status) == ECHILD) {
-        thread.tracee.Forget();
-        gone_.insert(tid);
-      } else if (!status.ok()) {
-        return status;
-      }
-      thread.stopped = true;
-    }
-    for (const pid_t tid : std::exchange(gone_, {})) threads_.erase(tid);
-    return OkStatus();
-  }
-
-  // Lets those run that stand still, and waits for those that do not, which then do. They are kept for
-  // the next attempt.
-  Status AwaitSleepers() {
-    std::erase_if(threads_, [](const auto& entry) { return entry.second.stopped; });  // detaches
-    first_stop_ = first_seized_ = {};
-    const auto give_up = std::min(deadline_, steady_clock::now() + kPatience);
-    for (auto& [tid, thread] : threads_) {
-      const Status status = Wait(thread, give_up, give_up);
-      if (status.code() == StatusCode::kNotFound) thread.tracee.Forget();
-      if (status.code() == StatusCode::kCancelled) return status;
-      thread.stopped = status.ok();
-    }
-    std::erase_if(threads_, [](const auto& entry) { return entry.second.tracee.tid() == 0; });
-    return OkStatus();
-  }
-
-  struct Thread {
-    Tracee tracee;
-    TaskFiles files;
-    pid_t pid;
-    bool stopped = false;
-    int stop_signal = 0;
-  };
-  std::map<pid_t, Thread>& threads() { return threads_; }
-  steady_clock::time_point first_stop() const { return first_stop_; }
-
- private:
-  // A thread that executes a program has the number of its process from then on (execve(2)).
-  void InterruptLeader(const Thread& thread) {
-    const auto leader = threads_.find(thread.pid);
-    if (leader != threads_.end())
-      (void)leader->second.tracee.Interrupt();  // it may have ended, too
-  }
-
-  Result<bool> Seize(pid_t pid, pid_t tid) {
-    Result<Tracee> tracee = Tracee::Seize(tid, kOptions);
-    if (!tracee.ok()) {
-      if (tracee.status().code() == StatusCode::kNotFound) return false;
-      return WhyNotSeized(pid, tid, tracee.status());
-    }
-    if (first_seized_ == steady_clock::time_point()) first_seized_ = steady_clock::now();
-    Thread& thread = threads_[tid];
-    running_.push_back(&thread);
-    thread = {.tracee = *std::move(tracee), .files = TaskFiles(pid, tid), .pid = pid};
-    const auto files = before_.files.find(tid);
-    // A number may have gone from one process to another since.
-    if (files != before_.files.end() && files->second.pid() == pid) {
-      thread.files = std::move(files->second);
-    }
-    return true;
-  }
-
-  // A zombie and an io_uring worker refuse to be seized with EPERM as a foreign tracee does.
-  static Result<bool> WhyNotSeized(pid_t pid, pid_t tid, const Status& status) {
-    const auto text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/status");
-    if (!text.ok()) return false;  // it has ended
-    ASSIGN_OR_RETURN(const TaskStatus task, ParseTaskStatus(*text));
-    if (task.state == 'Z' || task.state == 'X') return false;
-    if (task.name.starts_with("iou-")) {
-      return Unimplemented("pid " + std::to_string(pid) + " uses io_uring (thread " + task.name +
-                           ")");
-    }
-    if (task.tracer_pid != 0) {
-      return FailedPrecondition("pid " + std::to_string(pid) + " is traced by pid " +
-                                std::to_string(task.tracer_pid) +
-                                " (a debugger or strace); end that first");
-    }
-    return Annotate(status, "pid " + std::to_string(pid));
-  }
-
-  // True when the thread is in uninterruptible sleep.
-  static bool Sleeps(const Thread& thread) {
-    const auto text = ReadFileAt(AT_FDCWD, TaskFolder(thread.pid, thread.tracee.tid()) + "/stat");
-    const auto stat = text.ok() ? ParseTaskStat(*text) : text.status();
-    return stat.ok() && stat->state == 'D';
-  }
-
-  // Waits until `look`, and if the thread does not sleep uninterruptibly then, until `give_up`.
-  Status Wait(Thread& thread, steady_clock::time_point look, steady_clock::time_point give_up) {
-    while (true) {
-      if (stop_.stop_requested()) return Cancelled("cancelled while freezing");
-      Result<Stop> waited = WaitForStop(thread.tracee.tid(), look);
-      if (waited.status().code() == StatusCode::kDeadlineExceeded && look < give_up &&
-          !Sleeps(thread)) {
-        look = give_up;
-        continue;
-      }
-      ASSIGN_OR_RETURN(const Stop stop, waited);
-      if (first_stop_ == steady_clock::time_point()) first_stop_ = steady_clock::now();
-      switch (stop.kind) {
-        case Stop::Kind::kTrap:
-          return OkStatus();
-        case Stop::Kind::kGroup:
-          thread.stop_signal = stop.signal;
-          return OkStatus();
-        case Stop::Kind::kExited:
-          return NotFound("it has ended");
-        default:
-          // A signal came first: it is delivered, and the stop that we asked for follows. It may have held the
-          // thread since that was seized.
-          if (first_seized_ != steady_clock::time_point()) first_stop_ = first_seized_;
-          RETURN_IF_ERROR(
-              thread.tracee.Continue(stop.kind == Stop::Kind::kSignal ? stop.signal : 0));
-          break;
-      }
-    }
-  }
-
-  Before& before_;
-  steady_clock::time_point deadline_;
-  const std::stop_token& stop_;
-  std::map<pid_t, Thread> threads_;
-  std::vector<Thread*> running_;  // those that were seized, but not interrupted
-  std::set<pid_t> gone_;
-  steady_clock::time_point first_seized_, first_stop_;
 };
 
 namespace {
@@ -335,7 +129,7 @@ namespace {
 // Stops all threads under `root`: those that were there before first, then what is listed while they stand.
 // DeadlineExceeded: a thread does not stop.
 Result<FrozenTree::Shape> FreezeOnce(pid_t root, const FrozenTree::Before& before,
-                                     FrozenTree::Freezer& freezer) {
+                                     Freezer& freezer) {
   FrozenTree::Shape tree = before.shape;
   // To be seized takes a thread a third of the time that it takes to stop, in which it runs.
   Status seized;
@@ -376,7 +170,7 @@ Result<FrozenTree> FrozenTree::Freeze(pid_t root, steady_clock::time_point deadl
                                       const std::stop_token& stop, EarlierStops* earlier) {
   Before before = Before::Look(root);
   WarmHeap heap(before.HeapBytes());
-  Freezer freezer(before, deadline, stop);
+  Freezer freezer(before.files, deadline, stop);
   for (int attempt = 1;; ++attempt) {
     const Result<Shape> shape = FreezeOnce(root, before, freezer);
     const Status& status = shape.status();
@@ -433,7 +227,7 @@ Result<FrozenTree> FrozenTree::Look(pid_t root) {
     if (process.zombie && tids.size() > 1) return LeaderHasEnded(process);
     for (const pid_t tid : tids) {
       TaskFiles files(pid, tid);
-      for (const pid_t child : Before::ChildrenOf(files)) shape.emplace_back(child, pid);
+      for (const pid_t child : files.Children()) shape.emplace_back(child, pid);
       const auto text = files.Read(TaskFiles::kStatus);
       if (!text.ok() || process.zombie) continue;
       FrozenThread& thread = process.threads.emplace_back();

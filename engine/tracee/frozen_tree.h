@@ -21,6 +21,8 @@
 
 namespace stasis::engine {
 
+class Freezer;
+
 struct FrozenThread {
   Tracee tracee;
   TaskFiles files = {};
@@ -74,7 +76,6 @@ class FrozenTree {
   Status Thaw();
 
   // For the implementation alone.
-  class Freezer;
   struct Before;
   using Shape = std::vector<std::pair<pid_t, pid_t>>;  ///< Process, its parent; parents first.
 

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/proc/task.h"
 #include "engine/tracee/task_folder.h"
 
 namespace stasis::engine {
@@ -100,6 +101,11 @@ Result<std::string> TaskFiles::Read(Name name) const {
     if (ErrnoOf(text.status()) != ESRCH) return text;
   }
   return ReadFileAt(AT_FDCWD, PathOf(kNames[name]));
+}
+
+std::vector<pid_t> TaskFiles::Children() const {
+  const Result<std::string> text = Read(kChildren);
+  return text.ok() ? ParseChildren(*text) : std::vector<pid_t>();
 }
 
 Result<int> TaskFiles::Namespaces(UniqueFd& opened) const {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
@@ -34,6 +35,8 @@ class TaskFiles {
 
   /// The whole file, as of now. NotFound: the task is gone.
   Result<std::string> Read(Name name) const;
+  /// The children that it made (proc_pid_task_children(5)); none when it has ended.
+  std::vector<pid_t> Children() const;
   /// The directory of its namespaces (`ns`): that which is open, or `opened` for as long as the caller keeps it.
   Result<int> Namespaces(UniqueFd& opened) const;
 
