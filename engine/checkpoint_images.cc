@@ -458,6 +458,12 @@ const FileEntry* CheckpointImages::File(image::FdTypes type, std::uint32_t id) c
   return found != files.end() && KeyOf(*found) == std::tuple(type, id) ? &*found : nullptr;
 }
 
+bool CheckpointImages::HadOwnMounts() const {
+  const std::uint32_t dumper = inventory.root_ids().mnt_ns_id();
+  const std::uint32_t tree = processes.front().ids.mnt_ns_id();
+  return dumper != 0 && tree != 0 && dumper != tree;
+}
+
 std::vector<pid_t> CheckpointImages::TaskIds() const {
   std::vector<pid_t> ids;
   for (const ProcessImage& process : processes) {

@@ -50,6 +50,8 @@ struct CheckpointImages {
   std::string Path(std::uint32_t id) const;
   /// The ids of all threads, in the tree's pid namespace.
   std::vector<pid_t> TaskIds() const;
+  /// Whether the tree had a mount namespace that was not the dumper's.
+  bool HadOwnMounts() const;
 };
 
 /// Reads everything but memory pages and what belongs to single kinds of files. The errors name the

@@ -165,10 +165,18 @@ Status ReadCgroups(Checkpoint& checkpoint) {
 
 // System V segments that somebody of the tree is attached to, and those that wait for somebody.
 Status ReadSegments(Checkpoint& checkpoint) {
-  std::set<std::uint64_t> known, other_memory;
+  std::set<std::uint64_t> known;
+  std::map<std::uint64_t, dev_t> other_memory;
   const Status attached = checkpoint.ForEach([&](DumpedProcess& process) -> Status {
     for (const Area& area : process.areas) {
-      if (area.Is(kAreaAnonShared) && !area.Is(kAreaSystemV)) other_memory.insert(area.vma.inode);
+      if (area.Is(kAreaAnonShared) && !area.Is(kAreaSystemV)) {
+        // Shared memory of small pages and of huge ones is of several file systems.
+        const dev_t device = makedev(area.vma.dev_major, area.vma.dev_minor);
+        if (other_memory.emplace(area.vma.inode, device).first->second != device) {
+          return Unimplemented("shared memory of two kinds has the same inode number " +
+                               std::to_string(area.vma.inode) + "; allocate one of them anew");
+        }
+      }
       if (!area.Is(kAreaSystemV) || !known.insert(area.vma.inode).second) continue;
       ASSIGN_OR_RETURN(const image::IpcShmEntry segment,
                        ReadSegment(process.frozen->pid, static_cast<int>(area.vma.inode)));

@@ -36,6 +36,8 @@ struct Options {
   std::vector<std::string> cgroup_root;
   /// KIND[THING]:NAME, what a restore gets from outside.
   std::vector<std::string> external;
+  /// Directory that becomes the root of a restored tree's mount namespace, where it had one to itself.
+  std::string root = "/";
   /// KIND:PID or KIND:PATH, namespaces that a restored tree gets.
   std::vector<std::string> join_ns;
   /// A restore makes the other namespaces that a tree had to itself, and a dump looks into them for it; else they

@@ -91,9 +91,11 @@ Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& re
     return SyscallError(errno, "pipe");
   }
   UniqueFd started(channel[0]), starting(channel[1]);
+  // It makes the new root of its mount namespace later, of what is here.
+  const std::string root = images.HadOwnMounts() ? "/" : request.root;
   const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
   if (pid == 0) {
-    Become(program.get(), request.root.c_str(), request.sibling, parent, channel[1]);
+    Become(program.get(), root.c_str(), request.sibling, parent, channel[1]);
   }
   if (pid < 0) {
     if (errno == EEXIST) {

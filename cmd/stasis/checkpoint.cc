@@ -124,8 +124,10 @@ void Print(const Options& options, const engine::DumpReport& report,
 void KeepOwnMounts(engine::DumpRequest& request, engine::ImageSink& images) {
   const auto changes = std::make_shared<engine::MountChanges>();
   request.compare_mounts =
-      [changes](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
-    ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts));
+      [changes, &request](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
+    ASSIGN_OR_RETURN(const engine::ExternalMounts external,
+                     engine::ParseExternalMounts(request.options.external));
+    ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts, external));
     return *changes;
   };
   request.while_frozen = [changes, pid = request.root, &images] {

@@ -23,7 +23,7 @@ namespace stasis::cli {
 namespace {
 
 struct Options {
-  std::string images_dir, archive, pidfile, root = "/";
+  std::string images_dir, archive, pidfile;
   engine::Options engine;
   LogFile log;
   bool detach = false, sibling = false;
@@ -87,7 +87,7 @@ Result<int> Run(const Options& options, const engine::ImageSource& source, Inter
   ASSIGN_OR_RETURN(
       request.placeholder,
       engine::SpawnPlaceholder(source, {.placeholder_program = request.placeholder_program,
-                                        .root = options.root,
+                                        .root = options.engine.root,
                                         .sibling = options.sibling}));
   {
     Progress progress("memory");
@@ -151,7 +151,9 @@ void AddRestore(CLI::App& program, int& exit_code) {
                     "It is left stopped (SIGSTOP)");
   command->add_flag("--lazy-pages", options->engine.lazy_pages,
                     "It runs at once; most of its memory is loaded while it does");
-  command->add_option("--root,-r", options->root, "Directory that becomes its root (chroot(2))")
+  command
+      ->add_option("--root,-r", options->engine.root,
+                   "Directory that becomes its root; that of a mount namespace, where it had one")
       ->option_text("DIR")
       ->check(NotEmpty());
   command

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -22,6 +23,11 @@ struct MountChanges {
   std::set<int> access;   ///< Made read-only or writable.
   std::set<int> sharing;  ///< Made shared.
   std::vector<std::string> unmounted;
+
+  /// The root directory is not that of the machine: what is not in `made` is given from outside, under the names in
+  /// `keys` where they are not the place itself.
+  bool own_root = false;
+  std::map<int, std::string> keys;
 
   bool empty() const {
     return made.empty() && access.empty() && sharing.empty() && unmounted.empty();

@@ -22,6 +22,9 @@ constexpr std::pair<std::string_view, image::Fstype> kTypes[] = {
     {"cgroup2", image::FSTYPE_CGROUP2},   {"mqueue", image::FSTYPE_MQUEUE},
     {"overlay", image::FSTYPE_OVERLAYFS}, {"fuse", image::FSTYPE_FUSE},
     {"debugfs", image::FSTYPE_DEBUGFS},   {"tracefs", image::FSTYPE_TRACEFS},
+    {"pstore", image::FSTYPE_PSTORE},     {"securityfs", image::FSTYPE_SECURITYFS},
+    {"fusectl", image::FSTYPE_FUSECTL},   {"binfmt_misc", image::FSTYPE_BINFMT_MISC},
+    {"autofs", image::FSTYPE_AUTOFS},
 };
 
 std::uint32_t FsTypeNumber(std::string_view name) {
@@ -91,9 +94,9 @@ image::MntEntry ToMountEntry(const Mount& mount, const OutsideMounts& outside,
     entry.set_made_inside(true);
     return entry;
   }
-  if (std::string key = ExternalKey(mount, outside); !key.empty()) {
-    entry.set_ext_key(std::move(key));
-  }
+  const auto named = changes.keys.find(mount.id);
+  std::string key = named != changes.keys.end() ? named->second : ExternalKey(mount, outside);
+  if (!key.empty()) entry.set_ext_key(std::move(key));
   if (changes.access.contains(mount.id)) entry.set_access_changed(true);
   if (changes.sharing.contains(mount.id)) entry.set_sharing_changed(true);
   return entry;

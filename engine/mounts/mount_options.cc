@@ -23,15 +23,54 @@ const KnownOptions kOptions[] = {
     {"devpts", {"gid", "uid", "mode", "ptmxmode", "max"}, {}},
     {"sysfs", {}, {}},
     {"mqueue", {}, {}},
+    // In the first cgroup namespace these are set by whoever mounts it: cgroup_get_tree() in kernel/cgroup/cgroup.c.
+    {"cgroup2",
+     {},
+     {"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot",
+      "memory_hugetlb_accounting", "pids_localevents"}},
 };
+// Their options stay as they are on the machine.
+constexpr std::string_view kOfMachine[] = {"devtmpfs", "debugfs",     "tracefs", "securityfs",
+                                           "pstore",   "binfmt_misc", "fusectl"};
 // What a security module of the host's shows: labels are those of the live container.
 constexpr std::string_view kIgnored[] = {"rw",        "ro",          "seclabel",  "context",
                                          "fscontext", "rootcontext", "defcontext"};
 
+// A hierarchy of version 1 is known by its name or controllers: cgroup1_parse_param() in kernel/cgroup/cgroup-v1.c.
+// What is to be run when a cgroup is empty is the machine's to say.
+std::vector<MountOption> HierarchyOf(const image::MntEntry& entry) {
+  constexpr std::string_view kNoControllers[] = {"xattr", "noprefix", "clone_children",
+                                                 "cpuset_v2_mode", "favordynmods"};
+  std::vector<MountOption> options;
+  bool any = false;
+  for (std::string_view rest = entry.options(); !rest.empty();) {
+    std::string_view value = text::Cut(rest, ',');
+    const std::string_view key = text::Cut(value, '=');
+    const bool is_ignored = std::ranges::find(kIgnored, key) != std::end(kIgnored);
+    if (is_ignored || key == "release_agent") continue;
+    if (key == "name") {
+      options.emplace_back(key, value);
+      continue;
+    }
+    any = any || std::ranges::find(kNoControllers, key) == std::end(kNoControllers);
+    options.emplace_back(key, std::nullopt);
+  }
+  if (!any) options.emplace_back("none", std::nullopt);
+  return options;
+}
+
 }  // namespace
+
+bool IsOfMachine(std::string_view type) {
+  return type == "cgroup" || type == "cgroup2" ||
+         std::ranges::find(kOfMachine, type) != std::end(kOfMachine);
+}
 
 Result<std::vector<MountOption>> OptionsOf(const image::MntEntry& entry) {
   const std::string type = FsTypeName(entry);
+  if (std::ranges::find(kOfMachine, type) != std::end(kOfMachine))
+    return std::vector<MountOption>();
+  if (type == "cgroup") return HierarchyOf(entry);
   const auto known = std::ranges::find(kOptions, type, &KnownOptions::type);
   if (known == std::end(kOptions)) return Unimplemented("a file system that is not known");
   std::vector<MountOption> options;

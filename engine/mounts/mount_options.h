@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,9 @@ namespace stasis::engine {
 
 /// A key, and its value where it has one.
 using MountOption = std::pair<std::string, std::optional<std::string>>;
+
+/// There is one of the file system `type` on a machine, whoever mounts it.
+bool IsOfMachine(std::string_view type);
 
 /// Those of `entry` that make its file system what it is; not that it is read-only, nor a label of the host's.
 /// Unimplemented: it has others.

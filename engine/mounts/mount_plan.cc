@@ -60,7 +60,33 @@ bool Covers(const std::string& place, const std::string& path) {
 
 class Planner {
  public:
-  explicit Planner(std::span<const image::MntEntry> all) : all_(all) {}
+  /// `outside`: where all but the root is to be made.
+  explicit Planner(std::span<const image::MntEntry> all, const OutsidePaths* outside = nullptr)
+      : all_(all), outside_(outside) {}
+
+  Result<RootPlan> RunWhole() {
+    RETURN_IF_ERROR(Index());
+    RootPlan plan;
+    const auto is_root = [&](const image::MntEntry& entry) {
+      return entry.mountpoint() == "/" && Find(entry.parent_mnt_id()) == nullptr;
+    };
+    const auto root = std::ranges::find_if(all_, is_root);
+    if (root == all_.end()) return Unimplemented("its root directory is no mount of its own");
+    plan.root = root->mnt_id();
+    for (const image::MntEntry& entry : all_) {
+      if (&entry == &*root) continue;
+      Result<PlannedMount> mount = Plan(entry);
+      if (mount.ok()) {
+        plan_.push_back(*std::move(mount));
+      } else if (mount.status().code() == StatusCode::kUnimplemented) {
+        plan.refused.emplace_back(entry.mnt_id(), mount.status());
+      } else {
+        return Annotate(mount.status(), entry.mountpoint());
+      }
+    }
+    ASSIGN_OR_RETURN(plan.mounts, Sorted());
+    return plan;
+  }
 
   Result<std::vector<PlannedMount>> Run() {
     RETURN_IF_ERROR(Index());
@@ -87,7 +113,7 @@ class Planner {
       if (!by_id_.emplace(entry.mnt_id(), &entry).second) {
         return InvalidArgument("two mounts with the id " + std::to_string(entry.mnt_id()));
       }
-      made += entry.made_inside() ? 1 : 0;
+      made += entry.made_inside() || outside_ != nullptr ? 1 : 0;
     }
     if (made <= kMostMadeInside) return OkStatus();
     return Unimplemented("processes have made " + std::to_string(made) + " mounts; more than " +
@@ -119,7 +145,7 @@ class Planner {
 
   // What is mounted on a shared mount comes to its peers too.
   Status CheckParent(const image::MntEntry& parent) const {
-    if (parent.shared_id() == 0) return OkStatus();
+    if (parent.shared_id() == 0 || outside_ != nullptr) return OkStatus();
     if (!parent.made_inside() && !parent.sharing_changed()) {
       return Unimplemented("it is on a mount that is shared with outside of the container");
     }
@@ -135,11 +161,15 @@ class Planner {
 
   Status FindSource(PlannedMount& mount) const {
     const image::MntEntry& entry = *mount.entry;
+    if (outside_ != nullptr && outside_->contains(entry.mnt_id())) {
+      mount.outside = outside_->at(entry.mnt_id());
+      return OkStatus();
+    }
     if (entry.root().ends_with("//deleted")) return Unimplemented("what is mounted was removed");
     const image::MntEntry* best = nullptr;
     bool is_known = false;
     for (const image::MntEntry& other : all_) {
-      if (other.root_dev() != entry.root_dev() || other.made_inside()) continue;
+      if (other.root_dev() != entry.root_dev() || !IsGiven(other)) continue;
       is_known = true;
       if (!Below(entry.root(), other.root())) continue;
       if (best == nullptr || other.root().size() > best->root().size()) best = &other;
@@ -148,11 +178,12 @@ class Planner {
       return Unimplemented(
           "it is of a part of a file system that the container has no other mount of");
     }
-    const bool can_be_new = std::ranges::find(kNewTypes, FsTypeName(entry)) != std::end(kNewTypes);
+    const bool can_be_new = CanBeNew(FsTypeName(entry));
     if (best == nullptr && !can_be_new) {
-      return Unimplemented(
-          "only tmpfs, proc, sysfs, mqueue, devpts and bind mounts of what the "
-          "container has can be made again");
+      return Unimplemented(outside_ != nullptr
+                               ? "it is of a file system that only the machine has"
+                               : "only tmpfs, proc, sysfs, mqueue, devpts and bind mounts of what "
+                                 "the container has can be made again");
     }
     if (best == nullptr) best = FirstOf(entry.root_dev());
     if (best == nullptr) return Unimplemented("only a part of its file system is mounted");
@@ -164,6 +195,19 @@ class Planner {
     mount.path_in_source = *Below(entry.root(), best->root());
     if (mount.path_in_source.empty() || IsPlainPath("/" + mount.path_in_source)) return OkStatus();
     return InvalidArgument("not a path of a file system");
+  }
+
+  // What the other mounts of its file system are made of.
+  bool IsGiven(const image::MntEntry& entry) const {
+    if (outside_ == nullptr) return !entry.made_inside();
+    return Find(entry.parent_mnt_id()) == nullptr || outside_->contains(entry.mnt_id());
+  }
+
+  bool CanBeNew(std::string_view type) const {
+    const auto is_in = [&](const auto& list) {
+      return std::ranges::find(list, type) != std::end(list);
+    };
+    return is_in(kNewTypes) || (outside_ != nullptr && IsOfMachine(type));
   }
 
   // The one that stands for a file system made inside: of those of all of it, the one that is on the fewest others.
@@ -194,6 +238,7 @@ class Planner {
   }
 
   Result<Sharing> SharingOf(const PlannedMount& mount) const {
+    if (outside_ != nullptr) return Sharing::kPrivate;
     const image::MntEntry& entry = *mount.entry;
     const image::MntEntry* source = mount.is_new ? nullptr : Find(mount.source);
     if (source != nullptr && source->sharing_changed() &&
@@ -247,6 +292,7 @@ class Planner {
   }
 
   const std::span<const image::MntEntry> all_;
+  const OutsidePaths* const outside_;
   std::map<std::uint32_t, const image::MntEntry*> by_id_;
   std::vector<PlannedMount> plan_;
 };
@@ -255,6 +301,10 @@ class Planner {
 
 Result<std::vector<PlannedMount>> PlanMounts(std::span<const image::MntEntry> all) {
   return Planner(all).Run();
+}
+
+Result<RootPlan> PlanRoot(std::span<const image::MntEntry> all, const OutsidePaths& outside) {
+  return Planner(all, &outside).RunWhole();
 }
 
 }  // namespace stasis::engine

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -16,6 +18,7 @@ struct PlannedMount {
 
   /// Of a file system of its own, else a bind mount of a folder or file of another mount.
   bool is_new = false;
+  std::string outside;         ///< Of what is at this path of the machine, if not empty; else:
   std::uint32_t source = 0;    ///< Id of that mount ...
   std::string path_in_source;  ///< ... and the path from its root; empty: the root itself.
 
@@ -31,5 +34,20 @@ struct PlannedMount {
 /// Unimplemented: one that cannot be made again, by its place and why. InvalidArgument: entries that no kernel
 /// gives. No system call is made here; what a path leads to at the restore is to be looked at then.
 Result<std::vector<PlannedMount>> PlanMounts(std::span<const image::MntEntry> all);
+
+/// Paths of the machine that are mounted in a tree's root, by the ids of its mounts.
+using OutsidePaths = std::map<std::uint32_t, std::string>;
+
+struct RootPlan {
+  std::uint32_t root = 0;  ///< Id of the mount that is the root of all.
+  /// All others, each after what it needs. With whom they share is not in it. They point into the entries.
+  std::vector<PlannedMount> mounts;
+  std::vector<std::pair<std::uint32_t, Status>>
+      refused;  ///< Those that cannot be made again, by their ids.
+};
+
+/// The same for a tree whose root is not that of the machine: all mounts of its mount namespace but the root,
+/// which is given from outside. InvalidArgument: entries that no kernel gives.
+Result<RootPlan> PlanRoot(std::span<const image::MntEntry> all, const OutsidePaths& outside);
 
 }  // namespace stasis::engine

@@ -8,6 +8,7 @@
 #include "engine/base/status.h"
 #include "engine/mounts/mount_changes.h"
 #include "engine/mounts/mount_entry.h"
+#include "engine/mounts/outside_mounts.h"
 
 namespace stasis::engine {
 
@@ -19,7 +20,8 @@ MountKey KeyOf(const image::MntEntry& mount);
 Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo);
 
 /// A CompareMounts: what is not mounted in this thread's mount namespace was made inside. None at all, where some of
-/// it cannot be made again: a restore then says what it lacks.
-Result<MountChanges> CompareWithHere(std::span<const Mount> mounts);
+/// it cannot be made again: a restore then says what it lacks. Where the root is not ours, all was made inside that
+/// can be made again and is not in `external`.
+Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, const ExternalMounts& external);
 
 }  // namespace stasis::engine

@@ -165,7 +165,7 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   if (!changes.unmounted.empty()) {
     return Unimplemented("mounts were changed below the first process's root directory only");
   }
-  return PlanMounts(mounts_).status();
+  return changes.own_root ? OkStatus() : PlanMounts(mounts_).status();
 }
 
 Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& compare,

@@ -23,7 +23,9 @@
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/mounts/mount_entry.h"
 #include "engine/mounts/mounts_here.h"
+#include "engine/mounts/outside_mounts.h"
 #include "engine/mounts/restore_mounts.h"
+#include "engine/mounts/restore_root.h"
 #include "engine/tasks/own_network.h"
 #include "engine/tasks/process_tree.h"
 
@@ -117,17 +119,20 @@ Status MakeUts(RestoredProcess& root, const Kind& kind, const CheckpointImages& 
       .status();
 }
 
+Status Propagate(RestoredProcess& root, unsigned long type) {
+  RemoteSyscalls& remote = *root.remote;
+  remote.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t path, remote.Put(std::string_view("/")));
+  return remote.Call("mount --make-r…", SYS_mount, 0, path, 0, MS_REC | type, 0).status();
+}
+
 // What the tree had to itself, or got from the namespace that it was copied from, it does again.
 Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mounts) {
   const auto any = [&](bool (image::MntEntry::*has)() const) {
     return std::ranges::any_of(mounts, [has](const auto& mount) { return (mount.*has)(); });
   };
   if (any(&image::MntEntry::has_shared_id)) return OkStatus();
-  const unsigned long type = any(&image::MntEntry::has_master_id) ? MS_SLAVE : MS_PRIVATE;
-  RemoteSyscalls& remote = *root.remote;
-  remote.ResetArguments();
-  ASSIGN_OR_RETURN(const std::uint64_t path, remote.Put(std::string_view("/")));
-  return remote.Call("mount --make-r…", SYS_mount, 0, path, 0, MS_REC | type, 0).status();
+  return Propagate(root, any(&image::MntEntry::has_master_id) ? MS_SLAVE : MS_PRIVATE);
 }
 
 // Whether what is in it is that of the namespaces of whoever mounts it.
@@ -136,14 +141,32 @@ bool ShowsNamespace(const image::MntEntry& mount) {
   return type == "proc" || type == "sysfs" || type == "mqueue";
 }
 
+Status MakeRoot(RestoredProcess& root, const Kind& kind, std::span<const image::MntEntry> before,
+                const Options& options, const FillTmpfs& fill) {
+  ASSIGN_OR_RETURN(const ExternalMounts external, ParseExternalMounts(options.external));
+  RETURN_IF_ERROR(Unshare(root, kind));
+  // Nothing of it comes to the machine. What is mounted there comes to those that had it so.
+  RETURN_IF_ERROR(Propagate(root, MS_SLAVE));
+  return RestoreRootMounts(root, before, options.root, external, fill);
+}
+
 Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
-                  const ImageSource& source, const FillTmpfs& fill,
+                  const ImageSource& source, const Options& options, const FillTmpfs& fill,
                   std::vector<std::string>& notes) {
   const std::uint32_t number = images.processes.front().ids.mnt_ns_id();
   ASSIGN_OR_RETURN(auto before, ReadRecords<image::MntEntry>(
                                     source, ImageName("mountpoints", number), "mountpoints"));
+  if (options.root != "/") return MakeRoot(root, kind, before, options, fill);
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
   ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
+  const auto is_other_root = [&](const image::MntEntry& mount) {
+    return mount.mountpoint() == "/" && !mount.made_inside() && !here.contains(KeyOf(mount));
+  };
+  if (std::ranges::any_of(before, is_other_root)) {
+    return FailedPrecondition(
+        "the tree had a mount namespace with a root of its own: name the directory that is to be "
+        "it: --root DIR");
+  }
   // Of two in one place the one that was there before is what is here.
   std::ranges::stable_partition(before, [](const auto& mount) { return !mount.made_inside(); });
   for (image::MntEntry& mount : before) {
@@ -188,14 +211,15 @@ Status MakeNetwork(RestoredProcess& root, const Kind& kind, const CheckpointImag
 }
 
 Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
-            const ImageSource& source, const FillTmpfs& fill, std::vector<std::string>& notes) {
+            const ImageSource& source, const Options& options, const FillTmpfs& fill,
+            std::vector<std::string>& notes) {
   switch (kind.flag) {
     case CLONE_NEWUTS:
       return MakeUts(root, kind, images, source);
     case CLONE_NEWIPC:
       return Unshare(root, kind);  // what was in it comes with the rest of the checkpoint
     case CLONE_NEWNS:
-      return MakeMounts(root, kind, images, source, fill, notes);
+      return MakeMounts(root, kind, images, source, options, fill, notes);
     default:
       return MakeNetwork(root, kind, images, source, notes);
   }
@@ -231,7 +255,7 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
     ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
     if (!is_missing) continue;
     if (options.own_namespaces) {
-      RETURN_IF_ERROR(Make(root, kind, images, source, fill, notes));
+      RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, notes));
       continue;
     }
     notes.push_back("the tree had a " + std::string(kind.name) +

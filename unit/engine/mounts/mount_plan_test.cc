@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
+
 #include "engine/mounts/mount_entry.h"
 #include "unit/support/matchers.h"
 
@@ -117,6 +120,36 @@ TEST_F(MountPlanTest, RefusesMountsThatNoKernelHas) {
   EXPECT_THAT(PlanMounts(all_).status(), StatusIs(StatusCode::kUnimplemented));
   Add(10, 1, "/again", "tmpfs", 9, "/");
   EXPECT_THAT(PlanMounts(all_).status(), StatusIs(StatusCode::kInvalidArgument));
+}
+
+TEST_F(MountPlanTest, MakesARootWithAllThatIsOnIt) {
+  all_.pop_back();
+  Add(4, 1, "/run", "tmpfs", 4, "/");
+  Add(5, 4, "/run/again", "overlay", 1, "/part");
+  Add(6, 1, "/dev", "ext4", 6, "/srv/dev");
+  const auto plan = PlanRoot(all_, {{6, "/srv/dev"}});
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_EQ(plan->root, 1u);
+  EXPECT_TRUE(plan->refused.empty());
+  std::map<std::string, std::string> made;
+  for (const PlannedMount& mount : plan->mounts) {
+    made[mount.entry->mountpoint()] =
+        mount.is_new ? "new" : mount.outside + std::to_string(mount.source) + mount.path_in_source;
+  }
+  EXPECT_EQ(
+      made,
+      (std::map<std::string, std::string>{
+          {"/proc", "new"}, {"/run", "new"}, {"/run/again", "1part"}, {"/dev", "/srv/dev0"}}));
+}
+
+TEST_F(MountPlanTest, SaysWhatOfARootHasToBeGiven) {
+  const auto plan = PlanRoot(all_, {});
+  ASSERT_THAT(plan, IsOk());
+  ASSERT_EQ(plan->refused.size(), 1u);
+  EXPECT_EQ(plan->refused.front().first, 3u);
+  EXPECT_THAT(Message(plan->refused.front().second), HasSubstr("only the machine has"));
+  all_.erase(all_.begin());
+  EXPECT_THAT(PlanRoot(all_, {}).status(), StatusIs(StatusCode::kUnimplemented));
 }
 
 }  // namespace

@@ -1,0 +1,110 @@
+"""Trees on the host with a mount namespace whose root is not the machine's: made again with all that is mounted."""
+
+import os
+import subprocess
+
+import pytest
+
+from e2e.host import descendants
+from e2e.paths import STASIS
+from e2e.wait import until
+
+# A root with the machine's programs, its own /proc, files of its own in memory, and mounts that share what is mounted.
+SCRIPT = """
+cd "$0"
+mount --bind . . && cd "$0"
+mkdir -p usr proc run data other dev/pts old
+mount --bind /usr usr
+mount -t proc proc proc
+mount -t tmpfs -o mode=750,nosuid own run
+mount -t devpts -o newinstance,ptmxmode=666 pts dev/pts
+mkdir run/shared run/copy
+mount --bind run/shared run/shared && mount --make-shared run/shared
+mount --bind run/shared run/copy && mount --make-slave run/copy
+mkdir run/shared/sub && mount -t tmpfs -o ro below run/shared/sub
+echo kept >run/file
+echo root >data/file
+mount --bind data other
+mount -o remount,ro,bind other
+pivot_root . old
+exec /usr/bin/sh -c 'umount -l /old; cd /data; exec 3</run/file </run/file >out 2>&1; touch ready; exec sleep 600'
+"""
+LOOK = """
+cat /run/file /other/file; cat <&3; stat -c %a /run; pwd -P
+touch /other/x 2>&- || touch /run/shared/sub/x 2>&- || echo read-only
+mkdir /run/shared/new; mount -t tmpfs more /run/shared/new; grep -c /new /proc/self/mountinfo; umount /run/shared/new
+rmdir /run/shared/new
+"""
+SEEN = "kept\nroot\nkept\n750\n/data\nread-only\n2\n"
+
+
+def run(*words, code=0):
+    done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, text=True, capture_output=True,
+                          timeout=60, check=False)
+    assert done.returncode == code, done
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def root(folder):
+    place = folder / "root"
+    place.mkdir()
+    for name in ("bin", "lib", "lib64"):
+        (place / name).symlink_to(f"usr/{name}")
+    return place
+
+
+@pytest.fixture
+def program(start, root):
+    started = start("unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--propagation", "private",
+                    "sh", "-ec", SCRIPT, root)
+    until((root / "data/ready").exists, what="the program")
+    return started
+
+
+def dump(pid, images, *options):
+    images.mkdir()
+    run(STASIS, "checkpoint", "--pid", pid, "--images-dir", images, "--kill", *options)
+    return images
+
+
+def look(pid):
+    script = ["nsenter", "-t", pid, "--mount", "--pid", "--root", f"--wd=/proc/{pid}/cwd", "sh", "-c", LOOK]
+    with open(f"/proc/{pid}/fd/3", encoding="utf-8") as kept:  # opened anew, at its beginning
+        return subprocess.run([str(word) for word in script], text=True, capture_output=True, check=False, timeout=60,
+                              preexec_fn=lambda: os.dup2(kept.fileno(), 3), pass_fds=[3]).stdout
+
+
+def mounts_of(pid):
+    """Where, of what, with which flags, and how it shares; not the numbers, which are given anew."""
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
+        lines = [line.split() for line in file]
+    known = {}
+    return sorted((fields[4], fields[5], *(known.setdefault(word, word.split(":")[0]) for word in
+                                           fields[6:fields.index("-")]), fields[fields.index("-") + 1])
+                  for fields in lines)
+
+
+def test_a_root_of_its_own_comes_back_with_its_mounts(program, root, folder):
+    pid = descendants(program.pid)[1]
+    before = mounts_of(pid)
+    here = mounts_of("self")
+    for time in range(2):
+        images = dump(pid, folder / f"images-{time}", "--external", "mnt[/usr]:programs")
+        run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid", "--root", root,
+            "--external", "mnt[programs]:/usr")
+        pid = int((folder / "pid").read_text(encoding="utf-8"))
+        assert mounts_of(pid) == before
+        assert look(pid) == SEEN
+    os.kill(pid, 9)
+    assert mounts_of("self") == here
+
+
+def test_what_a_root_needs_is_asked_for(program, root, folder):
+    pid = descendants(program.pid)[1]
+    images = dump(pid, folder / "images")
+    restore = [STASIS, "restore", "--images-dir", images, "--detach"]
+    assert "--root DIR" in run(*restore, code=1)
+    assert "--external 'mnt[/usr]:PATH'" in run(*restore, "--root", root, code=1)
+    run(*restore, "--root", root, "--external", "mnt[/usr]:/usr", "--pidfile", folder / "pid")
+    os.kill(int((folder / "pid").read_text(encoding="utf-8")), 9)
