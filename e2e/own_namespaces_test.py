@@ -158,3 +158,34 @@ def test_what_cannot_be_joined_is_said(start, mounts, folder, words, reason):
     done = subprocess.run(inside(mounts, STASIS, "restore", "--images-dir", images, "--join-ns", words),
                           stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0 and reason in done.stdout + done.stderr, done
+
+
+def test_settings_of_its_network_and_of_its_ipc_come_back(start, mounts, folder):
+    settings = {"net/ipv4/ping_group_range": "7\t1000", "net/ipv4/conf/lo/arp_announce": "2",
+                "net/ipv4/conf/all/forwarding": "1", "kernel/msgmax": "12345", "kernel/sem": "300\t40000\t500\t128"}
+    script = "".join(f"echo '{value}' >/proc/sys/{name};" for name, value in settings.items())
+    program = started(start, inside(mounts, "unshare", "--net", "--ipc", "sh", "-ec", script + 'exec "$@"', "sh"), folder)
+    restore(mounts, dumped(program, mounts))
+    seen = run("nsenter", "--target", program.pid, "--net", "--ipc", "cat", *(f"/proc/sys/{name}" for name in settings))
+    kill(program)
+    assert seen.splitlines() == list(settings.values())
+
+
+@pytest.mark.parametrize("offset", [-50, 100])
+def test_clocks_of_a_time_namespace_of_its_own_go_on(start, mounts, folder, offset):
+    words = inside(mounts, "unshare", "--time", f"--monotonic={offset}", f"--boottime={offset}", "--fork")
+    program = start(*words, "sh", "-c", 'cd "$0"; touch ready; exec sleep 600', folder)
+    until((folder / "ready").exists, what="the program")
+    root = descendants(program.pid)[1]
+    until(lambda: open(f"/proc/{root}/comm", encoding="utf-8").read() == "sleep\n", what="the program")
+    images = folder / "images"
+    images.mkdir()
+    run(*inside(mounts, STASIS, "checkpoint", "--pid", root, "--images-dir", images, "--kill"))
+    program.parent.wait(10)
+    restore(mounts, images)
+    with open(f"/proc/{root}/timens_offsets", encoding="utf-8") as file:
+        offsets = [int(line.split()[1]) for line in file]
+    own = namespace(root, "time")
+    os.kill(root, 9)
+    # They stand still while nothing runs: no more than the whole test takes.
+    assert own != namespace("self", "time") and all(offset - 61 < seen <= offset for seen in offsets)

@@ -140,14 +140,16 @@ class Restoration {
     ASSIGN_OR_RETURN(RestoredProcess root,
                      TakePlaceholder(request_.placeholder, images_.processes.front(), area));
     RETURN_IF_ERROR(CheckRootPid());
+    std::vector<PendingReadOnly> read_only;
     RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, request_.fill_tmpfs,
-                                      report.notes));
+                                      read_only, report.notes));
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     ASSIGN_OR_RETURN(
         labels_, Labels::Create(images_, request_.placeholder, request_.options.own_namespaces));
     RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
-                                  request_.options.clocks_may_go_back, report.notes));
+                                  request_.options.clocks_may_go_back, report.notes,
+                                  HadOwnClocks()));
     RETURN_IF_ERROR(MakeMounts(root));
     const std::uint32_t ipc = images_.processes.front().ids.ipc_ns_id();
     RETURN_IF_ERROR(RestoreSemaphores(root, source_, ImageName("ipcns-sem", ipc), report.notes));
@@ -156,8 +158,19 @@ class Restoration {
     processes_.push_back(std::move(root));
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);
     RETURN_IF_ERROR(files_->RestoreAll());
+    RETURN_IF_ERROR(MakeReadOnly(processes_.front(), read_only));
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
     return Grow(area);
+  }
+
+  // On the host, and not given by --join-ns.
+  bool HadOwnClocks() const {
+    const std::uint32_t dumper = images_.inventory.root_ids().time_ns_id();
+    const std::uint32_t tree = images_.processes.front().ids.time_ns_id();
+    const bool is_given = std::ranges::any_of(
+        request_.options.join_ns, [](const auto& text) { return text.starts_with("time:"); });
+    return request_.options.own_namespaces && !is_given && dumper != 0 && tree != 0 &&
+           dumper != tree;
   }
 
   // What a container's processes mounted. On the host a mount namespace is made with all that it had.

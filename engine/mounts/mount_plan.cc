@@ -260,14 +260,16 @@ class Planner {
   }
 
   // Whether `later` has to wait for `earlier`.
-  static bool Waits(const PlannedMount& later, const PlannedMount& earlier) {
+  bool Waits(const PlannedMount& later, const PlannedMount& earlier) const {
     const std::uint32_t id = earlier.entry->mnt_id();
     if (later.parent == id || (!later.is_new && later.source == id)) return true;
     // It would hide where the earlier one is mounted, or what it is a mount of.
     const bool hides_place = later.parent == earlier.parent &&
                              later.path_in_parent != earlier.path_in_parent &&
                              Covers(later.path_in_parent, earlier.path_in_parent);
-    const bool hides_source = !earlier.is_new && later.parent == earlier.source &&
+    // Of a root that is made anew, all is made of copies that nothing is mounted on.
+    const bool hides_source = outside_ == nullptr && !earlier.is_new &&
+                              later.parent == earlier.source &&
                               later.entry->mnt_id() != earlier.source &&
                               Covers(later.path_in_parent, earlier.path_in_source);
     return hides_place || hides_source;

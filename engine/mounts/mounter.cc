@@ -220,14 +220,16 @@ Status Mounter::ShareWith(int mount, int with) {
       .status();
 }
 
-Status Mounter::PivotTo(int mount) {
+Status Mounter::PivotTo(int mount, std::size_t over) {
   RETURN_IF_ERROR(remote_.Call("fchdir", SYS_fchdir, mount).status());
   remote_.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t here, remote_.Put(std::string_view(".")));
   // pivot_root(2), "pivot_root(".", ".")": the old root is on top of the new one then.
   RETURN_IF_ERROR(remote_.Call("pivot_root", SYS_pivot_root, here, here).status());
-  RETURN_IF_ERROR(
-      remote_.Call("unmount what was the root", SYS_umount2, here, MNT_DETACH).status());
+  for (std::size_t left = over + 1; left > 0; --left) {
+    RETURN_IF_ERROR(
+        remote_.Call("unmount what was the root", SYS_umount2, here, MNT_DETACH).status());
+  }
   ASSIGN_OR_RETURN(const std::uint64_t root, remote_.Put(std::string_view("/")));
   return remote_.Call("chdir", SYS_chdir, root).status();
 }

@@ -3,6 +3,7 @@
 
 #include <linux/mount.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -65,8 +66,9 @@ class Mounter {
 
   Status Unmount(const std::string& place);
 
-  /// Makes `mount` the root of the mount namespace, and of the process. What was it is gone then.
-  Status PivotTo(int mount);
+  /// Makes `mount` the root of the mount namespace, and of the process. What was it is gone then, with `over` mounts
+  /// that are on top of it.
+  Status PivotTo(int mount, std::size_t over);
 
   /// In our own table, the folder `fd` of the root.
   Result<UniqueFd> Take(int fd) const;

@@ -31,10 +31,20 @@ bool IsSamePlace(const Mount& a, const Mount& b) {
 
 // Where on this machine what `mount` is a mount of is.
 std::optional<std::string> PathHere(const Mount& mount, std::span<const Mount> ours) {
-  const auto found =
-      std::ranges::find_if(ours, [&](const Mount& other) { return IsSamePlace(mount, other); });
-  if (found == ours.end()) return std::nullopt;
-  return found->mountpoint;
+  std::optional<std::string> path;
+  std::size_t longest = 0;
+  for (const Mount& other : ours) {
+    const std::string top = other.root == "/" ? "" : other.root;
+    const bool is_below = mount.root == other.root || mount.root.starts_with(top + "/");
+    if (std::tie(mount.dev_major, mount.dev_minor) != std::tie(other.dev_major, other.dev_minor) ||
+        !is_below || (path && top.size() < longest)) {
+      continue;
+    }
+    longest = top.size();
+    const std::string rest = mount.root == "/" ? "" : mount.root.substr(top.size());
+    path = other.mountpoint == "/" && !rest.empty() ? rest : other.mountpoint + rest;
+  }
+  return path;
 }
 
 Result<MountChanges> AllOf(std::span<const Mount> mounts, std::span<const Mount> ours,

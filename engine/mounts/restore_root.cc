@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "engine/mounts/mount_entry.h"
@@ -98,13 +99,18 @@ class Groups {
 
 class RootMaker {
  public:
-  RootMaker(RestoredProcess& root, std::span<const image::MntEntry> all, const FillTmpfs& fill)
-      : mounter_(root), all_(all), fill_(fill) {}
+  RootMaker(RestoredProcess& root, std::span<const image::MntEntry> all, const FillTmpfs& fill,
+            std::vector<PendingReadOnly>& read_only)
+      : mounter_(root), all_(all), fill_(fill), read_only_(read_only) {}
 
   Status Run(const std::string& directory, const OutsidePaths& outside) {
     ASSIGN_OR_RETURN(const RootPlan plan, PlanRoot(all_, outside));
     if (!plan.refused.empty()) return Refused(plan);
     RETURN_IF_ERROR(mounter_.CheckFilter());
+    ASSIGN_OR_RETURN(old_root_, mounter_.OpenOutside("/"));
+    for (const PlannedMount& mount : plan.mounts) {
+      if (!mount.is_new && mount.outside.empty()) sources_.insert(mount.source);
+    }
     RETURN_IF_ERROR(Annotate(MakeRoot(plan.root, directory), "the root " + directory));
     for (const PlannedMount& mount : plan.mounts) {
       RETURN_IF_ERROR(Annotate(Make(mount), "mount at " + mount.entry->mountpoint()));
@@ -114,9 +120,14 @@ class RootMaker {
           Annotate(SetFlags(*mount.entry, mount.is_new), "mount at " + mount.entry->mountpoint()));
     }
     RETURN_IF_ERROR(SetFlags(*Find(plan.root), false));
-    RETURN_IF_ERROR(mounter_.PivotTo(open_.at(plan.root)));
+    RETURN_IF_ERROR(mounter_.PivotTo(open_.at(plan.root), bare_.size()));
     RETURN_IF_ERROR(Groups(mounter_, all_, open_).Run());
-    for (const auto& [id, fd] : open_) mounter_.Close(fd);
+    for (const auto& [id, fd] : bare_) mounter_.Close(fd);
+    for (const auto& [id, fd] : open_) {
+      if (std::ranges::find(read_only_, fd, &PendingReadOnly::mount) == read_only_.end()) {
+        mounter_.Close(fd);
+      }
+    }
     return OkStatus();
   }
 
@@ -142,7 +153,7 @@ class RootMaker {
     RETURN_IF_ERROR(mounter_.Attach(made, place));
     mounter_.Close(place);
     open_[id] = made;
-    return OkStatus();
+    return KeepBare(id);
   }
 
   Status Make(const PlannedMount& mount) {
@@ -153,7 +164,7 @@ class RootMaker {
     } else {
       ASSIGN_OR_RETURN(const int source,
                        mount.outside.empty()
-                           ? mounter_.OpenIn(open_.at(mount.source), mount.path_in_source)
+                           ? mounter_.OpenIn(bare_.at(mount.source), mount.path_in_source)
                            : mounter_.OpenOutside(mount.outside));
       ASSIGN_OR_RETURN(made, mounter_.Copy(source));
       mounter_.Close(source);
@@ -169,6 +180,16 @@ class RootMaker {
                      mounter_.MakePlace(open_.at(mount.parent), mount.path_in_parent, folder.ok()));
     RETURN_IF_ERROR(mounter_.Attach(made, place));
     mounter_.Close(place);
+    return KeepBare(entry.mnt_id());
+  }
+
+  // What others are made of, with nothing mounted on it: on the old root, with which it goes.
+  Status KeepBare(std::uint32_t id) {
+    if (!sources_.contains(id)) return OkStatus();
+    ASSIGN_OR_RETURN(const int bare, mounter_.Copy(open_.at(id)));
+    RETURN_IF_ERROR(Propagate(mounter_, bare, MS_PRIVATE));
+    RETURN_IF_ERROR(mounter_.Attach(bare, old_root_));
+    bare_[id] = bare;
     return OkStatus();
   }
 
@@ -182,12 +203,14 @@ class RootMaker {
 
   Status SetFlags(const image::MntEntry& entry, bool is_new) {
     const int fd = open_.at(entry.mnt_id());
-    const bool is_read_only = (entry.sb_flags() & MS_RDONLY) != 0;
-    if (is_new && is_read_only && !IsOfMachine(FsTypeName(entry))) {
-      RETURN_IF_ERROR(mounter_.MakeReadOnly(fd));
-    }
+    const PendingReadOnly later = {.mount = fd,
+                                   .this_mount = (entry.flags() & MS_RDONLY) != 0,
+                                   .whole_file_system = is_new &&
+                                                        (entry.sb_flags() & MS_RDONLY) != 0 &&
+                                                        !IsOfMachine(FsTypeName(entry))};
+    if (later.this_mount || later.whole_file_system) read_only_.push_back(later);
     mount_attr attributes = {};
-    attributes.attr_set = AttributesOf(entry);
+    attributes.attr_set = AttributesOf(entry) & ~std::uint64_t{MOUNT_ATTR_RDONLY};
     attributes.attr_clr = kAllAttributes;
     return mounter_.Set(fd, attributes);
   }
@@ -195,14 +218,18 @@ class RootMaker {
   Mounter mounter_;
   const std::span<const image::MntEntry> all_;
   const FillTmpfs& fill_;
+  std::vector<PendingReadOnly>& read_only_;
+  int old_root_ = -1;
   std::map<std::uint32_t, int> open_;  // the root's descriptors, by the ids of the mounts
+  std::map<std::uint32_t, int> bare_;  // the same, of what is in sources_
+  std::set<std::uint32_t> sources_;
 };
 
 }  // namespace
 
 Status RestoreRootMounts(RestoredProcess& root, std::span<const image::MntEntry> all,
                          const std::string& directory, const ExternalMounts& external,
-                         const FillTmpfs& fill) {
+                         const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only) {
   OutsidePaths outside;
   for (const image::MntEntry& entry : all) {
     if (!entry.has_ext_key() || entry.mountpoint() == "/") continue;
@@ -213,8 +240,20 @@ Status RestoreRootMounts(RestoredProcess& root, std::span<const image::MntEntry>
       outside[entry.mnt_id()] = entry.ext_key();
     }
   }
-  return Annotate(RootMaker(root, all, fill).Run(directory, outside),
+  return Annotate(RootMaker(root, all, fill, read_only).Run(directory, outside),
                   "the mount namespace that the tree had");
+}
+
+Status MakeReadOnly(RestoredProcess& root, std::span<const PendingReadOnly> mounts) {
+  Mounter mounter(root);
+  for (const PendingReadOnly& mount : mounts) {
+    mount_attr attributes = {};
+    attributes.attr_set = MOUNT_ATTR_RDONLY;
+    if (mount.this_mount) RETURN_IF_ERROR(mounter.Set(mount.mount, attributes));
+    if (mount.whole_file_system) RETURN_IF_ERROR(mounter.MakeReadOnly(mount.mount));
+    mounter.Close(mount.mount);
+  }
+  return OkStatus();
 }
 
 }  // namespace stasis::engine

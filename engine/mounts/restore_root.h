@@ -12,13 +12,23 @@
 
 namespace stasis::engine {
 
+/// A mount that is to be read-only once what was deleted on it is made again: a descriptor of the root.
+struct PendingReadOnly {
+  int mount = -1;
+  bool this_mount = false, whole_file_system = false;
+};
+
 /// Makes `directory`, a path of the machine, the root of the mount namespace of `root`, which has it to itself, and
 /// all the other entries of `all`, as in mountpoints-N.img, below it. What was mounted is gone there.
+///
+/// Those that are to be made read-only later, by MakeReadOnly(), are put into `read_only`.
 ///
 /// FailedPrecondition: what they need is not there, or `external` does not give it; with the next step.
 /// Unimplemented: one that cannot be made again.
 Status RestoreRootMounts(RestoredProcess& root, std::span<const image::MntEntry> all,
                          const std::string& directory, const ExternalMounts& external,
-                         const FillTmpfs& fill);
+                         const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only);
+
+Status MakeReadOnly(RestoredProcess& root, std::span<const PendingReadOnly> mounts);
 
 }  // namespace stasis::engine

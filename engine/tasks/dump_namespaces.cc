@@ -27,6 +27,7 @@
 #include "engine/proc/mountinfo.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_ipc.h"
+#include "engine/tasks/net_settings.h"
 #include "engine/tasks/own_network.h"
 
 namespace stasis::engine {
@@ -178,6 +179,7 @@ Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& com
     ASSIGN_OR_RETURN(const UniqueFd own, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
     const auto loopback = LoopbackOnly(own.get());
     if (loopback.ok()) loopback_up_ = *loopback;  // else the restore wants to be given one
+    if (loopback_up_) RETURN_IF_ERROR(ReadNetSettings(own.get(), net_settings_));
   }
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();
@@ -207,7 +209,7 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
     }
   }
   if (tree_[kNet] != ours_[kNet]) {
-    image::NetnsEntry entry;
+    image::NetnsEntry entry = net_settings_;
     entry.set_ext_key(kExternalNetwork);
     if (loopback_up_) entry.set_stasis_loopback_up(*loopback_up_);
     RETURN_IF_ERROR(PutOne(sink, ImageName("netns", tree_numbers_[kNet]), "netns", entry));

@@ -65,6 +65,7 @@ class NamespaceDumper {
   std::vector<image::MntEntry> mounts_;  // in the order of mountinfo
   std::optional<IpcObjects> ipc_;
   std::optional<bool> loopback_up_;  // of a network without anything else
+  image::NetnsEntry net_settings_;
   Clocks clocks_;
 };
 

@@ -94,21 +94,22 @@ Status Enter(RestoredProcess& root, const UniqueFd& ns) {
 }  // namespace
 
 Status RestoreClocks(RestoredProcess& root, const ImageSource& source, const std::string& program,
-                     bool may_go_back, std::vector<std::string>& notes) {
+                     bool may_go_back, std::vector<std::string>& notes, bool own_namespace) {
   ASSIGN_OR_RETURN(const std::optional<Clocks> saved, SavedClocks(source));
   if (!saved) return OkStatus();
   ASSIGN_OR_RETURN(const Clocks now, ReadClocks(root.proc.get()));
-  const Clocks behind = {.monotonic = std::max(saved->monotonic - now.monotonic, nanoseconds(0)),
-                         .boottime = std::max(saved->boottime - now.boottime, nanoseconds(0))};
+  const nanoseconds least = own_namespace ? nanoseconds::min() : nanoseconds(0);
+  const Clocks behind = {.monotonic = std::max(saved->monotonic - now.monotonic, least),
+                         .boottime = std::max(saved->boottime - now.boottime, least)};
   const nanoseconds most = std::max(behind.monotonic, behind.boottime);
-  if (most.count() == 0) return OkStatus();
+  if (most.count() == 0 && !own_namespace) return OkStatus();
 
   ASSIGN_OR_RETURN(Clocks offsets, ClockOffsets(root.proc.get()));
   offsets.monotonic += behind.monotonic;
   offsets.boottime += behind.boottime;
   ASSIGN_OR_RETURN(const UniqueFd ns, MakeNamespace(program, offsets));
   const Status entered = Enter(root, ns);
-  if (ErrnoOf(entered) != EPERM) return entered;
+  if (ErrnoOf(entered) != EPERM || most.count() <= 0) return entered;
   const auto count = std::chrono::ceil<seconds>(most).count();
   const std::string reason =
       "the clocks of this machine (CLOCK_MONOTONIC, CLOCK_BOOTTIME) are " + std::to_string(count) +

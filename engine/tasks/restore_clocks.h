@@ -16,8 +16,9 @@ namespace stasis::engine {
 ///
 /// FailedPrecondition: the process has no right to one (CAP_SYS_ADMIN), and not `may_go_back`: programs that
 /// wait until a point in time would wait for as long as the machine is behind. With `may_go_back` that
-/// becomes a sentence in `notes`.
+/// becomes a sentence in `notes`. A tree that had a time namespace to itself (`own_namespace`) gets one in any
+/// case, where the clocks go on from what they were.
 Status RestoreClocks(RestoredProcess& root, const ImageSource& source, const std::string& program,
-                     bool may_go_back, std::vector<std::string>& notes);
+                     bool may_go_back, std::vector<std::string>& notes, bool own_namespace = false);
 
 }  // namespace stasis::engine

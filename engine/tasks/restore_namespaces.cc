@@ -26,6 +26,8 @@
 #include "engine/mounts/outside_mounts.h"
 #include "engine/mounts/restore_mounts.h"
 #include "engine/mounts/restore_root.h"
+#include "engine/tasks/ipc_settings.h"
+#include "engine/tasks/net_settings.h"
 #include "engine/tasks/own_network.h"
 #include "engine/tasks/process_tree.h"
 
@@ -142,21 +144,22 @@ bool ShowsNamespace(const image::MntEntry& mount) {
 }
 
 Status MakeRoot(RestoredProcess& root, const Kind& kind, std::span<const image::MntEntry> before,
-                const Options& options, const FillTmpfs& fill) {
+                const Options& options, const FillTmpfs& fill,
+                std::vector<PendingReadOnly>& read_only) {
   ASSIGN_OR_RETURN(const ExternalMounts external, ParseExternalMounts(options.external));
   RETURN_IF_ERROR(Unshare(root, kind));
   // Nothing of it comes to the machine. What is mounted there comes to those that had it so.
   RETURN_IF_ERROR(Propagate(root, MS_SLAVE));
-  return RestoreRootMounts(root, before, options.root, external, fill);
+  return RestoreRootMounts(root, before, options.root, external, fill, read_only);
 }
 
 Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
                   const ImageSource& source, const Options& options, const FillTmpfs& fill,
-                  std::vector<std::string>& notes) {
+                  std::vector<PendingReadOnly>& read_only, std::vector<std::string>& notes) {
   const std::uint32_t number = images.processes.front().ids.mnt_ns_id();
   ASSIGN_OR_RETURN(auto before, ReadRecords<image::MntEntry>(
                                     source, ImageName("mountpoints", number), "mountpoints"));
-  if (options.root != "/") return MakeRoot(root, kind, before, options, fill);
+  if (options.root != "/") return MakeRoot(root, kind, before, options, fill, read_only);
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
   ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
   const auto is_other_root = [&](const image::MntEntry& mount) {
@@ -204,22 +207,32 @@ Status MakeNetwork(RestoredProcess& root, const Kind& kind, const CheckpointImag
         "say that it is to be in that of this restore: --join-ns net:/proc/self/ns/net");
   }
   RETURN_IF_ERROR(Unshare(root, kind));
-  notes.push_back("the settings (sysctl net) of its network namespace are those of a new one");
-  if (!network.stasis_loopback_up()) return OkStatus();
   ASSIGN_OR_RETURN(const UniqueFd made, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
-  return SetLoopbackUp(made.get());
+  if (network.stasis_loopback_up()) RETURN_IF_ERROR(SetLoopbackUp(made.get()));
+  return RestoreNetSettings(made.get(), network, notes);
+}
+
+// What was in it comes with the rest of the checkpoint.
+Status MakeIpc(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+               const ImageSource& source, std::vector<std::string>& notes) {
+  const std::uint32_t number = images.processes.front().ids.ipc_ns_id();
+  ASSIGN_OR_RETURN(const auto settings, ReadRecords<image::IpcVarEntry>(
+                                            source, ImageName("ipcns-var", number), "ipcns-var"));
+  RETURN_IF_ERROR(Unshare(root, kind));
+  if (settings.empty()) return OkStatus();
+  return RestoreIpcSettings(root.pid, settings.front(), notes);
 }
 
 Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
             const ImageSource& source, const Options& options, const FillTmpfs& fill,
-            std::vector<std::string>& notes) {
+            std::vector<PendingReadOnly>& read_only, std::vector<std::string>& notes) {
   switch (kind.flag) {
     case CLONE_NEWUTS:
       return MakeUts(root, kind, images, source);
     case CLONE_NEWIPC:
-      return Unshare(root, kind);  // what was in it comes with the rest of the checkpoint
+      return MakeIpc(root, kind, images, source, notes);
     case CLONE_NEWNS:
-      return MakeMounts(root, kind, images, source, options, fill, notes);
+      return MakeMounts(root, kind, images, source, options, fill, read_only, notes);
     default:
       return MakeNetwork(root, kind, images, source, notes);
   }
@@ -242,7 +255,7 @@ Status CheckJoinNs(const std::string& text) {
 
 Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
                          const ImageSource& source, const Options& options, const FillTmpfs& fill,
-                         std::vector<std::string>& notes) {
+                         std::vector<PendingReadOnly>& read_only, std::vector<std::string>& notes) {
   for (const std::string& text : options.join_ns) RETURN_IF_ERROR(CheckJoinNs(text));
   for (const Kind& kind : kKinds) {
     const auto joined = std::ranges::find(options.join_ns, kind.name,
@@ -255,7 +268,7 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
     ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
     if (!is_missing) continue;
     if (options.own_namespaces) {
-      RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, notes));
+      RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, read_only, notes));
       continue;
     }
     notes.push_back("the tree had a " + std::string(kind.name) +

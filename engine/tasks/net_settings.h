@@ -1,0 +1,19 @@
+// Settings (sysctl) of a network namespace.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/image/schema/namespaces.pb.h"
+
+namespace stasis::engine {
+
+/// Adds those of the network namespace that `ns_fd` has open to `entry`.
+Status ReadNetSettings(int ns_fd, image::NetnsEntry& entry);
+
+/// Gives that namespace those of `entry`; `notes` says which it does not take.
+Status RestoreNetSettings(int ns_fd, const image::NetnsEntry& entry,
+                          std::vector<std::string>& notes);
+
+}  // namespace stasis::engine
