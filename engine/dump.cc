@@ -4,9 +4,14 @@
 #include "engine/dump.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/shm.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
+#include <bit>
+#include <cerrno>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -163,6 +168,11 @@ Status ReadCgroups(Checkpoint& checkpoint) {
   return checkpoint.cgroups.Read(checkpoint.processes);
 }
 
+// As shmget(2) takes it, and CRIU writes it.
+std::uint32_t HugeSegment(std::uint64_t page_bytes) {
+  return SHM_HUGETLB | static_cast<std::uint32_t>(std::countr_zero(page_bytes)) << SHM_HUGE_SHIFT;
+}
+
 // System V segments that somebody of the tree is attached to, and those that wait for somebody.
 Status ReadSegments(Checkpoint& checkpoint) {
   std::set<std::uint64_t> known;
@@ -178,8 +188,9 @@ Status ReadSegments(Checkpoint& checkpoint) {
         }
       }
       if (!area.Is(kAreaSystemV) || !known.insert(area.vma.inode).second) continue;
-      ASSIGN_OR_RETURN(const image::IpcShmEntry segment,
+      ASSIGN_OR_RETURN(image::IpcShmEntry segment,
                        ReadSegment(process.frozen->pid, static_cast<int>(area.vma.inode)));
+      if (area.vma.Has("ht")) segment.set_hugetlb_flag(HugeSegment(area.vma.kernel_page_size));
       if (area.vma.size() < segment.size()) {
         return Unimplemented("a part of System V segment " + std::to_string(area.vma.inode) +
                              " cannot be checkpointed alone");
@@ -193,9 +204,14 @@ Status ReadSegments(Checkpoint& checkpoint) {
   for (const int id : checkpoint.namespaces.idle_segments()) {
     const auto number = static_cast<std::uint64_t>(id);
     if (!known.insert(number).second) continue;
-    ASSIGN_OR_RETURN(const image::IpcShmEntry segment, ReadSegment(root, id));
-    RETURN_IF_ERROR(checkpoint.segments.Add(segment));
+    ASSIGN_OR_RETURN(image::IpcShmEntry segment, ReadSegment(root, id));
     ASSIGN_OR_RETURN(UniqueFd content, OpenSegment(root, id));
+    struct statfs fs = {};
+    if (::fstatfs(content.get(), &fs) != 0) return SyscallError(errno, "fstatfs of a segment");
+    if (fs.f_type == HUGETLBFS_MAGIC) {
+      segment.set_hugetlb_flag(HugeSegment(static_cast<std::uint64_t>(fs.f_bsize)));
+    }
+    RETURN_IF_ERROR(checkpoint.segments.Add(segment));
     RETURN_IF_ERROR(checkpoint.memory.AddObject(number, std::move(content)));
   }
   // Their pages are in files that are named by segment, or by inode.

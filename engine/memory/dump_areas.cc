@@ -59,6 +59,10 @@ bool IsVvar(const Vma& vma) { return vma.path == "[vvar]" || vma.path == "[vvar_
 // Anonymous memory of huge pages is a file of the kernel's own hugetlbfs. A private area without the right to
 // write could not be filled: hugetlb knows no FOLL_FORCE (mm/gup.c).
 Result<std::uint32_t> StatusOfHuge(const Vma& vma, pid_t ns_pid) {
+  if (vma.shared && vma.path.starts_with("/SYSV")) {
+    if (vma.offset != 0) return Refuse(vma, ns_pid, "a part of a System V segment");
+    return kAreaRegular | kAreaAnonShared | kAreaSystemV;
+  }
   const bool memfd = vma.path.starts_with("/memfd:");
   if (!memfd && vma.path != "/anon_hugepage (deleted)") {
     return Refuse(vma, ns_pid, "a file of huge pages");

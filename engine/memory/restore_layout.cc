@@ -90,8 +90,8 @@ Status CheckSupported(const image::VmaEntry& vma) {
     }
   }
   const bool known = (vma.status() & (kAnonPrivate | kAnonShared | kMemfd)) != 0;
-  if ((vma.flags() & MAP_HUGETLB) != 0 && (!known || (vma.status() & kSysVIpc) != 0)) {
-    return Unimplemented("files and segments of huge pages (hugetlb) cannot be restored");
+  if ((vma.flags() & MAP_HUGETLB) != 0 && !known) {
+    return Unimplemented("files of huge pages (hugetlb) cannot be restored");
   }
   return OkStatus();
 }

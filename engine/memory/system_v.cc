@@ -1,6 +1,7 @@
 // State    id, key, size, owner and mode by shmctl(2) IPC_STAT; content as that of shared memory
 // Image    "ipcns-shm-N" for the IPC namespace N, pages in "pagemap-shmem-ID"
 // Rule     IPC_RMID leaves the segment to those that are attached (SHM_DEST), without its key
+// Rule     A segment of huge pages is mapped to the end of its last one
 // Lost     the creator's ids (cuid, cgid); times
 // Source   shmget(2), shmop(2), shmctl(2), setns(2), tested on 6.18
 #include "engine/memory/system_v.h"
@@ -41,6 +42,36 @@ Result<shmid_ds> Stat(int id) {
   return segment;
 }
 
+constexpr std::uint32_t kHugeShiftMask = 0x3f;  // linux/shm.h
+constexpr int kHugeShift = 26;
+
+// Of a flag that shmget(2) takes; 0: no power of two that any kernel has.
+std::uint64_t PageBytesOf(std::uint32_t hugetlb_flag) {
+  if (hugetlb_flag == 0) return kPageBytes;
+  const std::uint32_t shift = hugetlb_flag >> kHugeShift & kHugeShiftMask;
+  const bool is_known = (hugetlb_flag & ~(kHugeShiftMask << kHugeShift)) == SHM_HUGETLB;
+  return is_known && shift > 12 && shift < 40 ? std::uint64_t{1} << shift : 0;
+}
+
+std::uint64_t RoundUp(std::uint64_t size, std::uint64_t page) {
+  return (size + page - 1) & ~(page - 1);
+}
+
+std::uint64_t MappedBytes(const image::IpcShmEntry& entry) {
+  return RoundUp(entry.size(), PageBytesOf(entry.hugetlb_flag()));
+}
+
+// The mapping at `start` of a segment of `size` bytes, whatever its pages are.
+Result<UniqueFd> OpenMapping(std::uint64_t start, std::uint64_t size) {
+  Result<UniqueFd> fd = NotFound("a mapping of a segment");
+  for (const std::uint64_t page : {kPageBytes, std::uint64_t{1} << 21, std::uint64_t{1} << 30}) {
+    const AddressRange range = {start, start + RoundUp(size, page)};
+    fd = OpenAt(AT_FDCWD, "/proc/self/map_files/" + ToText(range), O_RDONLY);
+    if (fd.ok() || ErrnoOf(fd.status()) != ENOENT) break;
+  }
+  return fd;
+}
+
 }  // namespace
 
 Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id) {
@@ -73,9 +104,7 @@ Result<UniqueFd> OpenSegment(pid_t pid, int id) {
     void* const at = ::shmat(id, nullptr, SHM_RDONLY);
     if (at == reinterpret_cast<void*>(-1)) return SyscallError(errno, "shmat");
     const auto start = reinterpret_cast<std::uint64_t>(at);
-    const std::uint64_t size = (segment.shm_segsz + kPageBytes - 1) & ~(kPageBytes - 1);
-    Result<UniqueFd> opened = OpenAt(
-        AT_FDCWD, "/proc/self/map_files/" + ToText(AddressRange{start, start + size}), O_RDONLY);
+    Result<UniqueFd> opened = OpenMapping(start, segment.shm_segsz);
     ::shmdt(at);
     ASSIGN_OR_RETURN(fd, std::move(opened));
     return OkStatus();
@@ -86,7 +115,9 @@ Result<UniqueFd> OpenSegment(pid_t pid, int id) {
 Result<SegmentRestorer> SegmentRestorer::Create(const std::vector<image::IpcShmEntry>& segments) {
   SegmentRestorer restorer;
   for (const image::IpcShmEntry& entry : segments) {
-    if (entry.hugetlb_flag() != 0) return Unimplemented(Name(entry.desc().id()) + ": huge pages");
+    if (PageBytesOf(entry.hugetlb_flag()) == 0) {
+      return Unimplemented(Name(entry.desc().id()) + ": huge pages of an unknown size");
+    }
     if (!restorer.segments_.try_emplace(entry.desc().id(), Segment{.entry = entry}).second) {
       return InvalidArgument(Name(entry.desc().id()) + " comes twice");
     }
@@ -127,7 +158,7 @@ Status SegmentRestorer::Make(RestoredProcess& process, std::uint64_t id, Segment
        .make =
            [&] {
              return remote.Call("shmget", SYS_shmget, key, entry.size(),
-                                IPC_CREAT | IPC_EXCL | 0600);
+                                IPC_CREAT | IPC_EXCL | 0600 | entry.hugetlb_flag());
            },
        .remove =
            [&](std::uint64_t other) {
@@ -150,7 +181,7 @@ Status SegmentRestorer::Fill(RestoredProcess& process, const Segment& segment,
                              const std::function<void(std::uint64_t)>& on_pages) const {
   const std::uint64_t id = segment.entry.desc().id();
   ASSIGN_OR_RETURN(const PageSet pages, ReadPageSet(source, ImageName("pagemap-shmem", id)));
-  const std::uint64_t size = (segment.entry.size() + kPageBytes - 1) & ~(kPageBytes - 1);
+  const std::uint64_t size = MappedBytes(segment.entry);
   RemoteSyscalls& remote = *process.remote;
   ASSIGN_OR_RETURN(const std::uint64_t start, remote.Call("shmat", SYS_shmat, id, 0, 0));
   const PageTarget target = {.range = {0, size}, .address = start};
@@ -164,7 +195,7 @@ Status SegmentRestorer::Fill(RestoredProcess& process, const Segment& segment,
 Status SegmentRestorer::Attach(RestoredProcess& process, const AreaImage& area) const {
   const auto found = segments_.find(area.object);
   if (found == segments_.end()) return DataLoss(Name(area.object) + " is not in the images");
-  const std::uint64_t size = (found->second.entry.size() + kPageBytes - 1) & ~(kPageBytes - 1);
+  const std::uint64_t size = MappedBytes(found->second.entry);
   if (area.offset != 0 || area.range.size() != size) {
     return Unimplemented(Name(area.object) + ": a part of it cannot be restored alone");
   }
