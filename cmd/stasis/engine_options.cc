@@ -67,6 +67,10 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
       .add_option("--irmap-scan-path", ignored, "Accepted: watched files are found by their inodes")
       ->option_text("DIR");
   Accept(group, "--force-irmap", "Accepted, as --irmap-scan-path");
+  Accept(group, "--mntns-compat-mode,--no-mntns-compat-mode",
+         "Accepted: mounts are made in their places, then share what is mounted");
+  Accept(group, "--enable-external-masters,--enable-external-sharing",
+         "Accepted: what is mounted outside comes to mounts that had it so");
   Accept(group, "--ghost-fiemap,--no-ghost-fiemap", "Accepted: holes are kept");
   Accept(group, "--file-locks", "File locks are kept (they always are)");
   Accept(group, "--link-remap", "Deleted files with other names are kept (they always are)");

@@ -72,7 +72,14 @@ image::MntEntry ToMountEntry(const Mount& mount) {
   entry.set_parent_mnt_id(static_cast<std::uint32_t>(mount.parent));
   entry.set_flags(MountFlags(mount.options));
   entry.set_sb_flags(MountFlags(mount.super_options));
-  entry.set_root(mount.root);
+  constexpr std::string_view kDeleted =
+      "//deleted";  // proc_pid_mountinfo(5); CRIU has a field for it
+  std::string_view root = mount.root;
+  if (root.ends_with(kDeleted)) {
+    root.remove_suffix(kDeleted.size());
+    entry.set_deleted(true);
+  }
+  entry.set_root(std::string(root));
   entry.set_mountpoint(mount.mountpoint);
   entry.set_source(mount.source);
   entry.set_options(mount.super_options);

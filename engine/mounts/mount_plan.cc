@@ -165,7 +165,12 @@ class Planner {
       mount.outside = outside_->at(entry.mnt_id());
       return OkStatus();
     }
-    if (entry.root().ends_with("//deleted")) return Unimplemented("what is mounted was removed");
+    mount.is_removed = entry.deleted();
+    if (mount.is_removed && outside_ == nullptr)
+      return Unimplemented("what is mounted was removed");
+    if (outside_ != nullptr && FsTypeName(entry) == "devpts" && entry.root() != "/") {
+      return Unimplemented("it is of a terminal");
+    }
     const image::MntEntry* best = nullptr;
     bool is_known = false;
     for (const image::MntEntry& other : all_) {

@@ -20,6 +20,7 @@ struct PlannedMount {
   bool is_new = false;
   std::string outside;         ///< Of what is at this path of the machine, if not empty; else:
   std::uint32_t source = 0;    ///< Id of that mount ...
+  bool is_removed = false;     ///< A folder that is not there any more.
   std::string path_in_source;  ///< ... and the path from its root; empty: the root itself.
 
   std::uint32_t parent = 0;    ///< Id of the mount that it is mounted on ...

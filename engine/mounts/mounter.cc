@@ -103,6 +103,28 @@ Result<int> Mounter::MakePlace(int mount, const std::string& path, bool is_folde
   return fd;
 }
 
+Status Mounter::MakeFolder(int mount, const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  ASSIGN_OR_RETURN(const int folder,
+                   OpenIn(mount, slash == std::string::npos ? "" : path.substr(0, slash)));
+  RETURN_IF_ERROR(
+      MakeOne(folder, slash == std::string::npos ? path : path.substr(slash + 1), true));
+  Close(folder);
+  return OkStatus();
+}
+
+Status Mounter::RemoveFolder(int mount, const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  ASSIGN_OR_RETURN(const int folder,
+                   OpenIn(mount, slash == std::string::npos ? "" : path.substr(0, slash)));
+  remote_.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t name,
+                   remote_.Put(slash == std::string::npos ? path : path.substr(slash + 1)));
+  RETURN_IF_ERROR(remote_.Call("rmdir " + path, SYS_unlinkat, folder, name, AT_REMOVEDIR).status());
+  Close(folder);
+  return OkStatus();
+}
+
 Result<int> Mounter::NewFileSystem(const image::MntEntry& entry) {
   const std::string type = FsTypeName(entry);
   remote_.ResetArguments();

@@ -49,6 +49,10 @@ class Mounter {
   /// The same, where there is nothing yet: on a file system of the runtime's that is new, too.
   Result<int> MakePlace(int mount, const std::string& path, bool is_folder);
 
+  /// A new one, in a folder that is there, and its end.
+  Status MakeFolder(int mount, const std::string& path);
+  Status RemoveFolder(int mount, const std::string& path);
+
   Result<int> NewFileSystem(const image::MntEntry& entry);
 
   /// A new mount, in no place yet, of what `fd` is, without what is mounted below.

@@ -77,7 +77,8 @@ Result<MountChanges> AllOf(std::span<const Mount> mounts, std::span<const Mount>
 }  // namespace
 
 MountKey KeyOf(const image::MntEntry& mount) {
-  return {mount.mountpoint(), mount.root(), mount.fstype(), mount.fsname()};
+  return {mount.mountpoint(), mount.root() + (mount.deleted() ? "//deleted" : ""), mount.fstype(),
+          mount.fsname()};
 }
 
 Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo) {

@@ -162,12 +162,12 @@ class RootMaker {
     if (mount.is_new) {
       ASSIGN_OR_RETURN(made, mounter_.NewFileSystem(entry));
     } else {
-      ASSIGN_OR_RETURN(const int source,
-                       mount.outside.empty()
-                           ? mounter_.OpenIn(bare_.at(mount.source), mount.path_in_source)
-                           : mounter_.OpenOutside(mount.outside));
+      ASSIGN_OR_RETURN(const int source, OpenSource(mount));
       ASSIGN_OR_RETURN(made, mounter_.Copy(source));
       mounter_.Close(source);
+      if (mount.is_removed) {
+        RETURN_IF_ERROR(mounter_.RemoveFolder(bare_.at(mount.source), mount.path_in_source));
+      }
       RETURN_IF_ERROR(mount.outside.empty() ? Propagate(mounter_, made, MS_PRIVATE)
                                             : Part(entry, made));
     }
@@ -181,6 +181,19 @@ class RootMaker {
     RETURN_IF_ERROR(mounter_.Attach(made, place));
     mounter_.Close(place);
     return KeepBare(entry.mnt_id());
+  }
+
+  Result<int> OpenSource(const PlannedMount& mount) {
+    if (!mount.outside.empty()) return mounter_.OpenOutside(mount.outside);
+    const int from = bare_.at(mount.source);
+    if (!mount.is_removed) return mounter_.OpenIn(from, mount.path_in_source);
+    ASSIGN_OR_RETURN(const int place,
+                     mounter_.OpenIn(open_.at(mount.parent), mount.path_in_parent));
+    const bool was_folder = mounter_.Take(place).ok();
+    mounter_.Close(place);
+    if (!was_folder) return FailedPrecondition("the file that was mounted there had been removed");
+    RETURN_IF_ERROR(mounter_.MakeFolder(from, mount.path_in_source));
+    return mounter_.OpenIn(from, mount.path_in_source);
   }
 
   // What others are made of, with nothing mounted on it: on the old root, with which it goes.
