@@ -6,6 +6,7 @@
 set(doc ${CMAKE_INSTALL_DATADIR}/doc/stasis)
 install(DIRECTORY deploy/systemd/ DESTINATION lib/systemd/system)
 install(FILES deploy/debian/copyright DESTINATION ${doc})
+install(FILES deploy/debian/lintian-overrides DESTINATION ${CMAKE_INSTALL_DATADIR}/lintian/overrides RENAME stasis)
 
 find_program(GZIP gzip REQUIRED)
 # stasis_install_compressed(FILE NAME DESTINATION): FILE, compressed at install time as NAME.gz.
@@ -17,7 +18,8 @@ function(stasis_install_compressed file name destination)
       OUTPUT_FILE ${compressed} COMMAND_ERROR_IS_FATAL ANY)")
   install(FILES ${compressed} DESTINATION ${destination})
 endfunction()
-foreach(page stasis.1 kubectl-checkpoint.1 stasisd.8 stasis-node.8)
+foreach(page stasis.1 kubectl-checkpoint.1 kubectl_complete-checkpoint.1 stasisd.8 stasis-node.8 stasis-placeholder.8
+    stasis-pages.8)
   string(REGEX MATCH "[0-9]$" section ${page})
   stasis_install_compressed(docs/man/${page} ${page} ${CMAKE_INSTALL_MANDIR}/man${section})
 endforeach()

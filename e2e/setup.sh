@@ -15,7 +15,7 @@ packages=(
 packages+=(strace systemd patchelf python3-yaml dpkg-dev file fakeroot)
 # The programs of the soak.
 packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
-[[ ${1:-} == --package ]] && packages+=(dpkg-dev file)
+[[ ${1:-} == --package ]] && packages+=(dpkg-dev file lintian)
 [[ ${1:-} == --image ]] && packages+=(buildah debootstrap)
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
 [[ ${1:-} == --bench ]] && packages+=(tomcat10-user tomcat10-examples)
