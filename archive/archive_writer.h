@@ -76,6 +76,8 @@ class ArchiveWriter {
   /// Ends the archive: manifest, end mark, fsync, the name. AlreadyExists: another took the name.
   Status Commit(const CheckpointTimes& times, const std::vector<std::string>& notes);
 
+  /// That it takes of the disk by now. For the thread that writes.
+  std::uint64_t disk_bytes() const { return output_->disk_bytes(); }
   /// Of the file, once committed.
   std::uint64_t size_bytes() const { return output_->file_bytes(); }
   /// Once committed; unset where nothing was compressed.

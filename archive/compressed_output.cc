@@ -59,6 +59,7 @@ class CompressedOutput : public TarOutput {
     return frames_.Finish();
   }
   std::uint64_t file_bytes() const override { return frames_.stored_bytes(); }
+  std::uint64_t disk_bytes() const override { return file_bytes() + spooled_; }
   void Hurry(bool hurried) override { hurried_ = hurried; }
   void StopUnless(std::function<Status()> wanted) override { wanted_ = std::move(wanted); }
   CompressionReport report() const override {

@@ -34,6 +34,8 @@ class TarOutput {
   virtual Status Finish() = 0;
   /// Bytes in the file, once finished.
   virtual std::uint64_t file_bytes() const = 0;
+  /// Bytes that it takes of the disk by now: of the file, and of what waits beside it.
+  virtual std::uint64_t disk_bytes() const { return file_bytes(); }
 
   /// Asked now and then while what waited is compressed; what it says but OK ends that.
   virtual void StopUnless(std::function<Status()>) {}

@@ -56,7 +56,10 @@ def api(tmp_path_factory):
         yield Api(folder, bed, port)
 
 
-def run_counter(bed, pod_name, namespace="default", more=(), **pod):
+COUNT = "i=0; while :; do i=$((i + 1)); sleep 0.1; done"
+
+
+def run_counter(bed, pod_name, namespace="default", more=(), command=COUNT, **pod):
     """A pod with the container "count", and `more` like it."""
     config = bed.cri.pod_config(pod_name) | pod
     config["metadata"]["namespace"] = namespace
@@ -65,7 +68,7 @@ def run_counter(bed, pod_name, namespace="default", more=(), **pod):
     made = Pod(pod, config, "")
     for name in ("count", *more):
         bed.cri.run(made, name, bed.image("busybox"),
-                    command=["sh", "-c", "i=0; while :; do i=$((i + 1)); sleep 0.1; done"],
+                    command=["sh", "-c", command],
                     labels={"io.kubernetes.container.name": name, "io.kubernetes.pod.name": pod_name,
                             "io.kubernetes.pod.namespace": namespace})
     return made

@@ -96,10 +96,10 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
                                          engine::DumpRequest request, const ArchiveRules& rules) {
   const auto begin = steady_clock::now();
   ASSIGN_OR_RETURN(const PinnedProcess pinned, PinnedProcess::Of(facts));
-  FreeSpace space(location.substr(0, location.rfind('/') + 1), rules.least_free_percent,
-                  rules.part);
+  FreeSpace space(location.substr(0, location.rfind('/') + 1), rules.least_free_percent);
   RETURN_IF_ERROR(space.Check());
   ASSIGN_OR_RETURN(const auto writer, archive::ArchiveWriter::Create(location, rules.compression));
+  space.KeepShare(rules.part, [&writer] { return writer->disk_bytes(); });
   ASSIGN_OR_RETURN(const std::optional<UniqueFd> upper, OpenUpperFolder(facts.pid));
   LogExtent log = OpenContainerLog(facts);
 

@@ -43,8 +43,8 @@ Status FreeSpace::Check() const {
 
 Status FreeSpace::Wrote(std::uint64_t bytes) {
   if ((unchecked_ += bytes) < kUncheckedBytes) return OkStatus();
-  const std::uint64_t written = unchecked_.exchange(0);
-  if (part_ != nullptr) RETURN_IF_ERROR(part_->Wrote(written));
+  unchecked_ = 0;
+  if (part_ != nullptr) RETURN_IF_ERROR(part_->Takes(bytes_()));
   return Check();
 }
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,9 +18,16 @@ namespace stasis::cri {
 
 class FreeSpace {
  public:
-  /// Of the file system with `folder`; 0 percent: all may be used. `part` outlives this; null: no share is kept.
-  FreeSpace(std::string folder, int least_percent, NamespaceShare::Part* part = nullptr)
-      : folder_(std::move(folder)), least_percent_(least_percent), part_(part) {}
+  /// Of the file system with `folder`; 0 percent: all may be used.
+  FreeSpace(std::string folder, int least_percent)
+      : folder_(std::move(folder)), least_percent_(least_percent) {}
+
+  /// `bytes`: how much of the disk is taken by what is written, compressed or not. `part` outlives this; null: no
+  /// share is kept.
+  void KeepShare(NamespaceShare::Part* part, std::function<std::uint64_t()> bytes) {
+    part_ = part;
+    bytes_ = std::move(bytes);
+  }
 
   /// ResourceExhausted, with ENOSPC: there is less.
   Status Check() const;
@@ -29,7 +37,8 @@ class FreeSpace {
  private:
   const std::string folder_;
   const int least_percent_;
-  NamespaceShare::Part* const part_;
+  NamespaceShare::Part* part_ = nullptr;
+  std::function<std::uint64_t()> bytes_;
   std::atomic<std::uint64_t> unchecked_ = 0;
 };
 

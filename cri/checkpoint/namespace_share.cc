@@ -79,18 +79,18 @@ Result<std::unique_ptr<NamespaceShare::Part>> NamespaceShare::Begin(
     counted = use.done == done;
     use.stored = stored;
   }
-  const std::uint64_t taken = use.stored + use.written;
+  const std::uint64_t taken = use.stored + use.pending;
   lock.unlock();
   if (taken >= most) return Taken(pod_namespace, folder, taken, most);
   return part;
 }
 
-Status NamespaceShare::Part::Wrote(std::uint64_t bytes) {
+Status NamespaceShare::Part::Takes(std::uint64_t bytes) {
   const std::lock_guard lock(share_.mutex_);
   Use& use = share_.uses_.at(of_);
-  written_ += bytes;
-  use.written += bytes;
-  const std::uint64_t taken = use.stored + use.written;
+  use.pending = use.pending - bytes_ + bytes;
+  bytes_ = bytes;
+  const std::uint64_t taken = use.stored + use.pending;
   return taken <= most_ ? OkStatus() : Taken(of_.second, of_.first, taken, most_);
 }
 
@@ -98,7 +98,7 @@ NamespaceShare::Part::~Part() {
   const std::lock_guard lock(share_.mutex_);
   const auto found = share_.uses_.find(of_);
   Use& use = found->second;
-  use.written -= written_;
+  use.pending -= bytes_;
   if (archive_bytes_ > 0) {
     use.stored += archive_bytes_;
     ++use.done;

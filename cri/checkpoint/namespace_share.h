@@ -21,9 +21,8 @@ class NamespaceShare {
     Part(const Part&) = delete;
     Part& operator=(const Part&) = delete;
 
-    /// Counts bytes on their way to the archive, as they are before compression. ResourceExhausted, with EDQUOT:
-    /// the share is taken.
-    Status Wrote(std::uint64_t bytes);
+    /// So many bytes of the disk it has by now. ResourceExhausted, with EDQUOT: the share is taken.
+    Status Takes(std::uint64_t bytes);
     /// The archive is there, of this size.
     void Done(std::uint64_t archive_bytes) { archive_bytes_ = archive_bytes; }
 
@@ -35,7 +34,7 @@ class NamespaceShare {
     NamespaceShare& share_;
     const std::pair<std::string, std::string> of_;
     const std::uint64_t most_;
-    std::uint64_t written_ = 0;
+    std::uint64_t bytes_ = 0;
     std::uint64_t archive_bytes_ = 0;
   };
 
@@ -49,7 +48,7 @@ class NamespaceShare {
  private:
   struct Use {
     std::uint64_t stored = 0;   // as it was counted last, and since
-    std::uint64_t written = 0;  // of those under way
+    std::uint64_t pending = 0;  // of those under way
     std::uint64_t done = 0;     // how many ended with an archive
     int parts = 0;
   };

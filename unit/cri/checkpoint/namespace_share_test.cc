@@ -41,8 +41,8 @@ TEST_F(NamespaceShareTest, IsThatOfArchivesThatAreThereAndOfThoseUnderWay) {
   const auto one = share_.Begin(folder_, "default"), other = share_.Begin(folder_, "default");
   ASSERT_THAT(one, IsOk());
   ASSERT_THAT(other, IsOk());
-  EXPECT_THAT((*one)->Wrote(2 * kMebibyte), IsOk());
-  const Status full = (*other)->Wrote(kMebibyte * 19 / 10);
+  EXPECT_THAT((*one)->Takes(2 * kMebibyte), IsOk());
+  const Status full = (*other)->Takes(kMebibyte * 19 / 10);
   EXPECT_EQ(ErrnoOf(full), EDQUOT);
   EXPECT_THAT(Message(full), HasSubstr("kubectl checkpoint list -n default"));
   EXPECT_EQ(ErrnoOf(share_.Begin(folder_, "default").status()), EDQUOT);
@@ -52,7 +52,7 @@ TEST_F(NamespaceShareTest, ComesBackWithWhatFailedOrWasDeleted) {
   for (int time = 0; time < 3; ++time) {
     const auto part = share_.Begin(folder_, "default");
     ASSERT_THAT(part, IsOk());
-    ASSERT_THAT((*part)->Wrote(3 * kMebibyte), IsOk());
+    ASSERT_THAT((*part)->Takes(3 * kMebibyte), IsOk());
     if (time == 1) (*part)->Done(3 * kMebibyte);  // and is no more when the next one begins
   }
 }
@@ -61,10 +61,10 @@ TEST_F(NamespaceShareTest, AnArchiveThatIsDoneCountsForThoseUnderWay) {
   auto one = share_.Begin(folder_, "default"), other = share_.Begin(folder_, "default");
   ASSERT_THAT(one, IsOk());
   ASSERT_THAT(other, IsOk());
-  ASSERT_THAT((*one)->Wrote(3 * kMebibyte), IsOk());
+  ASSERT_THAT((*one)->Takes(3 * kMebibyte), IsOk());
   (*one)->Done(3 * kMebibyte);
   one->reset();
-  EXPECT_EQ(ErrnoOf((*other)->Wrote(2 * kMebibyte)), EDQUOT);
+  EXPECT_EQ(ErrnoOf((*other)->Takes(2 * kMebibyte)), EDQUOT);
 }
 
 // What a file is called, and what is in it, have to agree.
@@ -77,7 +77,7 @@ TEST_F(NamespaceShareTest, ArchivesOfOthersDoNotCount) {
   for (const char* const name : {"default", "shop"}) {
     const auto part = share_.Begin(folder_, name);
     ASSERT_THAT(part, IsOk());
-    EXPECT_THAT((*part)->Wrote(3 * kMebibyte), IsOk());
+    EXPECT_THAT((*part)->Takes(3 * kMebibyte), IsOk());
   }
 }
 
