@@ -106,6 +106,18 @@ def test_the_api_gets_a_token_and_may_ask_who_calls():
                      "verbs": ["create", "get", "list", "delete"]}]
 
 
+def test_prometheus_can_read_what_the_dashboard_asks_and_agents_have_it(tmp_path):
+    board = json.loads((CHART / "dashboards" / "stasis.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    rules = [{"record": f"asked:{number}", "expr": expression.replace("$__rate_interval", "5m").replace("$node", ".*")}
+             for number, expression in enumerate(asked)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    said = subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yaml"], capture_output=True, text=True)
+    assert said.returncode == 0 and f"{len(rules)} rules found" in said.stdout, said.stdout + said.stderr
+    served = (ROOT / "docs" / "rest-api.md").read_text()  # which has them all, as a test of its own sees to
+    assert set(re.findall(r"stasis_\w+", " ".join(asked))) - set(re.findall(r"`(stasis_\w+)", served)) == set()
+
+
 def test_without_anything_to_tell_or_to_ask_there_is_no_token():
     objects = render("events.enabled=false", "nodeStatus.enabled=false")
     pod = pod_of(objects)

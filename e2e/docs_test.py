@@ -1,5 +1,6 @@
 """What docs/troubleshooting.md quotes is what the programs say, and manuals have what they take."""
 
+import json
 import re
 import subprocess
 
@@ -45,3 +46,31 @@ def test_every_flag_is_in_the_manual(program):
     manual = (ROOT / "docs" / "man" / MANUALS[program]).read_text().replace("\\-", "-")
     described = set(re.findall(r"--[a-z-]+", manual))
     assert flags_of(program) - described - {"--help", "--version"} == set()
+
+
+REST = (ROOT / "docs" / "rest-api.md").read_text()
+
+
+def test_every_path_of_the_api_is_in_its_reference():
+    document = json.loads((ROOT / "kubelet-api" / "openapi.json").read_text())
+    known = {"get", "post", "delete", "put", "patch"}
+    served = {(method.upper(), path) for path, of in document["paths"].items() for method in of if method in known}
+    told = set()
+    for row in re.findall(r"^\| (`(?:GET|POST|DELETE) .*?) \|", REST, re.MULTILINE):
+        verb = ""
+        for each in re.findall(r"`([^`]+)`", row):  # "GET /a", and of the same verb "/b"
+            verb, _, path = each.rpartition(" ") if " " in each else (verb, "", each)
+            path = path.partition("?")[0].replace("…", "/v1/namespaces/{ns}/checkpoints")
+            told.add((verb, path.replace("{ns}", "{namespace}")))
+    assert told == served
+
+
+def test_every_metric_is_in_the_reference(source):
+    assert set(re.findall(r"\bstasis_[a-z_]+_(?:total|running)\b", source)) == set(re.findall(r"`(stasis_[a-z_]+)", REST))
+
+
+def test_every_annotation_and_label_is_explained(source):
+    headers = "\n".join(path.read_text() for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.h")))
+    names = set(re.findall(r'"(stasis\.dev/[a-z-]+)"', source + headers))
+    docs = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    assert len(names) > 5 and {name for name in names if f"`{name}" not in docs} == set()
