@@ -236,7 +236,7 @@ Status ArchiveWriter::Commit(const CheckpointTimes& times, const std::vector<std
   const std::uint64_t end = RoundUpToBlock(position_) + 2 * kTarBlock;
   RETURN_IF_ERROR(Write(std::string(end - position_, '\0')));
   RETURN_IF_ERROR(Written(output_->Finish(), 0));
-  return file_.Publish();
+  return file_.Publish(wanted_);
 }
 
 std::optional<CompressionReport> ArchiveWriter::compression_report() const {

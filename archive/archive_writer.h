@@ -69,9 +69,12 @@ class ArchiveWriter {
   /// compressed waits for that meanwhile, in a file without a name beside the archive.
   void Hurry(bool hurried) { output_->Hurry(hurried); }
 
-  /// `wanted` is asked now and then while what waited is compressed: what it says but OK is what Commit()
-  /// says then, and there is no archive.
-  void StopUnless(std::function<Status()> wanted) { output_->StopUnless(std::move(wanted)); }
+  /// `wanted` is asked now and then while what waited is compressed, and before the archive gets its name: what it
+  /// says but OK is what Commit() says then, and there is no archive.
+  void StopUnless(std::function<Status()> wanted) {
+    wanted_ = wanted;
+    output_->StopUnless(std::move(wanted));
+  }
 
   /// Ends the archive: manifest, end mark, fsync, the name. AlreadyExists: another took the name.
   Status Commit(const CheckpointTimes& times, const std::vector<std::string>& notes);
@@ -110,6 +113,7 @@ class ArchiveWriter {
 
   PendingFile file_;
   Images images_;
+  std::function<Status()> wanted_;
   const bool compressed_;
   std::unique_ptr<TarOutput> output_;
   std::uint64_t position_ = 0;         ///< In the tar.

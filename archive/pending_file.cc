@@ -90,10 +90,11 @@ Status PendingFile::OpenDotNamed() {
   return OkStatus();
 }
 
-Status PendingFile::Publish() {
+Status PendingFile::Publish(const std::function<Status()>& wanted) {
   if (::fsync(fd_.get()) != 0) {
     return SyscallError(errno, "fsync " + path_);
   }
+  if (wanted) RETURN_IF_ERROR(wanted());
   const Status named = GiveName();
   if (ErrnoOf(named) == EEXIST) return Taken(path_);
   RETURN_IF_ERROR(named);

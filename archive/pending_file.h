@@ -1,6 +1,7 @@
 // A file that appears under its name when it is whole and durable, and not before.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -36,8 +37,9 @@ class PendingFile {
   int folder_fd() const { return directory_.get(); }
 
   /// Makes the content durable, gives the file its name, and makes the name durable. A file that
-  /// took the name meanwhile is never replaced: AlreadyExists.
-  Status Publish();
+  /// took the name meanwhile is never replaced: AlreadyExists. `wanted` is asked before it gets the name, as who
+  /// waits may have gone; what that says but OK is what this says.
+  Status Publish(const std::function<Status()>& wanted = {});
 
  private:
   PendingFile(std::string path, UniqueFd directory, std::string name)

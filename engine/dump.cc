@@ -381,6 +381,8 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   DumpReport report;
   RETURN_IF_ERROR(CheckRoot(request.root));
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
+  // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
+  RETURN_IF_ERROR(StillWanted(request));
   HeldSink held(sink);
   held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
   const auto start = steady_clock::now();

@@ -1,5 +1,6 @@
 #include "cri/proxy/handler.h"
 
+#include <functional>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -7,11 +8,18 @@
 namespace stasis::cri {
 namespace {
 
+constexpr char kEnding[] =
+    ": stasisd on this node ends, as for an upgrade; ask again when it is back";
+
 class HandledCall : public ServerCall {
  public:
   HandledCall(std::unique_ptr<ClientEnd> client, const Handler& handler, CallCount& handled,
-              CallCount& all)
-      : ServerCall(std::move(client), all), handler_(handler), handled_(handled) {
+              CallCount& all, std::stop_token ending)
+      : ServerCall(std::move(client), all),
+        handler_(handler),
+        handled_(handled),
+        ending_(std::move(ending)),
+        given_up_(ending_, [this] { stop_.request_stop(); }) {
     handled_.Began();
     this->client().Read(&request_, asked_.Begin());
   }
@@ -37,6 +45,10 @@ class HandledCall : public ServerCall {
 
   void Answer(void* finished) {
     reply_ = handler_({context(), request_, stop_.get_token()});
+    if (ending_.stop_requested() && reply_.status.error_code() == grpc::StatusCode::CANCELLED) {
+      reply_.status =
+          grpc::Status(grpc::StatusCode::UNAVAILABLE, reply_.status.error_message() + kEnding);
+    }
     for (const auto& [key, value] : reply_.initial) context().AddInitialMetadata(key, value);
     for (const auto& [key, value] : reply_.trailing) context().AddTrailingMetadata(key, value);
     if (reply_.status.ok()) {
@@ -54,6 +66,8 @@ class HandledCall : public ServerCall {
   CallCount& handled_;
   grpc::ByteBuffer request_;
   std::stop_source stop_;
+  const std::stop_token ending_;
+  const std::stop_callback<std::function<void()>> given_up_;
   Reply reply_;
   Step<HandledCall, &HandledCall::Asked> asked_{this};
   Step<HandledCall, &HandledCall::Finished> finished_{this};
@@ -62,8 +76,8 @@ class HandledCall : public ServerCall {
 }  // namespace
 
 void StartHandler(std::unique_ptr<ClientEnd> client, const Handler& handler, CallCount& handled,
-                  CallCount& all) {
-  new HandledCall(std::move(client), handler, handled, all);  // deletes itself
+                  CallCount& all, std::stop_token ending) {
+  new HandledCall(std::move(client), handler, handled, all, std::move(ending));  // deletes itself
 }
 
 }  // namespace stasis::cri

@@ -30,8 +30,8 @@ using Handler = std::function<Reply(const IncomingCall&)>;
 
 /// Has `handler` (which outlives the call) answer the call of `client` on a thread of its own: ptrace(2)
 /// belongs to a thread, and a restore takes as long as it takes. It counts as one of `handled` and, until
-/// the client has its answer, of `all`.
+/// the client has its answer, of `all`. `ending`: it is given up, and the client told why.
 void StartHandler(std::unique_ptr<ClientEnd> client, const Handler& handler, CallCount& handled,
-                  CallCount& all);
+                  CallCount& all, std::stop_token ending);
 
 }  // namespace stasis::cri

@@ -23,6 +23,8 @@ namespace {
 
 // How long accept(2) rests when the process has no descriptor left (EMFILE), instead of spinning.
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+// For calls that are given up to put everything back and to say so.
+constexpr auto kGivingUp = std::chrono::seconds(2);
 // For answers that are on their way when the server ends.
 constexpr auto kLastAnswers = std::chrono::milliseconds(200);
 
@@ -92,7 +94,7 @@ void Server::Serve() {
 void Server::Take(std::unique_ptr<ClientEnd> client) {
   const std::string& method = client->context.method();
   if (const auto handler = table_.handlers.find(method); handler != table_.handlers.end()) {
-    StartHandler(std::move(client), handler->second, handled_, calls_);
+    StartHandler(std::move(client), handler->second, handled_, calls_, ending_.get_token());
     return;
   }
   forwarded_.fetch_add(1, std::memory_order_relaxed);
@@ -132,7 +134,11 @@ void Server::Shutdown(std::chrono::milliseconds grace) {
   listener_.socket.Reset();
   if (server_ == nullptr) return;
   constexpr auto kNoLimit = std::chrono::steady_clock::time_point::max();
-  handled_.WaitUntilNone(std::chrono::steady_clock::now() + grace);
+  if (!handled_.WaitUntilNone(std::chrono::steady_clock::now() + grace)) {
+    log::Warn("checkpoints and restores under way are given up");
+    ending_.request_stop();
+    handled_.WaitUntilNone(std::chrono::steady_clock::now() + kGivingUp);
+  }
   server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
   server_->Wait();
   // Calls that were cut have operations under way to the runtime, and a handler its answer: none may begin

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <thread>
 
@@ -34,7 +35,7 @@ class Server {
                                                std::atomic<std::uint64_t>& forwarded);
   ~Server();
 
-  /// Takes no new connection, gives the handled calls `grace` to end, and cuts what is left.
+  /// Takes no new connection, gives the handled calls `grace` to end, then has them give up, and cuts what is left.
   void Shutdown(std::chrono::milliseconds grace);
 
  private:
@@ -51,6 +52,7 @@ class Server {
   const MethodTable table_;
   std::atomic<std::uint64_t>& forwarded_;
   CallCount handled_;
+  std::stop_source ending_;  ///< Stops handled calls.
   CallCount calls_;
   grpc::AsyncGenericService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;

@@ -1,0 +1,71 @@
+"""A process that is stopped at a system call for as long as a test needs: no test has to hit a moment by luck."""
+
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from e2e.wait import until
+
+STILL = 0.5  # seconds
+
+
+def tasks(pid, name):
+    """A file of each of the process's threads, as "key: value" lines."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            lines = (task / name).read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        found[task.name] = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return found
+
+
+class Hold:
+    """`call`, by name, is not made by any thread of the process from its `nth` on, counted from now, until
+    release(); those of its future children neither."""
+
+    def __init__(self, pid, call, nth=1):
+        self.pid = pid
+        self.tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={call}",
+                                        "-e", f"inject={call}:delay_enter=3600s:when={nth}+"])
+        until(lambda: {task["TracerPid"] for task in tasks(pid, "status").values()} == {str(self.tracer.pid)},
+              what="strace to be there")
+
+    def _stopped(self):
+        # strace(1) lets a thread go on at once from each stop but this.
+        return {(tid, of["voluntary_ctxt_switches"]) for tid, of in tasks(self.pid, "status").items()
+                if of["State"].startswith("t")}
+
+    def wait(self):
+        """Until a thread is there."""
+        def held():
+            before = self._stopped()
+            return before and until_still(lambda: before & self._stopped())
+        until(held, 120, what="the process to be at the call", every=0.05)
+
+    def release(self):
+        # SIGTERM would wait for the delay; when a tracer dies, what it traces runs on (ptrace(2)).
+        self.tracer.kill()
+        self.tracer.wait()
+
+
+def until_still(condition):
+    """Whether `condition` holds all the time."""
+    end = time.monotonic() + STILL
+    while time.monotonic() < end:
+        if not condition():
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@contextmanager
+def held(pid, call, nth=1):
+    """The process at the call, which it makes when this ends."""
+    hold = Hold(pid, call, nth)
+    try:
+        yield hold
+    finally:
+        hold.release()
