@@ -8,6 +8,9 @@ from pathlib import Path
 from e2e.wait import until
 
 STILL = 0.5  # seconds
+# Of x86_64.
+NUMBERS = {"write": 1, "uname": 63, "fsync": 74, "listxattr": 194, "renameat": 264, "linkat": 265,
+           "process_vm_readv": 310, "pidfd_getfd": 438}
 
 
 def tasks(pid, name):
@@ -27,22 +30,31 @@ class Hold:
     release(); those of its future children neither."""
 
     def __init__(self, pid, call, nth=1):
-        self.pid = pid
+        self.pid, self.number = pid, NUMBERS[call]
         self.tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={call}",
                                         "-e", f"inject={call}:delay_enter=3600s:when={nth}+"])
         until(lambda: {task["TracerPid"] for task in tasks(pid, "status").values()} == {str(self.tracer.pid)},
               what="strace to be there")
 
     def _stopped(self):
-        # strace(1) lets a thread go on at once from each stop but this.
+        """The threads that stand at the call, each with how often it has slept."""
         return {(tid, of["voluntary_ctxt_switches"]) for tid, of in tasks(self.pid, "status").items()
-                if of["State"].startswith("t")}
+                if of["State"].startswith("t") and self._call_of(tid) == str(self.number)}
+
+    def _call_of(self, tid):
+        try:
+            return Path(f"/proc/{self.pid}/task/{tid}/syscall").read_text().split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
+    def _tracer_sleeps(self):
+        return tasks(self.tracer.pid, "status")[str(self.tracer.pid)]["State"].startswith("S")
 
     def wait(self):
-        """Until a thread is there."""
+        """Until a thread is there. strace lets it go on at once from each stop but the one that is delayed."""
         def held():
             before = self._stopped()
-            return before and until_still(lambda: before & self._stopped())
+            return before and stays(lambda: before & self._stopped()) and self._tracer_sleeps()
         until(held, 120, what="the process to be at the call", every=0.05)
 
     def release(self):
@@ -51,8 +63,8 @@ class Hold:
         self.tracer.wait()
 
 
-def until_still(condition):
-    """Whether `condition` holds all the time."""
+def stays(condition):
+    """Whether `condition` holds all the time, which is not long."""
     end = time.monotonic() + STILL
     while time.monotonic() < end:
         if not condition():

@@ -1,5 +1,6 @@
 """Checkpoints and restores that are cut off: a service is killed, or the node loses power, in the middle."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 
 from e2e import journey
 from e2e.cluster.workload import checkpointed
+from e2e.hold import held
 from e2e.wait import until
 
 
@@ -101,17 +103,30 @@ def programs(node):
     return [name for name in found if name.startswith("stasis-")]
 
 
-def begin_restore(namespace, phase):
-    """A pod `two` on node2 that goes on from a checkpoint of pod `one`, and has got as far as `phase`; what `one`
-    said last before it. There is so much memory that this takes longer than a look at a file."""
+@contextlib.contextmanager
+def restore_held(namespace, phase):
+    """A pod `two` on node2 that goes on from a checkpoint of pod `one`, has got as far as `phase` and gets no further
+    until this ends; what `one` said last before it."""
     namespace.run("one")
     namespace.ask("one", "/grow?256")
     before = namespace.count("one")
     image = namespace.checkpoint_image("one")
     node = namespace.cluster.nodes["node2"]
-    namespace.run("two", "node2", image, wait=False)
-    until(lambda: phase in phases(node, namespace), 120, what=f"a container that is {phase}", every=0.001)
-    return node, before
+    agent = node.pid_here("stasisd")
+    try:
+        with held(agent, "renameat") as hold:  # that is how it remembers a phase
+            namespace.run("two", "node2", image, wait=False)
+            hold.wait()
+            node.send("kubelet", signal.SIGSTOP)  # it would have the container started at once
+        until(lambda: phases(node, namespace) == {"created"}, what="a container that is created")
+        with held(agent, "renameat", 2) if phase == "restoring" else contextlib.nullcontext():
+            if phase == "restoring":
+                node.send("kubelet", signal.SIGCONT)
+                until(lambda: phases(node, namespace) == {"restoring"}, what="a container that is being restored")
+            yield node, before
+    finally:
+        if node.runs("kubelet"):
+            node.send("kubelet", signal.SIGCONT)
 
 
 def answers(namespace, pod):
@@ -125,12 +140,12 @@ def answers(namespace, pod):
 @pytest.mark.parametrize("phase", ["created", "restoring"])
 @pytest.mark.parametrize("cut", ["kubelet", "stasisd", "power"])
 def test_a_restore_that_is_cut_off_is_made_good_and_leaves_nothing(namespace, cut, phase):
-    node, before = begin_restore(namespace, phase)
-    if cut == "power":
-        namespace.cluster.reboot(node.name)
-    else:
-        node.stop(cut, signal.SIGKILL)
-        node.start_stasisd() if cut == "stasisd" else node.start_kubelet()
+    with restore_held(namespace, phase) as (node, before):
+        if cut == "power":
+            namespace.cluster.reboot(node.name)
+        else:
+            node.stop(cut, signal.SIGKILL)
+            node.start_stasisd() if cut == "stasisd" else node.start_kubelet()
     until(lambda: answers(namespace, "two"), 180, what="the program, which goes on", every=0.3)
     namespace.wait_ready("two")
     assert namespace.count("two") == {"count": before["count"] + 1, "born": before["born"]}

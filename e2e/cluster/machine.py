@@ -167,6 +167,18 @@ class Machine:
         path = self.folder / "run" / f"{name}.pid"
         return int(path.read_text() or 0) if path.exists() else 0
 
+    def pid_here(self, name):
+        """The same pid as this machine sees it: NSpid of proc_pid_status(5)."""
+        ours = os.readlink(f"/proc/{self.pid}/ns/pid")
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                numbers = status.read_text().partition("NSpid:")[2].split("\n")[0].split()
+                if numbers[-1] == str(self._pid_of(name)) and os.readlink(status.with_name("ns") / "pid") == ours:
+                    return int(numbers[0])
+            except (FileNotFoundError, ProcessLookupError):  # it has ended
+                pass
+        raise RuntimeError(f"{name} does not run on {self.name}")
+
     def runs(self, name):
         pid = self._pid_of(name)
         try:
