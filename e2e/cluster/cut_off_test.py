@@ -12,7 +12,7 @@ import pytest
 
 from e2e import journey
 from e2e.cluster.workload import checkpointed
-from e2e.hold import held
+from e2e.hold import Hold, held
 from e2e.wait import until
 
 
@@ -112,21 +112,21 @@ def restore_held(namespace, phase):
     before = namespace.count("one")
     image = namespace.checkpoint_image("one")
     node = namespace.cluster.nodes["node2"]
-    agent = node.pid_here("stasisd")
-    try:
-        with held(agent, "renameat") as hold:  # that is how it remembers a phase
-            namespace.run("two", "node2", image, wait=False)
-            hold.wait()
-            node.send("kubelet", signal.SIGSTOP)  # it would have the container started at once
-        until(lambda: phases(node, namespace) == {"created"}, what="a container that is created")
-        with held(agent, "renameat", 2) if phase == "restoring" else contextlib.nullcontext():
-            if phase == "restoring":
-                node.send("kubelet", signal.SIGCONT)
-                until(lambda: phases(node, namespace) == {"restoring"}, what="a container that is being restored")
+    # It remembers a phase by renameat(2), and has a thread for each call of the kubelet's.
+    with held(node.pid_here("stasisd"), "renameat", 2 if phase == "restoring" else 1) as hold:
+        namespace.run("two", "node2", image, wait=False)
+        hold.wait()
+        if phase == "restoring":
+            assert phases(node, namespace) == {"restoring"}
             yield node, before
+            return
+        # It would have the container started at once. (By SIGSTOP the nsenter that it runs under would stop, too.)
+        kubelet = Hold(node.pid_here("kubelet"), "write")
+    try:
+        until(lambda: phases(node, namespace) == {"created"}, what="a container that is created")
+        yield node, before
     finally:
-        if node.runs("kubelet"):
-            node.send("kubelet", signal.SIGCONT)
+        kubelet.release()
 
 
 def answers(namespace, pod):
@@ -141,11 +141,9 @@ def answers(namespace, pod):
 @pytest.mark.parametrize("cut", ["kubelet", "stasisd", "power"])
 def test_a_restore_that_is_cut_off_is_made_good_and_leaves_nothing(namespace, cut, phase):
     with restore_held(namespace, phase) as (node, before):
-        if cut == "power":
-            namespace.cluster.reboot(node.name)
-        else:
-            node.stop(cut, signal.SIGKILL)
-            node.start_stasisd() if cut == "stasisd" else node.start_kubelet()
+        node.halt() if cut == "power" else node.stop(cut, signal.SIGKILL)
+    {"power": lambda: namespace.cluster.reboot(node.name), "stasisd": node.start_stasisd,
+     "kubelet": node.start_kubelet}[cut]()
     until(lambda: answers(namespace, "two"), 180, what="the program, which goes on", every=0.3)
     namespace.wait_ready("two")
     assert namespace.count("two") == {"count": before["count"] + 1, "born": before["born"]}
