@@ -20,7 +20,7 @@ FROM debian:bookworm-slim
 # systemctl speaks to the node's systemd; curl and the certificates are for uninstall-nodes.
 RUN apt-get update && \
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends systemd curl ca-certificates && \
-    rm -rf /var/lib/apt/lists/*
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /opt/stasis /opt/stasis
 COPY deploy/image/uninstall-nodes /usr/local/bin/uninstall-nodes
 ENTRYPOINT ["/opt/stasis/current/bin/stasis-node"]

@@ -40,6 +40,12 @@ make_base() {
 build inspect --type image "$base:bookworm-slim" >/dev/null 2>&1 || make_base
 # In a chroot: it needs no runtime, no network of its own and no cgroups.
 build bud --pull-never --isolation chroot --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" --tag "$reference" .
+# What does not start here would take nodes' kubelets out of service there.
+container=$(build from --pull-never "$reference")
+for program in stasis stasisd stasis-node; do
+  build run --isolation chroot "$container" -- "/opt/stasis/current/bin/$program" --version >/dev/null
+done
+build rm "$container" >/dev/null
 mkdir -p "$(dirname "$archive")"
 rm -f "$archive"
 build push --quiet "$reference" "docker-archive:$archive:$reference"

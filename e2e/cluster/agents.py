@@ -1,5 +1,6 @@
 """The agents of a cluster as the chart sets them up: with their REST API, and telling what they do."""
 
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,7 +14,17 @@ TOKEN = "/var/lib/stasis/token"
 
 
 def push_image(cluster):
-    """What the Dockerfile makes, of this machine's own programs, in the cluster's registry."""
+    """What the Dockerfile makes, in the cluster's registry: of this machine's own programs, or the archive that
+    $STASIS_NODE_IMAGE is, of `./dev image`."""
+    if archive := os.environ.get("STASIS_NODE_IMAGE"):
+        reference = f"{cluster.control_plane.registry.address}/stasis-node:built"
+        with tempfile.TemporaryDirectory() as folder:
+            buildah = ["buildah", "--storage-driver=vfs", f"--root={folder}/storage", f"--runroot={folder}/run"]
+            pulled = subprocess.run([*buildah, "pull", "--quiet", f"docker-archive:{archive}"], check=True,
+                                    capture_output=True, text=True)
+            subprocess.run([*buildah, "push", "--quiet", "--tls-verify=false", pulled.stdout.strip(),
+                            f"docker://{reference}"], check=True, capture_output=True)
+        return reference
     with tempfile.TemporaryDirectory() as folder:
         made = subprocess.run([ROOT / "deploy" / "bundle.sh", BIN, folder], check=True, capture_output=True, text=True)
         release = Path(made.stdout.strip())
