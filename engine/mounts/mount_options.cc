@@ -80,7 +80,8 @@ Result<std::vector<MountOption>> OptionsOf(const image::MntEntry& entry) {
     const auto is_in = [&](const auto& list) {
       return std::ranges::find(list, key) != std::end(list);
     };
-    if (is_in(kIgnored)) continue;
+    // Each mount of devpts is one, from Linux 4.7 on; CRIU writes it down.
+    if (is_in(kIgnored) || (type == "devpts" && key == "newinstance")) continue;
     if (is_in(known->flags)) {
       options.emplace_back(key, std::nullopt);
     } else if (is_in(known->with_value)) {
