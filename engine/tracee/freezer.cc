@@ -161,16 +161,17 @@ Result<bool> Freezer::SeizeOne(pid_t pid, pid_t tid) {
 }
 
 Status Freezer::InterruptAll() {
+  Status worst;
   for (Thread* const thread : std::exchange(running_, {})) {
     if (first_stop_ == TimePoint()) first_stop_ = steady_clock::now();
     const Status status = thread->tracee.Interrupt();
     if (status.code() == StatusCode::kNotFound) {
       InterruptLeader(*thread);
-    } else if (!status.ok()) {
-      return status;
+    } else if (worst.ok()) {
+      worst = status;
     }
   }
-  return OkStatus();
+  return worst;
 }
 
 // It may have executed a program.
@@ -182,10 +183,13 @@ void Freezer::InterruptLeader(const Thread& thread) {
 Result<bool> Freezer::Visit(pid_t pid, const std::vector<pid_t>& tids) {
   const auto is_known = [this](pid_t tid) { return threads_.contains(tid); };
   const bool all_known = std::ranges::all_of(tids, is_known);
-  ASSIGN_OR_RETURN(const bool found, Seize(pid, tids));
+  const Result<bool> found = Seize(pid, tids);
   RETURN_IF_ERROR(InterruptAll());
+  if (!found.ok()) (void)WaitAll();  // what runs cannot be detached from
+  RETURN_IF_ERROR(found.status());
   // One that was made until now, and has executed a program, has ended those that stood still.
-  return (!all_known && ReapEnded()) || found;
+  const bool same_leader = !threads_.contains(pid) || !Reap(pid);
+  return ((!all_known || !same_leader) && ReapEnded()) || *found;
 }
 
 std::vector<pid_t> Freezer::ChildrenOf(const std::vector<pid_t>& tids) const {
