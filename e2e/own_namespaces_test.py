@@ -162,7 +162,8 @@ def test_what_cannot_be_joined_is_said(start, mounts, folder, words, reason):
 
 def test_settings_of_its_network_and_of_its_ipc_come_back(start, mounts, folder):
     settings = {"net/ipv4/ping_group_range": "7\t1000", "net/ipv4/conf/lo/arp_announce": "2",
-                "net/ipv4/conf/all/forwarding": "1", "kernel/msgmax": "12345", "kernel/sem": "300\t40000\t500\t128"}
+                "net/ipv4/conf/all/forwarding": "1", "kernel/msgmax": "12345", "kernel/sem": "300\t40000\t500\t128",
+                "kernel/shm_rmid_forced": "1"}
     script = "".join(f"echo '{value}' >/proc/sys/{name};" for name, value in settings.items())
     program = started(start, inside(mounts, "unshare", "--net", "--ipc", "sh", "-ec", script + 'exec "$@"', "sh"), folder)
     restore(mounts, dumped(program, mounts))

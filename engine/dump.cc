@@ -338,7 +338,8 @@ Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
                               std::to_string(checkpoint.files->files().size()) +
                               " open files can be saved");
   // From here on calls run in the tree's threads: what cannot be restored was refused above, but for a thread
-  // that has left its process's or the tree's ground. Those are looked at meanwhile.
+  // that has left its process's or the tree's ground, or runs under SCHED_DEADLINE. Those are looked at meanwhile:
+  // what was done until then is undone in any case.
   RETURN_IF_ERROR(AskAll(checkpoint));
   RETURN_IF_ERROR(beside.TakeThreads(checkpoint.processes, checkpoint.cgroups));
   RETURN_IF_ERROR(ReadCgroups(checkpoint));

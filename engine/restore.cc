@@ -19,6 +19,7 @@
 #include "engine/mounts/restore_mounts.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/cgroups.h"
+#include "engine/tasks/ipc_settings.h"
 #include "engine/tasks/pid_reserver.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/restore_attributes.h"
@@ -140,9 +141,9 @@ class Restoration {
     ASSIGN_OR_RETURN(RestoredProcess root,
                      TakePlaceholder(request_.placeholder, images_.processes.front(), area));
     RETURN_IF_ERROR(CheckRootPid());
-    std::vector<PendingReadOnly> read_only;
+    LaterInNamespaces later;
     RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, request_.fill_tmpfs,
-                                      read_only, report.notes));
+                                      later, report.notes));
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     ASSIGN_OR_RETURN(
@@ -158,9 +159,11 @@ class Restoration {
     processes_.push_back(std::move(root));
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);
     RETURN_IF_ERROR(files_->RestoreAll());
-    RETURN_IF_ERROR(MakeReadOnly(processes_.front(), read_only));
+    RETURN_IF_ERROR(MakeReadOnly(processes_.front(), later.read_only));
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
-    return Grow(area);
+    RETURN_IF_ERROR(Grow(area));
+    if (!later.ipc_settings) return OkStatus();
+    return RestoreIpcSettings(processes_.front().pid, *later.ipc_settings, report.notes);
   }
 
   // On the host, and not given by --join-ns.

@@ -1,10 +1,13 @@
 // Source  proc_sys_kernel(5), mq_overview(7); ipc/ipc_sysctl.c, ipc/mq_sysctl.c; tested on 6.18
 // Rule    /proc/sys shows the ipc namespace of the thread that opens it
+// Rule    Limits are looked at when an object is made, or grows: one that was there before its limit was lowered stays.
+//         With shm_rmid_forced a segment goes with its last attachment (shm_may_destroy() in ipc/shm.c)
 #include "engine/tasks/ipc_settings.h"
 
 #include <fcntl.h>
 
-#include <array>
+#include <algorithm>
+#include <string_view>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -44,7 +47,36 @@ bool Has(const std::string& path, const std::string& value) {
   return text.ok() && text::Words(text::Trim(*text)) == text::Words(value);
 }
 
+// The new limits where they are higher, number by number.
+std::string Higher(const std::string& path, const std::string& value) {
+  const Result<std::string> text = ReadFileAt(AT_FDCWD, path);
+  if (!text.ok()) return value;
+  const std::vector<std::string_view> now = text::Words(text::Trim(*text));
+  const std::vector<std::string_view> wanted = text::Words(value);
+  std::string higher;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const auto new_limit = text::Number<std::uint64_t>(wanted[i]).value_or(0);
+    const auto old_limit =
+        i < now.size() ? text::Number<std::uint64_t>(now[i]).value_or(0) : std::uint64_t{0};
+    higher += (i == 0 ? "" : "\t") + std::to_string(std::max(new_limit, old_limit));
+  }
+  return higher;
+}
+
 }  // namespace
+
+Status RaiseIpcLimits(pid_t pid, const image::IpcVarEntry& settings) {
+  return InIpcNamespace(pid, [&]() -> Status {
+    for (const auto& [name, value] : ToText(settings)) {
+      if (value.empty() || name == "kernel/shm_rmid_forced") continue;
+      const std::string path = "/proc/sys/" + name;
+      const Result<UniqueFd> fd = OpenAt(AT_FDCWD, path, O_WRONLY);
+      if (fd.ok())
+        (void)WriteAll(fd->get(), Higher(path, value));  // else RestoreIpcSettings() notes it
+    }
+    return OkStatus();
+  });
+}
 
 Status RestoreIpcSettings(pid_t pid, const image::IpcVarEntry& settings,
                           std::vector<std::string>& notes) {

@@ -11,7 +11,9 @@
 
 namespace stasis::engine {
 
-/// Gives the IPC namespace of `pid` those of `settings`; `notes` says which it does not take.
+/// Raises the limits of the IPC namespace of `pid` to those of `settings`, so that its objects can be made.
+Status RaiseIpcLimits(pid_t pid, const image::IpcVarEntry& settings);
+/// Gives it all of `settings`, once its objects are there; `notes` says which it does not take.
 Status RestoreIpcSettings(pid_t pid, const image::IpcVarEntry& settings,
                           std::vector<std::string>& notes);
 

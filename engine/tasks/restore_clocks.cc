@@ -109,7 +109,14 @@ Status RestoreClocks(RestoredProcess& root, const ImageSource& source, const std
   offsets.boottime += behind.boottime;
   ASSIGN_OR_RETURN(const UniqueFd ns, MakeNamespace(program, offsets));
   const Status entered = Enter(root, ns);
-  if (ErrnoOf(entered) != EPERM || most.count() <= 0) return entered;
+  if (ErrnoOf(entered) != EPERM) return entered;
+  if (most.count() <= 0) {
+    notes.push_back(
+        "the program had clocks of its own (a time namespace), and reads those of this machine "
+        "now, which are ahead: "
+        "it has no right to such a namespace (CAP_SYS_ADMIN)");
+    return OkStatus();
+  }
   const auto count = std::chrono::ceil<seconds>(most).count();
   const std::string reason =
       "the clocks of this machine (CLOCK_MONOTONIC, CLOCK_BOOTTIME) are " + std::to_string(count) +

@@ -214,25 +214,26 @@ Status MakeNetwork(RestoredProcess& root, const Kind& kind, const CheckpointImag
 
 // What was in it comes with the rest of the checkpoint.
 Status MakeIpc(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
-               const ImageSource& source, std::vector<std::string>& notes) {
+               const ImageSource& source, LaterInNamespaces& later) {
   const std::uint32_t number = images.processes.front().ids.ipc_ns_id();
   ASSIGN_OR_RETURN(const auto settings, ReadRecords<image::IpcVarEntry>(
                                             source, ImageName("ipcns-var", number), "ipcns-var"));
   RETURN_IF_ERROR(Unshare(root, kind));
   if (settings.empty()) return OkStatus();
-  return RestoreIpcSettings(root.pid, settings.front(), notes);
+  later.ipc_settings = settings.front();
+  return RaiseIpcLimits(root.pid, settings.front());
 }
 
 Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
             const ImageSource& source, const Options& options, const FillTmpfs& fill,
-            std::vector<PendingReadOnly>& read_only, std::vector<std::string>& notes) {
+            LaterInNamespaces& later, std::vector<std::string>& notes) {
   switch (kind.flag) {
     case CLONE_NEWUTS:
       return MakeUts(root, kind, images, source);
     case CLONE_NEWIPC:
-      return MakeIpc(root, kind, images, source, notes);
+      return MakeIpc(root, kind, images, source, later);
     case CLONE_NEWNS:
-      return MakeMounts(root, kind, images, source, options, fill, read_only, notes);
+      return MakeMounts(root, kind, images, source, options, fill, later.read_only, notes);
     default:
       return MakeNetwork(root, kind, images, source, notes);
   }
@@ -255,7 +256,7 @@ Status CheckJoinNs(const std::string& text) {
 
 Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
                          const ImageSource& source, const Options& options, const FillTmpfs& fill,
-                         std::vector<PendingReadOnly>& read_only, std::vector<std::string>& notes) {
+                         LaterInNamespaces& later, std::vector<std::string>& notes) {
   for (const std::string& text : options.join_ns) RETURN_IF_ERROR(CheckJoinNs(text));
   for (const Kind& kind : kKinds) {
     const auto joined = std::ranges::find(options.join_ns, kind.name,
@@ -268,7 +269,7 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
     ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
     if (!is_missing) continue;
     if (options.own_namespaces) {
-      RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, read_only, notes));
+      RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, later, notes));
       continue;
     }
     notes.push_back("the tree had a " + std::string(kind.name) +
