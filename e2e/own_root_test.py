@@ -108,3 +108,26 @@ def test_what_a_root_needs_is_asked_for(program, root, folder):
     assert "--external 'mnt[/usr]:PATH'" in run(*restore, "--root", root, code=1)
     run(*restore, "--root", root, "--external", "mnt[/usr]:/usr", "--pidfile", folder / "pid")
     os.kill(int((folder / "pid").read_text(encoding="utf-8")), 9)
+
+
+def test_what_is_of_the_machine_stays_the_machines(start, root, folder):
+    script = "cd $0; mount --bind . .; cd $0; mkdir -p usr dev proc old; mount --rbind /usr usr; mount --rbind /dev dev; " \
+             "mount -t proc proc proc; pivot_root . old; exec /usr/bin/sh -c 'umount -l /old; exec >out 2>&1 </dev/null; " \
+             "touch ready; exec sleep 600'"
+    program = start("unshare", "--mount", "--propagation", "private", "sh", "-ec", script, root)
+    until((root / "ready").exists, what="the program")
+
+    def device(pid, place):
+        return os.stat(f"/proc/{pid}/root{place}").st_dev
+
+    images = dump(program.pid, folder / "images", "--external", "mnt[]")
+    program.parent.wait(10)
+    restore = [STASIS, "restore", "--images-dir", images, "--detach", "--root", root, "--pidfile", folder / "pid"]
+    assert "was given from outside" in run(*restore, code=1)
+    run(*restore, "--external", "mnt[]")
+    pid = int((folder / "pid").read_text(encoding="utf-8"))
+    try:
+        assert device(pid, "/dev/pts") == os.stat("/dev/pts").st_dev
+        assert device(pid, "/dev") == os.stat("/dev").st_dev
+    finally:
+        os.kill(pid, 9)

@@ -127,7 +127,7 @@ void KeepOwnMounts(engine::DumpRequest& request, engine::ImageSink& images) {
       [changes, &request](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
     ASSIGN_OR_RETURN(const engine::ExternalMounts external,
                      engine::ParseExternalMounts(request.options.external));
-    ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts, external));
+    ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts, request.root, external));
     return *changes;
   };
   request.while_frozen = [changes, pid = request.root, &images] {

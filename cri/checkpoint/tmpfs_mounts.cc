@@ -145,9 +145,16 @@ Status WriteTmpfsMadeInside(pid_t pid, const engine::MountChanges& changes,
                             engine::ImageSink& images) {
   if (changes.made.empty()) return OkStatus();
   ASSIGN_OR_RETURN(const std::vector<Mount> all, MountsOf(pid));
+  // A copy of what a restore is given is made of that.
+  std::set<std::pair<unsigned, unsigned>> given;
+  for (const Mount& mount : all) {
+    if (!changes.own_root || changes.made.contains(mount.id)) continue;
+    given.emplace(mount.dev_major, mount.dev_minor);
+  }
   std::vector<Mount> mounts;
   std::ranges::copy_if(all, std::back_inserter(mounts), [&](const Mount& mount) {
-    return IsWholeTmpfs(mount) && changes.made.contains(mount.id);
+    return IsWholeTmpfs(mount) && changes.made.contains(mount.id) &&
+           !given.contains({mount.dev_major, mount.dev_minor});
   });
   std::vector<std::string> none;  // what is too large is refused
   TmpfsWriter writer(pid, changes, images, none);

@@ -28,6 +28,7 @@ struct MountChanges {
   /// `keys` where they are not the place itself.
   bool own_root = false;
   std::map<int, std::string> keys;
+  std::set<int> automatic;  ///< Of those: paths of this machine.
 
   bool empty() const {
     return made.empty() && access.empty() && sharing.empty() && unmounted.empty();

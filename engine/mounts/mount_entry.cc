@@ -104,6 +104,7 @@ image::MntEntry ToMountEntry(const Mount& mount, const OutsideMounts& outside,
   const auto named = changes.keys.find(mount.id);
   std::string key = named != changes.keys.end() ? named->second : ExternalKey(mount, outside);
   if (!key.empty()) entry.set_ext_key(std::move(key));
+  if (changes.automatic.contains(mount.id)) entry.set_ext_automatic(true);
   if (changes.access.contains(mount.id)) entry.set_access_changed(true);
   if (changes.sharing.contains(mount.id)) entry.set_sharing_changed(true);
   return entry;

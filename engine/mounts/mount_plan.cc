@@ -174,7 +174,7 @@ class Planner {
     const image::MntEntry* best = nullptr;
     bool is_known = false;
     for (const image::MntEntry& other : all_) {
-      if (other.root_dev() != entry.root_dev() || !IsGiven(other)) continue;
+      if (other.root_dev() != entry.root_dev() || other.deleted() || !IsGiven(other)) continue;
       is_known = true;
       if (!Below(entry.root(), other.root())) continue;
       if (best == nullptr || other.root().size() > best->root().size()) best = &other;

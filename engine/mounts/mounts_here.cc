@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/base/io.h"
+#include "engine/mounts/mount_options.h"
 #include "engine/mounts/mount_plan.h"
 
 namespace stasis::engine {
@@ -47,32 +48,87 @@ std::optional<std::string> PathHere(const Mount& mount, std::span<const Mount> o
   return path;
 }
 
-Result<MountChanges> AllOf(std::span<const Mount> mounts, std::span<const Mount> ours,
-                           const ExternalMounts& external) {
-  MountChanges changes;
-  changes.own_root = true;
-  OutsidePaths outside;
-  std::vector<image::MntEntry> entries;
-  for (const Mount& mount : mounts) {
-    entries.push_back(ToMountEntry(mount));
-    const auto named = external.named.find(mount.mountpoint);
-    if (named == external.named.end() || mount.mountpoint == "/") continue;
-    changes.keys[mount.id] = outside[static_cast<std::uint32_t>(mount.id)] = named->second;
-  }
-  ASSIGN_OR_RETURN(RootPlan plan, PlanRoot(entries, outside));
-  // What is of one that has to be given can perhaps be made when it is.
-  while (!plan.refused.empty()) {
-    const std::uint32_t id = plan.refused.front().first;
-    const Mount& mount = *std::ranges::find(mounts, static_cast<int>(id), &Mount::id);
-    const auto here = external.automatic ? PathHere(mount, ours) : std::nullopt;
-    changes.keys[mount.id] = outside[id] = here.value_or(mount.mountpoint);
-    ASSIGN_OR_RETURN(plan, PlanRoot(entries, outside));
-  }
-  for (const PlannedMount& mount : plan.mounts) {
-    if (mount.outside.empty()) changes.made.insert(static_cast<int>(mount.entry->mnt_id()));
-  }
-  return changes;
+bool SameNamespace(pid_t pid, const std::string& kind) {
+  const auto theirs = ReadLinkAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/ns/" + kind);
+  const auto ours = ReadLinkAt(AT_FDCWD, "/proc/thread-self/ns/" + kind);
+  return theirs.ok() && ours.ok() && *theirs == *ours;
 }
+
+// Whether a new mount of this file system of the machine is again the same one: there is one for all, or one for a
+// namespace that is ours.
+bool IsSameWhenNew(std::string_view type, pid_t pid) {
+  if (type == "proc") return SameNamespace(pid, "pid");
+  if (type == "sysfs") return SameNamespace(pid, "net");
+  if (type == "mqueue") return SameNamespace(pid, "ipc");
+  return IsOfMachine(type);
+}
+
+class OwnRoot {
+ public:
+  OwnRoot(std::span<const Mount> mounts, std::span<const Mount> ours, pid_t pid,
+          const ExternalMounts& external)
+      : mounts_(mounts), ours_(ours), pid_(pid), external_(external) {
+    for (const Mount& mount : ours) devices_.emplace(mount.dev_major, mount.dev_minor);
+  }
+
+  Result<MountChanges> Compare() {
+    changes_.own_root = true;
+    std::vector<image::MntEntry> entries;
+    for (const Mount& mount : mounts_) {
+      entries.push_back(ToMountEntry(mount));
+      const auto named = external_.named.find(mount.mountpoint);
+      if (named == external_.named.end() || mount.mountpoint == "/") continue;
+      changes_.keys[mount.id] = outside_[static_cast<std::uint32_t>(mount.id)] = named->second;
+    }
+    ASSIGN_OR_RETURN(RootPlan plan, PlanRoot(entries, outside_));
+    // What is of one that has to be given can perhaps be made when it is.
+    while (const Mount* const mount = ToGive(plan)) {
+      // No better when it is given, as where its place is not seen.
+      if (!Give(*mount)) return plan.refused.front().second;
+      ASSIGN_OR_RETURN(plan, PlanRoot(entries, outside_));
+    }
+    for (const PlannedMount& mount : plan.mounts) {
+      if (mount.outside.empty()) changes_.made.insert(static_cast<int>(mount.entry->mnt_id()));
+    }
+    return changes_;
+  }
+
+ private:
+  const Mount* Find(std::uint32_t id) const {
+    return &*std::ranges::find(mounts_, static_cast<int>(id), &Mount::id);
+  }
+
+  // One that cannot be made again, or is of a file system of this machine, which others use as well; or null.
+  const Mount* ToGive(const RootPlan& plan) const {
+    if (!plan.refused.empty()) return Find(plan.refused.front().first);
+    for (const PlannedMount& planned : plan.mounts) {
+      if (!planned.is_new) continue;
+      const Mount* const mount = Find(planned.entry->mnt_id());
+      if (devices_.contains({mount->dev_major, mount->dev_minor}) &&
+          !IsSameWhenNew(mount->fs_type, pid_)) {
+        return mount;
+      }
+    }
+    return nullptr;
+  }
+
+  // False when it is given already.
+  bool Give(const Mount& mount) {
+    const auto here = external_.automatic ? PathHere(mount, ours_) : std::nullopt;
+    const std::string key = here.value_or(mount.mountpoint);
+    if (!outside_.try_emplace(static_cast<std::uint32_t>(mount.id), key).second) return false;
+    changes_.keys[mount.id] = key;
+    if (here) changes_.automatic.insert(mount.id);
+    return true;
+  }
+
+  const std::span<const Mount> mounts_, ours_;
+  const pid_t pid_;
+  const ExternalMounts& external_;
+  std::set<std::pair<unsigned, unsigned>> devices_;
+  MountChanges changes_;
+  OutsidePaths outside_;
+};
 
 }  // namespace
 
@@ -86,14 +142,14 @@ Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo) {
   return KeysOf(mounts);
 }
 
-Result<MountChanges> CompareWithHere(std::span<const Mount> mounts,
+Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, pid_t pid,
                                      const ExternalMounts& external) {
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, "/proc/thread-self/mountinfo"));
   ASSIGN_OR_RETURN(const std::vector<Mount> ours, ParseMountinfo(text));
   const Mount* const root = RootOf(mounts);
   const Mount* const our_root = RootOf(ours);
   if (root != nullptr && our_root != nullptr && !IsSamePlace(*root, *our_root)) {
-    const Result<MountChanges> all = AllOf(mounts, ours, external);
+    const Result<MountChanges> all = OwnRoot(mounts, ours, pid, external).Compare();
     return all.ok() ? *all : MountChanges();
   }
   std::multiset<MountKey> here = KeysOf(ours);

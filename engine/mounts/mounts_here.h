@@ -22,6 +22,8 @@ Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo);
 /// A CompareMounts: what is not mounted in this thread's mount namespace was made inside. None at all, where some of
 /// it cannot be made again: a restore then says what it lacks. Where the root is not ours, all was made inside that
 /// can be made again and is not in `external`.
-Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, const ExternalMounts& external);
+/// `pid` is a process that has them.
+Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, pid_t pid,
+                                     const ExternalMounts& external);
 
 }  // namespace stasis::engine

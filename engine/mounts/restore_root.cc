@@ -30,6 +30,12 @@ Status Propagate(Mounter& mounter, int fd, std::uint64_t type) {
   return mounter.Set(fd, attributes);
 }
 
+Status NotGiven(const image::MntEntry& entry, const std::string& why) {
+  const std::string& key = entry.ext_key().empty() ? entry.mountpoint() : entry.ext_key();
+  return FailedPrecondition("its mount at " + entry.mountpoint() + " (" + entry.source() + ") " +
+                            why + "; say what is to be there: --external 'mnt[" + key + "]:PATH'");
+}
+
 // Who shares what is mounted with whom, once all is in its place.
 class Groups {
  public:
@@ -110,6 +116,7 @@ class RootMaker {
     ASSIGN_OR_RETURN(old_root_, mounter_.OpenOutside("/"));
     for (const PlannedMount& mount : plan.mounts) {
       if (!mount.is_new && mount.outside.empty()) sources_.insert(mount.source);
+      if (!mount.outside.empty()) given_.insert(mount.entry->mnt_id());
     }
     RETURN_IF_ERROR(Annotate(MakeRoot(plan.root, directory), "the root " + directory));
     for (const PlannedMount& mount : plan.mounts) {
@@ -138,11 +145,7 @@ class RootMaker {
 
   Status Refused(const RootPlan& plan) const {
     const auto& [id, why] = plan.refused.front();
-    const image::MntEntry& entry = *Find(id);
-    const std::string& key = entry.has_ext_key() ? entry.ext_key() : entry.mountpoint();
-    return FailedPrecondition("its mount at " + entry.mountpoint() + " (" + entry.source() +
-                              ") cannot be made again: " + Message(why) +
-                              "; say what is to be there: --external 'mnt[" + key + "]:PATH'");
+    return NotGiven(*Find(id), "cannot be made again: " + std::string(Message(why)));
   }
 
   Status MakeRoot(std::uint32_t id, const std::string& directory) {
@@ -176,8 +179,12 @@ class RootMaker {
     if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
       RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
     }
+    // Nothing is made on what is the machine's.
+    const int parent = open_.at(mount.parent);
     ASSIGN_OR_RETURN(const int place,
-                     mounter_.MakePlace(open_.at(mount.parent), mount.path_in_parent, folder.ok()));
+                     given_.contains(mount.parent)
+                         ? mounter_.OpenIn(parent, mount.path_in_parent)
+                         : mounter_.MakePlace(parent, mount.path_in_parent, folder.ok()));
     RETURN_IF_ERROR(mounter_.Attach(made, place));
     mounter_.Close(place);
     return KeepBare(entry.mnt_id());
@@ -235,7 +242,7 @@ class RootMaker {
   int old_root_ = -1;
   std::map<std::uint32_t, int> open_;  // the root's descriptors, by the ids of the mounts
   std::map<std::uint32_t, int> bare_;  // the same, of what is in sources_
-  std::set<std::uint32_t> sources_;
+  std::set<std::uint32_t> sources_, given_;
 };
 
 }  // namespace
@@ -245,12 +252,14 @@ Status RestoreRootMounts(RestoredProcess& root, std::span<const image::MntEntry>
                          const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only) {
   OutsidePaths outside;
   for (const image::MntEntry& entry : all) {
-    if (!entry.has_ext_key() || entry.mountpoint() == "/") continue;
+    if (entry.ext_key().empty() || entry.made_inside() || entry.mountpoint() == "/") continue;
     const auto named = external.named.find(entry.ext_key());
     if (named != external.named.end()) {
       outside[entry.mnt_id()] = named->second;
-    } else if (external.automatic && entry.ext_key().starts_with('/')) {
+    } else if (external.automatic && entry.ext_automatic()) {
       outside[entry.mnt_id()] = entry.ext_key();
+    } else {
+      return NotGiven(entry, "was given from outside");
     }
   }
   return Annotate(RootMaker(root, all, fill, read_only).Run(directory, outside),
