@@ -69,8 +69,9 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
   Accept(group, "--force-irmap", "Accepted, as --irmap-scan-path");
   Accept(group, "--mntns-compat-mode,--no-mntns-compat-mode",
          "Accepted: mounts are made in their places, then share what is mounted");
-  Accept(group, "--enable-external-masters,--enable-external-sharing",
-         "Accepted: what is mounted outside comes to mounts that had it so");
+  Accept(
+      group, "--enable-external-masters,--enable-external-sharing",
+      "Accepted: slaves of mounts outside are that again; peers of those get a group of their own");
   Accept(group, "--ghost-fiemap,--no-ghost-fiemap", "Accepted: holes are kept");
   Accept(group, "--file-locks", "File locks are kept (they always are)");
   Accept(group, "--link-remap", "Deleted files with other names are kept (they always are)");
