@@ -1,5 +1,7 @@
 """The target programs: plain, through dump and restore, and twice through it."""
 
+from pathlib import Path
+
 import pytest
 
 from e2e.paths import ROOT, TARGETS
@@ -11,7 +13,31 @@ OPTIONS = {"tcp_established": ["--tcp-established"]}
 NAMES = sorted(path.stem for path in (ROOT / "e2e" / "targets").glob("*.cc"))
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+OF_HUGE_PAGES = {"huge_pages", "system_v_huge"}
+
+
+def add_huge_pages(count):
+    """How many it became: the kernel gives what memory allows, and a machine may allow none."""
+    try:
+        before = int(HUGE_PAGES.read_text())
+        HUGE_PAGES.write_text(str(before + count))
+        return int(HUGE_PAGES.read_text()) - before
+    except OSError:
+        return 0
+
+
+@pytest.fixture
+def memory(name):
+    """Of huge pages, for the targets that have them."""
+    added = add_huge_pages(16) if name in OF_HUGE_PAGES else 0
+    yield
+    if added > 0:
+        add_huge_pages(-added)
+
+
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("memory")
 def test_target(start, passes, folder, name):
     program = start(TARGETS / name, folder)
     program.options = OPTIONS.get(name, [])
