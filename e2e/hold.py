@@ -33,8 +33,12 @@ class Hold:
         self.pid, self.number = pid, NUMBERS[call]
         self.tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={call}",
                                         "-e", f"inject={call}:delay_enter=3600s:when={nth}+"])
-        until(lambda: {task["TracerPid"] for task in tasks(pid, "status").values()} == {str(self.tracer.pid)},
-              what="strace to be there")
+        try:
+            until(lambda: {task["TracerPid"] for task in tasks(pid, "status").values()} == {str(self.tracer.pid)},
+                  what="strace to be there")
+        except BaseException:  # nobody has this object, to release it
+            self.release()
+            raise
 
     def _stopped(self):
         """The threads that stand at the call, each with how often it has slept."""
