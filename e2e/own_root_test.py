@@ -78,11 +78,15 @@ def look(pid):
 def mounts_of(pid):
     """Where, of what, with which flags, and how it shares; not the numbers, which are given anew."""
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
-        lines = [line.split() for line in file]
-    known = {}
-    return sorted((fields[4], fields[5], *(known.setdefault(word, word.split(":")[0]) for word in
-                                           fields[6:fields.index("-")]), fields[fields.index("-") + 1])
-                  for fields in lines)
+        lines = sorted((line.split() for line in file), key=lambda fields: fields[4])
+    known = {}  # groups, which get numbers in the order of the places
+
+    def sharing(word):
+        kind, _, group = word.partition(":")
+        return kind, group and known.setdefault(group, len(known))
+
+    return [(fields[4], fields[5], *map(sharing, fields[6:fields.index("-")]), fields[fields.index("-") + 1])
+            for fields in lines]
 
 
 def test_a_root_of_its_own_comes_back_with_its_mounts(program, root, folder):
