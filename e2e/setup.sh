@@ -11,11 +11,10 @@ packages=(
   xz-utils bzip2 zstd redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
   prometheus python3-jsonschema openssl curl  # promtool; what the REST API is tested with
 )
-# Kills the installer of nodes at every step; a host of its own; programs with their own loader.
-packages+=(strace systemd patchelf python3-yaml dpkg-dev file fakeroot)
+# Kills the installer of nodes at every step; a host of its own; programs with their own loader; the package.
+packages+=(strace systemd patchelf python3-yaml dpkg-dev file fakeroot lintian)
 # The programs of the soak.
 packages+=(nginx-light postgresql-15 nodejs openjdk-17-jdk-headless)
-[[ ${1:-} == --package ]] && packages+=(dpkg-dev file lintian)
 [[ ${1:-} == --image ]] && packages+=(buildah debootstrap)
 [[ ${1:-} == --lint ]] && packages+=(clang-format-19 clang-tidy-19)
 [[ ${1:-} == --bench ]] && packages+=(tomcat10-user tomcat10-examples)
