@@ -7,8 +7,8 @@ namespace stasis {
 
 WarmHeap::WarmHeap(std::size_t bytes) {
   constexpr std::size_t kPage = 4096;
-  constexpr std::size_t kBlock = 64
-                                 << 10;  // below what gets a mapping of its own (M_MMAP_THRESHOLD)
+  // Below what gets a mapping of its own (M_MMAP_THRESHOLD).
+  constexpr std::size_t kBlock = 64 << 10;
   std::vector<std::unique_ptr<std::byte[]>> blocks;
   for (std::size_t size = 0; size < bytes; size += kBlock) {
     std::byte* const block =

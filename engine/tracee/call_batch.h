@@ -35,7 +35,8 @@ class CallBatch {
   static constexpr std::uint64_t kHere =
       0xffff'8000'0000'0001;  // no address, and no number that we pass
 
-  /// A call whose result goes to `take`; `what` must stay, as literals do. An error of it ends the batch as SyscallError "`what`".
+  /// A call whose result goes to `take`; `what` must stay, as literals do. An error of it ends the batch as
+  /// SyscallError "`what`".
   void Add(std::string_view what, long number, std::initializer_list<std::uint64_t> arguments,
            std::function<void(std::int64_t)> take = {}) {
     AddCall(what, number, arguments, {}, kNoError, [take = std::move(take)](auto result, auto) {

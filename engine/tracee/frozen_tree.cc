@@ -13,16 +13,12 @@
 #include "engine/tracee/frozen_tree.h"
 
 #include <fcntl.h>
-#include <sys/ptrace.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <map>
 #include <set>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "engine/base/in_halves.h"

@@ -75,7 +75,11 @@ Status CallTogether(std::span<Thread> threads, const RemoteArea& area, std::size
   Group running;
   bool odd = false;
   while (!threads.empty() && worst.ok()) {
-    if (!has_room) worst = finish(running);  // there is one place only
+    if (!has_room) {  // there is one place only
+      worst = finish(running);
+      running = {};
+      if (!worst.ok()) break;
+    }
     const std::span<Thread> some = threads.first(std::min<std::size_t>(threads.size(), at_once));
     Group next = start(some, [&](std::size_t index) {
       return has_room ? area.slot(static_cast<unsigned>(index) + (odd ? at_once : 0))
