@@ -6,7 +6,7 @@ FROM debian:bookworm AS build
 # What the programs are built from; the tests need more, see e2e/setup.sh.
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
     g++ cmake ninja-build pkgconf file patchelf \
-    libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev \
+    libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev libnghttp2-dev \
     libcpprest-dev libarchive-dev libseccomp-dev libssl-dev libzstd-dev libcap-dev \
     nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev
 WORKDIR /src

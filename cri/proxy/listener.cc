@@ -116,4 +116,18 @@ Result<Listener> Listen(const std::string& endpoint) {
   return Listener{std::move(socket), path};
 }
 
+Result<UniqueFd> ConnectTo(const std::string& path) {
+  ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path));
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  // unix(7): connected at once, or EAGAIN when as many wait there as listen(2) allows.
+  if (!socket ||
+      ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    const int error = errno;
+    return Unavailable("the container runtime does not answer at " + path + " (" +
+                       std::strerror(error) +
+                       "); ask again when it runs, or see --runtime-endpoint");
+  }
+  return socket;
+}
+
 }  // namespace stasis::cri

@@ -1,4 +1,4 @@
-// The unix socket on which stasisd is called.
+// The unix sockets on which stasisd and the runtime are called.
 #pragma once
 
 #include <string>
@@ -21,5 +21,8 @@ Result<std::string> UnixSocketPath(const std::string& endpoint);
 /// 0660. A socket left behind by a dead process is replaced; AlreadyExists: one that is still
 /// answered.
 Result<Listener> Listen(const std::string& endpoint);
+
+/// A connection to whoever listens at `path`, that does not block. Unavailable when nobody does.
+Result<UniqueFd> ConnectTo(const std::string& path);
 
 }  // namespace stasis::cri

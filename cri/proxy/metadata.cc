@@ -23,21 +23,4 @@ void ForwardRequest(const grpc::ServerContextBase& from, const std::string& host
   }
 }
 
-void ForwardInitialMetadata(const grpc::ClientContext& from, grpc::ServerContextBase& to) {
-  for (const auto& [key, value] : from.GetServerInitialMetadata()) {
-    to.AddInitialMetadata(Text(key), Text(value));
-  }
-}
-
-void ForwardTrailingMetadata(const grpc::ClientContext& from, const grpc::Status& status,
-                             grpc::ServerContextBase& to) {
-  for (const auto& [key, value] : from.GetServerTrailingMetadata()) {
-    if (std::string_view(key.data(), key.size()) == kStatusDetailsKey &&
-        !status.error_details().empty()) {
-      continue;
-    }
-    to.AddTrailingMetadata(Text(key), Text(value));
-  }
-}
-
 }  // namespace stasis::cri

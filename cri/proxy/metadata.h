@@ -22,11 +22,4 @@ using Metadata = std::vector<std::pair<std::string, std::string>>;
 void ForwardRequest(const grpc::ServerContextBase& from, const std::string& host,
                     grpc::ClientContext& to);
 
-/// What the runtime sent before its first message. To be called once it is there.
-void ForwardInitialMetadata(const grpc::ClientContext& from, grpc::ServerContextBase& to);
-
-/// What the runtime sent with `status`. To be called once the call is over.
-void ForwardTrailingMetadata(const grpc::ClientContext& from, const grpc::Status& status,
-                             grpc::ServerContextBase& to);
-
 }  // namespace stasis::cri

@@ -1,4 +1,5 @@
-// The gRPC server in front of the runtime: a table says what is not simply passed on.
+// What stands in front of the runtime: a router that passes calls on, and behind it the gRPC server for those
+// that are answered here.
 #pragma once
 
 #include <grpcpp/server.h>
@@ -6,25 +7,18 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <stop_token>
-#include <string>
 #include <thread>
 
 #include "cri/proxy/handler.h"
 #include "cri/proxy/listener.h"
-#include "cri/proxy/relay.h"
+#include "cri/proxy/method_table.h"
+#include "cri/proxy/router.h"
+#include "cri/proxy/server_call.h"
 #include "cri/proxy/upstream.h"
 
 namespace stasis::cri {
-
-/// What is decoded, by method ("/runtime.v1.RuntimeService/CreateContainer"). Methods that are not
-/// here, known to us or not, pass byte for byte.
-struct MethodTable {
-  std::map<std::string, Handler, std::less<>> handlers;      ///< Answered by us; may block.
-  std::map<std::string, RelayFilters, std::less<>> filters;  ///< Passed on, looked at on the way.
-};
 
 class Server {
  public:
@@ -41,25 +35,22 @@ class Server {
  private:
   class Arrival;
 
-  Server(Listener listener, Upstream& upstream, MethodTable table,
-         std::atomic<std::uint64_t>& forwarded);
-  void Accept();
+  explicit Server(MethodTable table) : table_(std::move(table)) {}
+  Status ServeHandlers();
+  Result<UniqueFd> ConnectToHandlers();
   void Serve();
   void Take(std::unique_ptr<ClientEnd> client);
 
-  Listener listener_;
-  Upstream& upstream_;
   const MethodTable table_;
-  std::atomic<std::uint64_t>& forwarded_;
   CallCount handled_;
   std::stop_source ending_;  ///< Stops handled calls.
   CallCount calls_;
   grpc::AsyncGenericService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
-  std::thread events_;  // the one on which all of gRPC's events happen
-  UniqueFd wake_;       // an eventfd that ends Accept
-  std::thread acceptor_;
+  std::thread events_;                 // the one on which all of gRPC's events happen
+  std::atomic<bool> no_more_ = false;  // handled calls are taken
+  std::unique_ptr<Router> router_;
   bool shut_down_ = false;
 };
 

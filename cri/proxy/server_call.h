@@ -1,6 +1,5 @@
-// One call of a client, in the terms of gRPC's completion queue: each operation that is begun ends in one
-// event, and the events of all calls come one after the other on one thread. Between the arrival of bytes
-// and what follows from them no thread is woken, which is what most of a short call's time goes into.
+// One call that is answered here, in the terms of gRPC's completion queue: each operation that is begun ends in
+// one event, and the events of all calls come one after the other on one thread.
 #pragma once
 
 #include <grpcpp/generic/async_generic_service.h>

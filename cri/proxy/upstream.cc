@@ -47,7 +47,9 @@ Status FromGrpc(const grpc::Status& status) {
 }
 
 grpc::Status ToGrpc(const Status& status) {
-  return {static_cast<grpc::StatusCode>(status.code()), Message(status)};
+  std::string message(Message(status));
+  if (message.size() > kMaxStatusBytes) message.replace(kMaxStatusBytes, std::string::npos, " …");
+  return {static_cast<grpc::StatusCode>(status.code()), message};
 }
 
 Result<grpc::ByteBuffer> Serialize(const google::protobuf::Message& message) {
@@ -71,12 +73,14 @@ Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message) 
 
 Result<std::unique_ptr<Upstream>> Upstream::Open(const std::string& endpoint) {
   ASSIGN_OR_RETURN(const std::string path, UnixSocketPath(endpoint));
-  return std::unique_ptr<Upstream>(new Upstream(grpc::CreateCustomChannel(
-      "unix://" + path, grpc::InsecureChannelCredentials(), ChannelSettings())));
+  const auto channel = grpc::CreateCustomChannel(
+      "unix://" + path, grpc::InsecureChannelCredentials(), ChannelSettings());
+  return std::unique_ptr<Upstream>(new Upstream(path, channel));
 }
 
-Upstream::Upstream(const std::shared_ptr<grpc::Channel>& channel)
-    : any_(channel),
+Upstream::Upstream(std::string path, const std::shared_ptr<grpc::Channel>& channel)
+    : path_(std::move(path)),
+      any_(channel),
       containers_(runtime::v1::RuntimeService::NewStub(channel)),
       images_(runtime::v1::ImageService::NewStub(channel)),
       containerd_images_(containerd::services::images::v1::Images::NewStub(channel)),

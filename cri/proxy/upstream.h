@@ -36,7 +36,9 @@ class Upstream {
   /// back, within a second.
   static Result<std::unique_ptr<Upstream>> Open(const std::string& endpoint);
 
-  grpc::GenericStub& any() { return any_; }
+  /// Of its socket.
+  const std::string& path() const { return path_; }
+
   runtime::v1::RuntimeService::Stub& containers() { return *containers_; }
   runtime::v1::ImageService::Stub& images() { return *images_; }
   containerd::services::images::v1::Images::Stub& containerd_images() {
@@ -50,8 +52,9 @@ class Upstream {
   Reply Forward(const IncomingCall& call, const grpc::ByteBuffer& request);
 
  private:
-  explicit Upstream(const std::shared_ptr<grpc::Channel>& channel);
+  Upstream(std::string path, const std::shared_ptr<grpc::Channel>& channel);
 
+  const std::string path_;
   grpc::GenericStub any_;
   std::unique_ptr<runtime::v1::RuntimeService::Stub> containers_;
   std::unique_ptr<runtime::v1::ImageService::Stub> images_;

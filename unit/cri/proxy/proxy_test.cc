@@ -2,11 +2,12 @@
 #include <sys/stat.h>
 
 #include <thread>
+#include <utility>
 
 #include "cri/proxy/server.h"
-#include "cri/proxy/unary_relay.h"
 #include "cri/proxy/upstream.h"
 #include "unit/cri/generic_client.h"
+#include "unit/cri/raw_runtime.h"
 #include "unit/cri/temporary_directory.h"
 #include "unit/support/matchers.h"
 
@@ -17,9 +18,11 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::Answer;
 using testing::BytesOf;
+using testing::DeafStream;
 using testing::EchoRuntime;
 using ::testing::HasSubstr;
 using testing::IsOk;
+using testing::RawRuntime;
 using testing::StatusIs;
 using testing::Stream;
 using testing::TextOf;
@@ -34,6 +37,8 @@ bool Eventually(Condition condition) {
   }
   return true;
 }
+
+constexpr const char* kEcho = "/some.future.v9.Service/Echo";  // a method that nobody knows
 
 class ProxyTest : public ::testing::Test {
  protected:
@@ -67,49 +72,33 @@ class ProxyTest : public ::testing::Test {
   std::shared_ptr<grpc::Channel> channel_ = testing::ChannelTo(directory_ / "proxy");
 };
 
-struct UnaryMethods {
-  const char* echo;
-  const char* fail;
-  const char* hang;
-};
-
-// Methods that nobody knows go through the general relay, CRI's own through the one for unary calls.
-class UnaryProxyTest : public ProxyTest, public ::testing::WithParamInterface<UnaryMethods> {};
-INSTANTIATE_TEST_SUITE_P(Unknown, UnaryProxyTest,
-                         ::testing::Values(UnaryMethods{"/some.future.v9.Service/Echo", "/a.B/Fail",
-                                                        "/a.B/Hang"}));
-INSTANTIATE_TEST_SUITE_P(Cri, UnaryProxyTest,
-                         ::testing::Values(UnaryMethods{"/runtime.v1.RuntimeService/Attach",
-                                                        "/runtime.v1.RuntimeService/Exec",
-                                                        "/runtime.v1.RuntimeService/ExecSync"}));
-
-TEST_P(UnaryProxyTest, PassesBytesAsTheyAre) {
+TEST_F(ProxyTest, PassesBytesAsTheyAre) {
   const std::string bytes("\x0a\x02\xff\xfe\0binary", 11);
-  const Answer answer = Call(GetParam().echo, bytes);
+  const Answer answer = Call(kEcho, bytes);
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.text, bytes);
 }
 
-TEST_P(UnaryProxyTest, PassesAnEmptyMessage) {
-  const Answer answer = Call(GetParam().echo, "");
+TEST_F(ProxyTest, PassesAnEmptyMessage) {
+  const Answer answer = Call(kEcho, "");
   EXPECT_TRUE(answer.status.ok());
   EXPECT_EQ(answer.text, "");
 }
 
-TEST_P(UnaryProxyTest, PassesMessagesAboveSixteenMebibytesBothWays) {
+TEST_F(ProxyTest, PassesMessagesAboveSixteenMebibytesBothWays) {
   std::string large((std::size_t{16} << 20) + 4096, 'x');
   large.back() = 'y';
-  EXPECT_EQ(Call(GetParam().echo, large).text, large);
+  EXPECT_EQ(Call(kEcho, large).text, large);
 }
 
-TEST_P(UnaryProxyTest, PassesMetadataBothWaysBinaryAndRepeated) {
+TEST_F(ProxyTest, PassesMetadataBothWaysBinaryAndRepeated) {
   grpc::ClientContext context;
   const std::string binary("\0\x01\xff", 3);
   context.AddMetadata("x-trace", "one");
   context.AddMetadata("x-trace", "two");
   context.AddMetadata("x-raw-bin", binary);
   context.set_authority("localhost");
-  ASSERT_TRUE(Unary(channel_, context, GetParam().echo, "m").status.ok());
+  ASSERT_TRUE(Unary(channel_, context, kEcho, "m").status.ok());
   const auto& initial = context.GetServerInitialMetadata();
   const auto& trailing = context.GetServerTrailingMetadata();
   EXPECT_EQ(initial.count("got-x-trace"), 2U);
@@ -120,9 +109,9 @@ TEST_P(UnaryProxyTest, PassesMetadataBothWaysBinaryAndRepeated) {
   EXPECT_EQ(initial.find("got-authority")->second, "localhost");
 }
 
-TEST_P(UnaryProxyTest, PassesStatusMessageDetailsAndTrailersOfAnError) {
+TEST_F(ProxyTest, PassesStatusMessageDetailsAndTrailersOfAnError) {
   grpc::ClientContext context;
-  const Answer answer = Unary(channel_, context, GetParam().fail, "m");
+  const Answer answer = Unary(channel_, context, "/a.B/Fail", "m");
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(answer.status.error_message(), "no \"such\" thing: \xc3\xa4 100%");
   EXPECT_EQ(answer.status.error_details(), std::string("\x08\x05\0x", 4));
@@ -160,18 +149,18 @@ TEST_F(ProxyTest, PassesAConversationStepByStep) {
   EXPECT_TRUE(stream.Finish().ok());
 }
 
-TEST_P(UnaryProxyTest, TellsTheRuntimeTheClientsDeadline) {
+TEST_F(ProxyTest, TellsTheRuntimeTheClientsDeadline) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + seconds(500));
-  ASSERT_TRUE(Unary(channel_, context, GetParam().echo, "m").status.ok());
+  ASSERT_TRUE(Unary(channel_, context, kEcho, "m").status.ok());
   EXPECT_GT(runtime_.seconds_left, 490);
   EXPECT_LE(runtime_.seconds_left, 510);  // on the wire it has few digits, rounded up
 }
 
-TEST_P(UnaryProxyTest, ADeadlineEndsTheCallAtBothEnds) {
+TEST_F(ProxyTest, ADeadlineEndsTheCallAtBothEnds) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + milliseconds(100));
-  EXPECT_EQ(Unary(channel_, context, GetParam().hang, "m").status.error_code(),
+  EXPECT_EQ(Unary(channel_, context, "/a.B/Hang", "m").status.error_code(),
             grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_TRUE(Eventually([this] { return runtime_.cancelled == 1; }));
 }
@@ -211,14 +200,14 @@ TEST_F(ProxyTest, ARetrySucceedsAfterTheProxyRestarted) {
   EXPECT_TRUE(Eventually([this] { return Call("/a.B/Echo", "back").status.ok(); }));
 }
 
-TEST_P(UnaryProxyTest, ServesManyCallsAtOnce) {
+TEST_F(ProxyTest, ServesManyCallsAtOnce) {
   std::atomic<int> good = 0;
   std::vector<std::thread> clients;
   for (int i = 0; i < 8; ++i) {
     clients.emplace_back([this, i, &good] {
       for (int j = 0; j < 200; ++j) {
         const std::string text = std::to_string(i * 1000 + j);
-        if (Call(GetParam().echo, text).text == text) ++good;
+        if (Call(kEcho, text).text == text) ++good;
       }
     });
   }
@@ -269,15 +258,126 @@ TEST_F(ProxyTest, AHandlerIsToldThatItsClientHasGone) {
   EXPECT_TRUE(Eventually([this] { return runtime_.cancelled == 1; }));
 }
 
-TEST_P(UnaryProxyTest, AFilterChangesMessagesOnTheirWay) {
+TEST_F(ProxyTest, PassesMetadataUpToWhatOneFieldMayHold) {
+  grpc::ClientContext context;
+  const std::string long_value(std::size_t{60} << 10, 'v');
+  context.AddMetadata("x-long", long_value);
+  ASSERT_TRUE(Unary(channel_, context, kEcho, "m").status.ok());
+  EXPECT_EQ(context.GetServerTrailingMetadata().find("end-x-long")->second, long_value);
+}
+
+TEST_F(ProxyTest, AClientThatDoesNotReadStopsItsRuntimeAndNobodyElse) {
+  constexpr int kMessages = 100'000'000;  // far more than all windows and buffers on the way hold
+  Stream slow(channel_, "/a.B/Count");
+  ASSERT_TRUE(slow.Write(std::to_string(kMessages)));
+  ASSERT_TRUE(slow.HalfClose());
+  int before = -1;
+  ASSERT_TRUE(Eventually([&] {
+    std::this_thread::sleep_for(milliseconds(200));
+    return runtime_.counted > 0 && std::exchange(before, runtime_.counted) == runtime_.counted;
+  }));
+  EXPECT_LT(runtime_.counted, kMessages);
+  EXPECT_EQ(Call(kEcho, "m").text, "m");
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(slow.Read(), std::to_string(i));
+}
+
+TEST_F(ProxyTest, AFilterChangesMessagesOnTheirWay) {
   MethodTable table;
-  table.filters[GetParam().echo].response = [](grpc::ByteBuffer& message) {
+  table.filters[kEcho].response = [](grpc::ByteBuffer& message) {
     message = BytesOf(TextOf(message) + "!");
   };
   Serve(std::move(table));
   grpc::ClientContext context;
   context.set_wait_for_ready(true);
-  EXPECT_EQ(Unary(channel_, context, GetParam().echo, "m").text, "m!");
+  EXPECT_EQ(Unary(channel_, context, kEcho, "m").text, "m!");
+}
+
+TEST_F(ProxyTest, AFilterSeesMessagesWholeHoweverTheyCome) {
+  MethodTable table;
+  table.filters[kEcho].request = [](grpc::ByteBuffer& message) {
+    message = BytesOf("<" + TextOf(message) + ">");
+  };
+  Serve(std::move(table));
+  const std::string large(std::size_t{17} << 20, 'x');
+  EXPECT_EQ(Call(kEcho, large).text, "<" + large + ">");
+  Stream stream(channel_, kEcho);
+  for (const std::string text : {"", "a", "bc"}) {
+    ASSERT_TRUE(stream.Write(text));
+    EXPECT_EQ(stream.Read(), "<" + text + ">");
+  }
+  ASSERT_TRUE(stream.HalfClose());
+  EXPECT_EQ(stream.Read(), std::nullopt);
+}
+
+// What a runtime does to its connections, which gRPC's own server cannot be made to do.
+class RuntimeConnectionTest : public ProxyTest {
+ protected:
+  static constexpr std::string_view kLost = "the container runtime closed the connection";
+
+  void Answer(const RawRuntime::Asked& asked) {
+    runtime_.Stop();
+    raw_ = std::make_unique<RawRuntime>(directory_ / "runtime", asked);
+  }
+
+  const Headers first_ = {{":status", "200"}, {"content-type", "application/grpc"}};
+  std::unique_ptr<RawRuntime> raw_;
+};
+
+TEST_F(RuntimeConnectionTest, ACallThatItsRuntimeLosesIsUnavailable) {
+  Answer([](Http2Connection& connection, DeafStream&) { ::shutdown(connection.fd(), SHUT_RDWR); });
+  const auto [status, text] = Call(kEcho, "m");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr(kLost));
+}
+
+TEST_F(RuntimeConnectionTest, ACallThatItsRuntimeLosesInTheMiddleIsUnavailable) {
+  Answer([this](Http2Connection& connection, DeafStream& stream) {
+    stream.Respond(first_, false);
+    connection.Flush();
+    ::shutdown(connection.fd(), SHUT_RDWR);
+  });
+  const auto [status, text] = Call(kEcho, "m");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr(kLost));
+}
+
+TEST_F(RuntimeConnectionTest, AnAnswerBeforeTheRequestsEndEndsTheCall) {
+  Answer([this](Http2Connection&, DeafStream& stream) {
+    stream.Respond(first_, false);
+    stream.End({{"grpc-status", "7"}, {"grpc-message", "enough"}});
+  });
+  Stream stream(channel_, kEcho);
+  const grpc::Status status = stream.Finish();  // of a call whose request is not ended
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(status.error_message(), "enough");
+}
+
+TEST_F(RuntimeConnectionTest, AConnectionThatTakesNoMoreCallsKeepsThoseItHas) {
+  std::atomic<int> asked = 0;
+  DeafStream* waiting = nullptr;
+  Answer([&](Http2Connection& connection, DeafStream& stream) {
+    if (++asked == 1) {
+      waiting = &stream;
+      return connection.GoAway();
+    }
+    stream.Respond(first_, false);
+    stream.End({{"grpc-status", "5"}});
+    waiting->Respond(first_, false);
+    waiting->End({{"grpc-status", "6"}});
+  });
+  Stream first(channel_, kEcho);
+  ASSERT_TRUE(Eventually([&] { return asked == 1; }));
+  // What is asked before the word has come is refused with UNAVAILABLE.
+  ASSERT_TRUE(Eventually(
+      [&] { return Call(kEcho, "m").status.error_code() == grpc::StatusCode::NOT_FOUND; }));
+  EXPECT_EQ(first.Finish().error_code(), grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST(StatusTest, ALongMessageOfOursFitsIntoATrailer) {
+  const std::string message =
+      ToGrpc(Internal(std::string(std::size_t{1} << 20, 'x'))).error_message();
+  EXPECT_THAT(message, ::testing::SizeIs(::testing::Lt(std::size_t{20} << 10)));
+  EXPECT_THAT(message, ::testing::EndsWith("…"));
 }
 
 TEST_F(ProxyTest, TheSocketIsForRootAndItsGroupOnly) {
@@ -289,14 +389,6 @@ TEST_F(ProxyTest, TheSocketIsForRootAndItsGroupOnly) {
 TEST_F(ProxyTest, ASecondProxyOnTheSameSocketIsRefused) {
   EXPECT_THAT(Listen("unix://" + directory_ / "proxy"),
               StatusIs(StatusCode::kAlreadyExists, HasSubstr("another process serves")));
-}
-
-TEST(UnaryMethodsTest, StreamsAndStrangersAreNotAmongThem) {
-  EXPECT_TRUE(IsUnary("/runtime.v1.RuntimeService/Version"));
-  EXPECT_TRUE(IsUnary("/runtime.v1.ImageService/PullImage"));
-  EXPECT_FALSE(IsUnary("/runtime.v1.RuntimeService/GetContainerEvents"));
-  EXPECT_FALSE(IsUnary("/runtime.v1.RuntimeService/StreamContainers"));
-  EXPECT_FALSE(IsUnary("/runtime.v2.RuntimeService/Version"));
 }
 
 TEST(ListenerTest, AFileThatIsNoSocketIsLeftAlone) {
