@@ -4,11 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <vector>
 
 #include "archive/frame_writer.h"
 #include "archive/tar_output.h"
+#include "archive/write_at.h"
 #include "engine/base/io.h"
 #include "engine/base/unique_fd.h"
 
@@ -40,10 +40,7 @@ class CompressedOutput : public TarOutput {
 
   Status PutHeader(std::uint64_t position, const TarHeader& header) override {
     if (position < frames_.plain_bytes()) return frames_.Rewrite(position, BytesOf(header));
-    const std::uint64_t offset = position - frames_.plain_bytes();
-    const ssize_t put = ::pwrite(spool_.get(), &header, sizeof(header), static_cast<off_t>(offset));
-    if (put == static_cast<ssize_t>(sizeof(header))) return OkStatus();
-    return SyscallError(put < 0 ? errno : EIO, "pwrite the header");
+    return WriteAllAt(spool_.get(), BytesOf(header), position - frames_.plain_bytes());
   }
 
   void BeginMember() override { Mark(Step::kBegin); }

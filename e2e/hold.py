@@ -9,7 +9,7 @@ from e2e.wait import until
 
 STILL = 0.5  # seconds
 # Of x86_64.
-NUMBERS = {"write": 1, "uname": 63, "fsync": 74, "listxattr": 194, "renameat": 264, "linkat": 265,
+NUMBERS = {"write": 1, "pwrite64": 18, "uname": 63, "fsync": 74, "listxattr": 194, "renameat": 264, "linkat": 265,
            "process_vm_readv": 310, "pidfd_getfd": 438}
 
 

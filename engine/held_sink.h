@@ -19,7 +19,7 @@ namespace stasis::engine {
 class HeldSink : public ImageSink {
  public:
   static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
-  static constexpr std::uint64_t kBytesOfMany = std::uint64_t{8} << 20;
+  static constexpr std::uint64_t kBytesOfMany = std::uint64_t{4} << 20;
 
   explicit HeldSink(ImageSink& sink);
   HeldSink(const HeldSink&) = delete;

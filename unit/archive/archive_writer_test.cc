@@ -2,8 +2,13 @@
 
 #include <absl/cleanup/cleanup.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
 
 #include "unit/archive/archives.h"
 
@@ -109,6 +114,54 @@ TEST(ArchiveWriterTest, PatchesTheSizeOfAStreamedMember) {
   EXPECT_THAT(ReadManifest(**archive)->notes, ElementsAre("a note"));
 }
 
+// Pieces of every size, so that what goes past the page cache and what goes through it meet anywhere in a page.
+TEST(ArchiveWriterTest, WritesTheSameInAHurryAndWithout) {
+  const TempFolder folder;
+  auto writer = ArchiveWriter::Create(folder / "a.tar");
+  ASSERT_THAT(writer, IsOk());
+  std::mt19937 random(7);  // NOLINT: the same each time
+  std::map<std::string, std::string> members;
+  for (int member = 0; member < 12; ++member) {
+    const std::string name = "member-" + std::to_string(member);
+    auto stream = (*writer)->OpenMember(name);
+    ASSERT_THAT(stream, IsOk());
+    for (int piece = 0; piece < 12; ++piece) {
+      const std::string bytes(random() % 300'000, static_cast<char>('a' + random() % 26));
+      (*writer)->Hurry(random() % 2 == 0);
+      ASSERT_THAT((*stream)->Write(Bytes(bytes)), IsOk());
+      members[name] += bytes;
+    }
+    ASSERT_THAT((*stream)->Finish(), IsOk());
+  }
+  ASSERT_THAT((*writer)->Commit({}, {}), IsOk());
+
+  const auto archive = Archive::Open(folder / "a.tar");
+  ASSERT_THAT(archive, IsOk());
+  for (const auto& [name, bytes] : members) EXPECT_EQ(*(*archive)->Get(name), bytes) << name;
+  EXPECT_THAT(Verify(**archive)->problems, ::testing::Each(HasSubstr("missing")));  // no digest
+}
+
+// The node's page cache stays its workloads'.
+TEST(ArchiveWriterTest, TheBulkIsNotLeftInThePageCache) {
+  const TempFolder folder;
+  auto writer = ArchiveWriter::Create(folder / "a.tar");
+  ASSERT_THAT(writer, IsOk());
+  ASSERT_THAT((*writer)->images().Put("pages-1.img", std::string(std::size_t{32} << 20, 'p')),
+              IsOk());
+  ASSERT_THAT((*writer)->Commit({}, {}), IsOk());
+
+  const UniqueFd file(::open((folder / "a.tar").c_str(), O_RDONLY | O_CLOEXEC));
+  struct statx st = {};
+  ASSERT_EQ(::statx(file.get(), "", AT_EMPTY_PATH, STATX_SIZE | STATX_DIOALIGN, &st), 0);
+  if (st.stx_dio_offset_align == 0) GTEST_SKIP() << "a file system without O_DIRECT";
+  void* mapped = ::mmap(nullptr, st.stx_size, PROT_READ, MAP_SHARED, file.get(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  std::vector<unsigned char> cached(st.stx_size / 4096 + 1);
+  EXPECT_EQ(::mincore(mapped, st.stx_size, cached.data()), 0);
+  ::munmap(mapped, st.stx_size);
+  EXPECT_LT(std::ranges::count_if(cached, [](unsigned char page) { return (page & 1) != 0; }), 100);
+}
+
 TEST(ArchiveWriterTest, RefusesARelativeLocation) {
   EXPECT_THAT(ArchiveWriter::Create("a.tar"), StatusIs(StatusCode::kInvalidArgument));
 }
@@ -176,7 +229,7 @@ TEST(ArchiveWriterTest, SaysThatTheDiskIsFullAndLeavesNothing) {
   {
     auto writer = ArchiveWriter::Create(folder / "a.tar");
     ASSERT_THAT(writer, IsOk());
-    EXPECT_THAT((*writer)->AddMember("dump.log", std::string(2 << 20, 'x')),
+    EXPECT_THAT((*writer)->AddMember("dump.log", std::string(16 << 20, 'x')),
                 StatusIs(StatusCode::kResourceExhausted, HasSubstr("free space")));
     EXPECT_THAT((*writer)->Commit({}, {}), StatusIs(StatusCode::kFailedPrecondition));
   }
