@@ -20,6 +20,7 @@
 #include "engine/memory/aio_ring.h"
 #include "engine/memory/inheritance.h"
 #include "engine/memory/lazy_pages.h"
+#include "engine/memory/page_installer.h"
 #include "engine/memory/restore_areas.h"
 #include "engine/memory/restore_layout.h"
 #include "engine/memory/restore_mm.h"
@@ -53,14 +54,18 @@ void AddTarget(std::vector<PageTarget>& targets, const AddressRange& range, Page
 }
 
 // Where the pages of a process may go, by rising address. In `inherited` areas those that its parent has
-// too are compared first.
-std::vector<PageTarget> TargetsOf(const MemoryLayout& layout, const Inheritance& inherited) {
+// too are compared first. `installable`: areas that get pages by a PageInstaller.
+std::vector<PageTarget> TargetsOf(const MemoryLayout& layout, const Inheritance& inherited,
+                                  const std::vector<AddressRange>& installable = {}) {
   std::vector<PageTarget> targets;
   for (const AreaImage& area : layout.areas) {
     if (!HasContent(area)) continue;
-    const auto way = area.droppable             ? PageTarget::Way::kSkip
-                     : (area.prot & PROT_WRITE) ? PageTarget::Way::kCopy
-                                                : PageTarget::Way::kForce;
+    const auto way =
+        area.droppable ? PageTarget::Way::kSkip
+        : std::ranges::binary_search(installable, area.range.start, {}, &AddressRange::start)
+            ? PageTarget::Way::kInstall
+        : (area.prot & PROT_WRITE) ? PageTarget::Way::kCopy
+                                   : PageTarget::Way::kForce;
     std::uint64_t at = area.range.start;
     for (const AddressRange& page_run : inherited.PagesIn(area.range)) {
       AddTarget(targets, {at, page_run.start}, way);
@@ -205,8 +210,17 @@ class Restorer : public MemoryRestorer {
   Status Fill(RestoredProcess& process, const MemoryLayout& layout, const PageSet& pages,
               const Inheritance& inherited) {
     ASSIGN_OR_RETURN(const UniqueFd mem, OpenAt(process.proc.get(), "mem", O_RDWR));
-    return WritePages(source_, pages, TargetsOf(layout, inherited), process.pid, mem.get(),
-                      [this](std::uint64_t count) { Count(count); });
+    const auto count = [this](std::uint64_t pages_done) { Count(pages_done); };
+    const std::vector<AddressRange> areas =
+        InstallableAreas(layout, pages, inherited.areas(), process.image->mm.thp_disabled());
+    if (!areas.empty()) {
+      const Result<PageInstaller> installer = PageInstaller::Make(process, areas);
+      if (installer.ok()) {
+        return WritePages(source_, pages, TargetsOf(layout, inherited, areas), process.pid,
+                          mem.get(), count, &*installer);
+      }
+    }
+    return WritePages(source_, pages, TargetsOf(layout, inherited), process.pid, mem.get(), count);
   }
 
   void Count(std::uint64_t pages) {

@@ -25,6 +25,7 @@
 
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
+#include "engine/memory/page_installer.h"
 #include "engine/memory/page_runs.h"
 #include "engine/tracee/tracee.h"
 
@@ -221,6 +222,20 @@ Status CopyOut(pid_t pid, std::span<const std::byte> bytes, std::span<iovec> pla
   return OkStatus();
 }
 
+// Puts `bytes` where most of them are not yet.
+Status InstallOrCopy(const PageInstaller& installer, pid_t pid, std::uint64_t address,
+                     std::span<const std::byte> bytes) {
+  while (true) {
+    ASSIGN_OR_RETURN(const std::size_t done, installer.Install(address, bytes));
+    if (done == bytes.size()) return OkStatus();
+    address += done;
+    iovec present = ToIovec(address, kPageBytes);
+    RETURN_IF_ERROR(CopyOut(pid, bytes.subspan(done, kPageBytes), std::span(&present, 1)));
+    address += kPageBytes;
+    bytes = bytes.subspan(done + kPageBytes);
+  }
+}
+
 // Writes the pages of `bytes` that are not so at `address` already.
 Status UpdateMemory(int mem_fd, std::uint64_t address, std::span<const std::byte> bytes) {
   std::vector<std::byte> present(bytes.size());
@@ -239,8 +254,8 @@ Status UpdateMemory(int mem_fd, std::uint64_t address, std::span<const std::byte
 }
 
 // Writes `bytes`, the content of `pieces` one after the other. Neighbours that are copied go together.
-Status WriteBatch(pid_t pid, int mem_fd, std::span<const std::byte> bytes,
-                  std::span<const Piece> pieces) {
+Status WriteBatch(pid_t pid, int mem_fd, const PageInstaller* installer,
+                  std::span<const std::byte> bytes, std::span<const Piece> pieces) {
   std::vector<iovec> places;
   std::size_t waiting = 0;  // bytes of `places`
   const auto copy_waiting = [&]() -> Status {
@@ -257,6 +272,9 @@ Status WriteBatch(pid_t pid, int mem_fd, std::span<const std::byte> bytes,
       continue;
     }
     RETURN_IF_ERROR(copy_waiting());
+    if (piece.way == PageTarget::Way::kInstall) {
+      RETURN_IF_ERROR(InstallOrCopy(*installer, pid, piece.address, bytes.first(piece.bytes)));
+    }
     if (piece.way == PageTarget::Way::kForce) {
       RETURN_IF_ERROR(WriteMemoryForced(mem_fd, piece.address, bytes.first(piece.bytes)));
     }
@@ -276,7 +294,10 @@ struct Batch {
   std::vector<Piece> pieces;
 };
 
-bool IsCopied(const Piece& piece) { return piece.way == PageTarget::Way::kCopy; }
+// By any thread.
+bool IsCopied(const Piece& piece) {
+  return piece.way == PageTarget::Way::kCopy || piece.way == PageTarget::Way::kInstall;
+}
 
 // The next batch of pieces that are all copied, or none of them; empty at the end.
 Batch NextBatch(Pieces& pieces) {
@@ -302,8 +323,13 @@ Batch NextBatch(Pieces& pieces) {
 class Filling {
  public:
   Filling(const ImageSource& source, const PageSet& set, std::span<const PageTarget> targets,
-          pid_t pid, int mem_fd)
-      : source_(source), set_(set), targets_(targets), pid_(pid), mem_fd_(mem_fd) {}
+          pid_t pid, int mem_fd, const PageInstaller* installer)
+      : source_(source),
+        set_(set),
+        targets_(targets),
+        pid_(pid),
+        mem_fd_(mem_fd),
+        installer_(installer) {}
 
   std::uint64_t bytes() const {
     std::uint64_t bytes = 0;
@@ -349,7 +375,7 @@ class Filling {
   Status Write(const Batch& batch, std::span<std::byte> buffer) const {
     const std::span<std::byte> bytes = buffer.first(batch.size);
     RETURN_IF_ERROR(source_.ReadAt(set_.files[batch.file], batch.offset, bytes));
-    return WriteBatch(pid_, mem_fd_, bytes, batch.pieces);
+    return WriteBatch(pid_, mem_fd_, installer_, bytes, batch.pieces);
   }
 
   const ImageSource& source_;
@@ -357,6 +383,7 @@ class Filling {
   const std::span<const PageTarget> targets_;
   const pid_t pid_;
   const int mem_fd_;
+  const PageInstaller* const installer_;
   std::mutex mutex_;
   Pieces pieces_{set_, targets_};
   std::atomic<std::uint64_t> copied_ = 0;  // pages not reported yet
@@ -420,8 +447,9 @@ Result<std::vector<std::byte>> ReadPages(const ImageSource& source, const PageSe
 
 Status WritePages(const ImageSource& source, const PageSet& set,
                   std::span<const PageTarget> targets, pid_t pid, int mem_fd,
-                  const std::function<void(std::uint64_t)>& on_pages) {
-  Filling filling(source, set, targets, pid, mem_fd);
+                  const std::function<void(std::uint64_t)>& on_pages,
+                  const PageInstaller* installer) {
+  Filling filling(source, set, targets, pid, mem_fd, installer);
   Status helped;
   {
     std::jthread helper;

@@ -14,6 +14,8 @@
 
 namespace stasis::engine {
 
+class PageInstaller;
+
 /// The pages of one process or shared memory object, by rising address, or offset in the object.
 struct PageSet {
   /// Pages that follow each other in a file too.
@@ -37,10 +39,11 @@ Result<PageSet> ReadPageSet(const ImageSource& source, const std::string& name);
 /// Where a part of a PageSet goes to.
 struct PageTarget {
   enum class Way {
-    kCopy,    ///< Into memory that is writable there: process_vm_writev(2).
-    kForce,   ///< Whatever the protection: /proc/PID/mem. Private memory only.
-    kUpdate,  ///< As kForce, pages that are so already excepted.
-    kSkip,    ///< Nowhere.
+    kCopy,     ///< Into memory that is writable there: process_vm_writev(2).
+    kInstall,  ///< As kCopy, by a PageInstaller that has this area.
+    kForce,    ///< Whatever the protection: /proc/PID/mem. Private memory only.
+    kUpdate,   ///< As kForce, pages that are so already excepted.
+    kSkip,     ///< Nowhere.
   };
   AddressRange range;         ///< Of the PageSet.
   std::uint64_t address = 0;  ///< Of its first byte in the process.
@@ -55,9 +58,10 @@ Result<std::vector<std::byte>> ReadPages(const ImageSource& source, const PageSe
                                          const AddressRange& range);
 
 /// Writes `set`, which passed CheckPlaces, into process `pid`; `mem_fd` is its /proc/PID/mem.
-/// `on_pages` hears of pages as they are done.
+/// `installer`: null where no target is kInstall. `on_pages` hears of pages as they are done.
 Status WritePages(const ImageSource& source, const PageSet& set,
                   std::span<const PageTarget> targets, pid_t pid, int mem_fd,
-                  const std::function<void(std::uint64_t)>& on_pages);
+                  const std::function<void(std::uint64_t)>& on_pages,
+                  const PageInstaller* installer = nullptr);
 
 }  // namespace stasis::engine

@@ -52,7 +52,9 @@ Result<UniqueFd> TakeFrom(pid_t pid, int number) {
   return fd;
 }
 
-Result<UniqueFd> MakeOne(RemoteSyscalls& remote, pid_t pid) {
+}  // namespace
+
+Result<UniqueFd> MakeUserfaultfd(RemoteSyscalls& remote, pid_t pid) {
   ASSIGN_OR_RETURN(const std::uint64_t number,
                    remote.Call("userfaultfd", SYS_userfaultfd,
                                std::uint64_t{O_CLOEXEC} | O_NONBLOCK | kUserModeOnly));
@@ -60,8 +62,6 @@ Result<UniqueFd> MakeOne(RemoteSyscalls& remote, pid_t pid) {
   RETURN_IF_ERROR(remote.Call("close", SYS_close, number).status());
   return taken;
 }
-
-}  // namespace
 
 Result<std::vector<UniqueFd>> MakeUserfaultfds(FrozenProcess& process, int count) {
   FrozenThread& leader = process.threads.front();
@@ -72,7 +72,7 @@ Result<std::vector<UniqueFd>> MakeUserfaultfds(FrozenProcess& process, int count
   std::vector<UniqueFd> made;
   Status status;
   while (status.ok() && made.size() < static_cast<std::size_t>(count)) {
-    Result<UniqueFd> fd = MakeOne(remote, process.pid);
+    Result<UniqueFd> fd = MakeUserfaultfd(remote, process.pid);
     status = fd.status();
     if (fd.ok()) made.push_back(*std::move(fd));
   }

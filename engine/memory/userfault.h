@@ -2,6 +2,8 @@
 // mappings.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <vector>
 
@@ -9,12 +11,16 @@
 #include "engine/base/unique_fd.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/tracee/frozen_tree.h"
+#include "engine/tracee/remote_syscalls.h"
 
 namespace stasis::engine {
 
 /// `count` userfaultfds for the memory of `process`, which stands still, with asynchronous write-protection
 /// still to be chosen (StartUserfault).
 Result<std::vector<UniqueFd>> MakeUserfaultfds(FrozenProcess& process, int count);
+
+/// One for the memory of the process that `remote` makes calls in, which is `pid`; still without UFFDIO_API.
+Result<UniqueFd> MakeUserfaultfd(RemoteSyscalls& remote, pid_t pid);
 
 /// With asynchronous write-protection and `events` (UFFD_FEATURE_EVENT_*). Unimplemented: this kernel cannot
 /// (Linux 6.7).
