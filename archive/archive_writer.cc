@@ -208,6 +208,7 @@ Status ArchiveWriter::BeginIncrement() {
         MakeTarHeader(name, kTarRegular, members_[image.member].size, kMemberMode, mtime_)));
   }
   for (const Image& image : image_files_) names_.insert(members_[image.member].name);
+  output_->BeginIncrement();
   return OkStatus();
 }
 

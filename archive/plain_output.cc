@@ -1,5 +1,6 @@
 // The bulk goes to the disk past the page cache (O_DIRECT): a copy less, and the node's cache stays what its workloads
-// made of it. What a container stands still for goes through the cache, which takes it faster than a disk.
+// made of it. What a container stands still for, or changes meanwhile, goes through the cache, which takes it faster
+// than a disk.
 //
 // Rule    Through the cache and past it may be written at once, if never to the same page of the file: who writes
 //         past it writes back and drops the cached pages of just that range (open(2), NOTES on O_DIRECT;
@@ -62,11 +63,21 @@ class PlainOutput : public TarOutput {
   Status Finish() override { return ring_.Flush(); }
   std::uint64_t file_bytes() const override { return ring_.bytes(); }
   void Hurry(bool hurried) override {
-    (void)ring_.SetKind(hurried ? kCached : kDirect);  // the next call says what is wrong
+    hurried_ = hurried;
+    SetKind();
+  }
+  void BeginIncrement() override {
+    is_increment_ = true;
+    SetKind();
   }
 
  private:
   enum Kind { kDirect, kCached };
+
+  void SetKind() {
+    // What it says the next call says, too.
+    (void)ring_.SetKind(hurried_ || is_increment_ ? kCached : kDirect);
+  }
 
   Status WriteBuffer(const HashedRing::Buffer& buffer) {
     if (buffer.kind == kCached || !use_direct_) {
@@ -103,6 +114,8 @@ class PlainOutput : public TarOutput {
   const int fd_;
   const UniqueFd direct_;
   std::atomic<bool> use_direct_;
+  bool hurried_ = false;
+  bool is_increment_ = false;
   HashedRing ring_{
       kShape,
       [this] { return [this](const HashedRing::Buffer& buffer) { return WriteBuffer(buffer); }; },

@@ -41,6 +41,8 @@ class TarOutput {
   virtual void StopUnless(std::function<Status()>) {}
   /// Whether somebody waits for what is written from here on: a container that stands still.
   virtual void Hurry(bool) {}
+  /// What follows has changed while what is there was written: the sooner it is taken, the less changes again.
+  virtual void BeginIncrement() {}
   /// Once finished.
   virtual CompressionReport report() const { return {}; }
 };
