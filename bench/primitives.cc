@@ -122,10 +122,20 @@ void Register(int fd, char* area, size_t bytes, uint64_t mode) {
   if (ioctl(fd, UFFDIO_REGISTER, &range) != 0) Die("UFFDIO_REGISTER");
 }
 
-void FillByCopy(size_t bytes) {
-  const std::vector<char> source(1 << 20, 1);
+// Memory that is not there yet, in two ways.
+void FillNew(size_t bytes) {
+  std::vector<char> source(1 << 20, 1);
   for (size_t piece : {kPage, size_t{1} << 16, size_t{1} << 20}) {
     char* area = Map(bytes);
+    ShowSpeed(std::string("process_vm_writev into new memory, ") + Name(piece), bytes,
+              Milliseconds([&] {
+                InPieces(bytes, piece, [&](size_t at) {
+                  const iovec here{source.data(), piece}, there{area + at, piece};
+                  return process_vm_writev(getpid(), &here, 1, &there, 1, 0);
+                });
+              }));
+    munmap(area, bytes);
+    area = Map(bytes);
     const int fd = Userfaultfd(0);
     Register(fd, area, bytes, UFFDIO_REGISTER_MODE_MISSING);
     ShowSpeed(std::string("UFFDIO_COPY, ") + Name(piece), bytes, Milliseconds([&] {
@@ -191,9 +201,12 @@ void Watch(char* area, size_t bytes) {
 
 void Files(char* area, size_t bytes, const std::string& path) {
   for (size_t piece : {kPage, size_t{1} << 16, size_t{1} << 20}) {
-    for (const char* state : {"cold", "warm"}) {  // warm: blocks and page cache are there already
-      if (*state == 'c') unlink(path.c_str());
-      const int fd = open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+    // warm: blocks and page cache are there already
+    for (const char* state : {"past the page cache", "cold", "warm"}) {
+      if (*state != 'w') unlink(path.c_str());
+      const int past = *state == 'p' ? O_DIRECT : 0;
+      if (past != 0 && piece == kPage) continue;  // minutes
+      const int fd = open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC | past, 0600);
       if (fd < 0) Die(path.c_str());
       ShowSpeed(std::string("write and fsync, ") + Name(piece) + ", " + state, bytes,
                 Milliseconds([&] {
@@ -224,7 +237,7 @@ int main(int argc, char** argv) {
   char* area = Map(bytes);
   for (size_t i = 0; i < bytes; i += kPage) area[i] = 1;
   FromOutside(area, bytes);
-  FillByCopy(bytes);
+  FillNew(bytes);
   Files(area, bytes, std::string(argv[2]) + "/written");
   Show("read of /proc/PID/smaps", Milliseconds([] { ReadAll("/proc/self/smaps"); }), "ms");
   Show("read of /proc/PID/maps", Milliseconds([] { ReadAll("/proc/self/maps"); }), "ms");
