@@ -23,7 +23,7 @@ struct MessageFilters {
 /// By method ("/runtime.v1.RuntimeService/CreateContainer"). Methods that are not here, known to us or
 /// not, pass byte for byte.
 struct MethodTable {
-  std::map<std::string, Handler, std::less<>> handlers;        ///< Answered by us; may block.
+  Handlers handlers;                                           ///< Answered by us; may block.
   std::map<std::string, MessageFilters, std::less<>> filters;  ///< Passed on, looked at on the way.
 };
 

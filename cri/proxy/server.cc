@@ -20,25 +20,6 @@ constexpr auto kLastAnswers = std::chrono::milliseconds(200);
 
 }  // namespace
 
-// What the next call to the server becomes.
-class Server::Arrival final : public Event {
- public:
-  explicit Arrival(Server& server) : server_(server) {}
-
-  void Happened(bool ok) override {
-    if (ok) {
-      new Arrival(server_);  // for the one after it; deletes itself
-      server_.Take(std::move(client_));
-    }
-    delete this;
-  }
-
- private:
-  Server& server_;
-  std::unique_ptr<ClientEnd> client_ =
-      std::make_unique<ClientEnd>(server_.service_, *server_.queue_, *this);
-};
-
 Result<std::unique_ptr<Server>> Server::Start(Listener listener, Upstream& upstream,
                                               MethodTable table,
                                               std::atomic<std::uint64_t>& forwarded) {
@@ -59,13 +40,9 @@ Status Server::ServeHandlers() {
   builder.SetMaxReceiveMessageSize(kUnlimitedMessage);
   builder.SetMaxSendMessageSize(kUnlimitedMessage);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
-  builder.RegisterAsyncGenericService(&service_);
-  queue_ = builder.AddCompletionQueue();
+  builder.RegisterCallbackGenericService(&handlers_);
   server_ = builder.BuildAndStart();
-  if (server_ == nullptr) return Internal("the gRPC server does not start");
-  new Arrival(*this);  // deletes itself
-  events_ = std::thread([this] { Serve(); });
-  return OkStatus();
+  return server_ != nullptr ? OkStatus() : Internal("the gRPC server does not start");
 }
 
 Result<UniqueFd> Server::ConnectToHandlers() {
@@ -81,36 +58,19 @@ Result<UniqueFd> Server::ConnectToHandlers() {
 
 Server::~Server() { Shutdown(std::chrono::milliseconds(0)); }
 
-void Server::Serve() {
-  void* event = nullptr;
-  bool ok = false;
-  while (queue_->Next(&event, &ok)) static_cast<Event*>(event)->Happened(ok);
-}
-
-void Server::Take(std::unique_ptr<ClientEnd> client) {
-  const auto handler = table_.handlers.find(client->context.method());  // the router sends no other
-  if (handler == table_.handlers.end()) return client.release()->context.TryCancel();
-  StartHandler(std::move(client), handler->second, handled_, calls_, ending_.get_token());
-}
-
 void Server::Shutdown(std::chrono::milliseconds grace) {
   if (std::exchange(shut_down_, true)) return;
   if (router_) router_->StopListening();
   if (server_ == nullptr) return;
-  constexpr auto kNoLimit = std::chrono::steady_clock::time_point::max();
-  if (!handled_.WaitUntilNone(std::chrono::steady_clock::now() + grace)) {
+  if (!handlers_.WaitUntilNone(std::chrono::steady_clock::now() + grace)) {
     log::Warn("checkpoints and restores under way are given up");
-    ending_.request_stop();
-    handled_.WaitUntilNone(std::chrono::steady_clock::now() + kGivingUp);
+    handlers_.GiveUp();
+    handlers_.WaitUntilNone(std::chrono::steady_clock::now() + kGivingUp);
   }
   no_more_ = true;
   server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
   server_->Wait();
   if (router_) router_->Shutdown(kLastAnswers);
-  // A handler whose call was cut has its answer yet to begin, which it may not on a queue that is shut down.
-  calls_.WaitUntilNone(kNoLimit);
-  queue_->Shutdown();
-  events_.join();
 }
 
 }  // namespace stasis::cri

@@ -8,14 +8,11 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <stop_token>
-#include <thread>
 
-#include "cri/proxy/handler.h"
+#include "cri/proxy/handler_service.h"
 #include "cri/proxy/listener.h"
 #include "cri/proxy/method_table.h"
 #include "cri/proxy/router.h"
-#include "cri/proxy/server_call.h"
 #include "cri/proxy/upstream.h"
 
 namespace stasis::cri {
@@ -33,22 +30,13 @@ class Server {
   void Shutdown(std::chrono::milliseconds grace);
 
  private:
-  class Arrival;
-
   explicit Server(MethodTable table) : table_(std::move(table)) {}
   Status ServeHandlers();
   Result<UniqueFd> ConnectToHandlers();
-  void Serve();
-  void Take(std::unique_ptr<ClientEnd> client);
 
   const MethodTable table_;
-  CallCount handled_;
-  std::stop_source ending_;  ///< Stops handled calls.
-  CallCount calls_;
-  grpc::AsyncGenericService service_;
-  std::unique_ptr<grpc::ServerCompletionQueue> queue_;
+  HandlerService handlers_{table_.handlers};
   std::unique_ptr<grpc::Server> server_;
-  std::thread events_;                 // the one on which all of gRPC's events happen
   std::atomic<bool> no_more_ = false;  // handled calls are taken
   std::unique_ptr<Router> router_;
   bool shut_down_ = false;
