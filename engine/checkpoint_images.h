@@ -52,6 +52,8 @@ struct CheckpointImages {
   std::vector<pid_t> TaskIds() const;
   /// Whether the tree had a mount namespace that was not the dumper's.
   bool HadOwnMounts() const;
+  /// The numbers of the mount namespaces that processes are in and the root is not, rising.
+  std::vector<std::uint32_t> OtherMountNamespaces() const;
 };
 
 /// Reads everything but memory pages and what belongs to single kinds of files. The errors name the

@@ -95,6 +95,7 @@ Status ReadTasks(Checkpoint& checkpoint, BesideLook& beside) {
     checkpoint.report.threads += process.threads.size();
   }
   RETURN_IF_ERROR(beside.TakeProcesses(checkpoint.processes));
+  RETURN_IF_ERROR(checkpoint.namespaces.FindOtherMounts(checkpoint.tree.processes()));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root(), checkpoint.request.compare_mounts,
@@ -138,6 +139,7 @@ std::set<std::uint64_t> ZeroFiles(const Checkpoint& checkpoint) {
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;
   files.SetNamespaces(checkpoint.processes.front().ids);
+  RETURN_IF_ERROR(files.SetOtherMounts(checkpoint.namespaces));
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
@@ -410,7 +412,13 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
   checkpoint.run_id = text::Trim(run_id);
   RETURN_IF_ERROR(ReadAll(checkpoint, held));
-  if (request.while_frozen) RETURN_IF_ERROR(request.while_frozen());
+  if (request.while_frozen) {
+    std::vector<pid_t> others;
+    for (const auto& other : checkpoint.namespaces.other_mounts()) {
+      others.push_back(other.process->pid);
+    }
+    RETURN_IF_ERROR(request.while_frozen(others));
+  }
   std::optional<NetworkLock> lock = LockNetwork(checkpoint);
   checkpoint.files->GiveBack();
   std::set<pid_t> pids;

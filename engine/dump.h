@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -45,8 +46,9 @@ struct DumpRequest {
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 
   /// Called while the tree stands still, after its memory was read; for what must be consistent with
-  /// it (the root file system). An error ends the dump.
-  std::function<Status()> while_frozen;
+  /// it (the root file system). An error ends the dump. `others`: a process of each mount namespace that is not the
+  /// root's, and whose root directory is that of its process.
+  std::function<Status(std::span<const pid_t> others)> while_frozen;
 
   /// Called once the sink has taken the last image file, before a tree is killed or left stopped: what
   /// makes the checkpoint durable. On error the tree runs on. The report is whole but for the end of

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -61,6 +62,7 @@ class Checker {
     }
     if (!namespaces.ok()) return;
     NamespaceDumper reader = *namespaces;
+    Add(reader.FindOtherMounts(tree_.processes()));
     Add(reader.Read(tree_.root(), compare_mounts, std::nullopt, false));
     for (FrozenProcess& process : tree_.processes()) {
       DumpedProcess& dumped = processes_.emplace_back();
@@ -69,6 +71,7 @@ class Checker {
       dumped.threads.emplace_back();  // what is said of a process is said of its leader
     }
     NumberTasks(processes_, reader);
+    namespaces_ = std::move(reader);
     if (ForgetEnded()) {
       for (DumpedProcess& process : processes_) process.zombie = process.frozen->zombie;
     }
@@ -81,6 +84,7 @@ class Checker {
                      FileDumper::Create(tree_, options, Fate::kLeaveRunning, found_.notes));
     files->OnlyLook();
     files->SetNamespaces(processes_.front().ids);
+    if (namespaces_) Add(files->SetOtherMounts(*namespaces_));
     Add(files->Collect(TableIds(processes_)));
     found_.files = files->files().size();
     for (const OpenFile& file : files->files()) {
@@ -128,6 +132,7 @@ class Checker {
   FrozenTree& tree_;
   DumpCheck& found_;
   std::vector<DumpedProcess> processes_;
+  std::optional<NamespaceDumper> namespaces_;
   std::set<std::string> known_;
 };
 

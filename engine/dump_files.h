@@ -19,6 +19,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/tasks.pb.h"
 #include "engine/memory/dump_areas.h"
+#include "engine/tasks/dump_namespaces.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -37,6 +38,8 @@ class FileDumper : public FileDumpContext {
 
   /// What the tree's namespaces are called in the images; before DumpAll().
   void SetNamespaces(const image::TaskKobjIdsEntry& ids) { namespaces_ = ids; }
+  /// The mount namespaces that processes are in besides the root's; before Collect(). `namespaces` outlives the dumper.
+  Status SetOtherMounts(const NamespaceDumper& namespaces);
   /// Borrows every open file description of the tree once, and reads the descriptor tables. `table_ids`:
   /// of each process, equal where processes share one; 0 for a zombie.
   Status Collect(std::vector<std::uint32_t> table_ids);
@@ -81,7 +84,8 @@ class FileDumper : public FileDumpContext {
   bool only_looks() const override { return only_looks_; }
   std::span<const OpenFile> files() const override { return files_; }
   Result<std::uint32_t> IdOf(int fd) const override;
-  int RootOf(const OpenFile&) const override { return root_.get(); }
+  int RootOf(const OpenFile& file) const override;
+  int OtherMountOf(const OpenFile& file) const override;
   pid_t ToNamespacePid(pid_t pid) const override;
   bool IsOfTree(pid_t ns_pid) const override;
   bool IsProcess(pid_t pid) const override;
@@ -93,9 +97,7 @@ class FileDumper : public FileDumpContext {
   std::vector<TcpHold>& Connections() override { return connections_; }
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override;
-  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() override {
-    return remaps_;
-  }
+  std::map<RemapKey, image::RemapFilePathEntry>& Remaps() override { return remaps_; }
   std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() override { return found_; }
   KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
 
@@ -122,6 +124,8 @@ class FileDumper : public FileDumpContext {
              std::vector<std::string>& notes)
       : tree_(tree), options_(options), fate_(fate), notes_(notes) {}
   Status OpenRoots();
+  Status CheckFolder(const FrozenProcess& process, const std::string& path,
+                     const OpenFile& file) const;
   Status CollectTable(const FrozenProcess& process);
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
   Status CheckRoot(const OpenFile& file) const;
@@ -150,7 +154,19 @@ class FileDumper : public FileDumpContext {
   std::vector<std::vector<Descriptor>> tables_;  // by process; the first has what several share
   std::map<FileKey, std::size_t, SameFile> known_;
 
-  using LinkKey = std::tuple<std::uint64_t, std::uint64_t, std::string, std::uint32_t>;
+  struct OtherMounts {
+    std::uint32_t number = 0;
+    UniqueFd root;
+    std::set<int> mounts;
+  };
+  const OtherMounts* OtherOf(int mnt_id) const;
+  const OtherMounts* OtherOfProcess(pid_t pid) const;
+  std::vector<OtherMounts> other_mounts_;
+  std::map<pid_t, std::uint32_t> elsewhere_;  // numbers of these, by our pids
+
+  // Device, inode, path, flags, and the number of the mount namespace or 0.
+  using LinkKey =
+      std::tuple<std::uint64_t, std::uint64_t, std::string, std::uint32_t, std::uint32_t>;
   std::map<LinkKey, std::uint32_t> links_;     // by what stat(2) says
   std::map<LinkKey, std::uint32_t> mappings_;  // by what smaps says
 
@@ -159,7 +175,7 @@ class FileDumper : public FileDumpContext {
   std::set<LockKey> locks_;
 
   std::set<std::pair<dev_t, ino_t>> leased_;
-  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
+  std::map<RemapKey, image::RemapFilePathEntry> remaps_;
   KeptLinks kept_links_;
   image::TaskKobjIdsEntry namespaces_;
   const OpenFile* dumping_ = nullptr;  // of files_

@@ -13,8 +13,69 @@
 #include "engine/base/io.h"
 #include "engine/dump_files.h"
 #include "engine/files/description.h"
+#include "engine/proc/fdinfo.h"
 
 namespace stasis::engine {
+
+namespace {
+
+int MountIdOf(const OpenFile& file) {
+  const Result<Fdinfo> info = ParseFdinfo(file.fdinfo);
+  return info.ok() ? info->mnt_id : -1;
+}
+
+}  // namespace
+
+Status FileDumper::SetOtherMounts(const NamespaceDumper& namespaces) {
+  for (const NamespaceDumper::OtherMounts& one : namespaces.other_mounts()) {
+    OtherMounts& other = other_mounts_.emplace_back();
+    other.number = one.number;
+    ASSIGN_OR_RETURN(other.root, OpenAt(one.process->proc.get(), "root", O_PATH | O_DIRECTORY));
+    for (const image::MntEntry& mount : one.mounts) {
+      other.mounts.insert(static_cast<int>(mount.mnt_id()));
+    }
+  }
+  elsewhere_ = namespaces.elsewhere();
+  if (other_mounts_.empty()) return OkStatus();
+  if (!root_prefix_.empty()) return Unimplemented("its root directory is not that of its mounts");
+  return OkStatus();
+}
+
+const FileDumper::OtherMounts* FileDumper::OtherOf(int mnt_id) const {
+  const auto found = std::ranges::find_if(
+      other_mounts_, [mnt_id](const OtherMounts& one) { return one.mounts.contains(mnt_id); });
+  return found == other_mounts_.end() ? nullptr : &*found;
+}
+
+const FileDumper::OtherMounts* FileDumper::OtherOfProcess(pid_t pid) const {
+  const auto number = elsewhere_.find(pid);
+  if (number == elsewhere_.end()) return nullptr;
+  const auto found = std::ranges::find(other_mounts_, number->second, &OtherMounts::number);
+  return found == other_mounts_.end() ? nullptr : &*found;
+}
+
+int FileDumper::RootOf(const OpenFile& file) const {
+  if (other_mounts_.empty()) return root_.get();
+  const OtherMounts* other = OtherOf(MountIdOf(file));
+  // Sockets and what watches files are on mounts of the kernel's own.
+  const bool has_path = file.link.starts_with('/');
+  if (other == nullptr && !has_path) other = OtherOfProcess(file.pid);
+  return other == nullptr ? root_.get() : other->root.get();
+}
+
+int FileDumper::OtherMountOf(const OpenFile& file) const {
+  const int mount = MountIdOf(file);
+  return OtherOf(mount) == nullptr ? -1 : mount;
+}
+
+// A process takes its directories from its own mount namespace.
+Status FileDumper::CheckFolder(const FrozenProcess& process, const std::string& path,
+                               const OpenFile& file) const {
+  if (other_mounts_.empty() || (path != "cwd" && path != "root")) return OkStatus();
+  if (OtherOf(MountIdOf(file)) == OtherOfProcess(process.pid)) return OkStatus();
+  return Unimplemented("pid " + std::to_string(process.ns_pid) + " " + path + " (" + file.link +
+                       "): it is in another mount namespace than its process");
+}
 
 Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const std::string& path,
                                           std::uint32_t flags) {
@@ -26,8 +87,8 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
   file.link = InRoot(std::move(file.link));
   // Most processes have the program and the directories of another.
   struct stat st = {};
-  if (::fstatat(process.proc.get(), path.c_str(), &st, 0) == 0) {
-    const auto known = links_.find(LinkKey(st.st_dev, st.st_ino, file.link, flags));
+  if (other_mounts_.empty() && ::fstatat(process.proc.get(), path.c_str(), &st, 0) == 0) {
+    const auto known = links_.find(LinkKey(st.st_dev, st.st_ino, file.link, flags, 0));
     if (known != links_.end()) return known->second;
   }
   ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_PATH));
@@ -44,10 +105,13 @@ Result<std::uint32_t> FileDumper::AddLink(const FrozenProcess& process, const st
     // Its content may have to be saved. Other things could act on being opened.
     ASSIGN_OR_RETURN(file.borrowed, OpenAt(process.proc.get(), path, O_RDONLY));
   }
-  const LinkKey key(file.st.st_dev, file.st.st_ino, file.link, flags);
-  if (const auto known = links_.find(key); known != links_.end()) return known->second;
-
   ASSIGN_OR_RETURN(file.fdinfo, OurFdinfo(file.borrowed.get()));
+  const OtherMounts* const other = OtherOf(MountIdOf(file));
+  const LinkKey key(file.st.st_dev, file.st.st_ino, file.link, flags,
+                    other == nullptr ? 0 : other->number);
+  if (const auto known = links_.find(key); known != links_.end()) return known->second;
+  RETURN_IF_ERROR(CheckFolder(process, path, file));
+
   file.id = NewFileId();
   const FileKind& kind = kMemfd.owns(file) ? kMemfd : kRegularFile;
   Result<image::FileEntry> entry = kind.dump(file, *this);
@@ -103,11 +167,12 @@ Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
   ASSIGN_OR_RETURN(const std::uint32_t flags, FlagsOfMapping(process, area));
   // Most files are mapped in several areas and processes.
   const LinkKey key(makedev(area.vma.dev_major, area.vma.dev_minor), area.vma.inode, area.vma.path,
-                    flags);
-  auto known = mappings_.find(key);
+                    flags, 0);
+  // Equal texts lead to mounts of several namespaces.
+  auto known = other_mounts_.empty() ? mappings_.find(key) : mappings_.end();
   if (known == mappings_.end()) {
     ASSIGN_OR_RETURN(const std::uint32_t id, AddLink(process, area.LinkName(), flags));
-    known = mappings_.emplace(key, id).first;
+    known = mappings_.insert_or_assign(key, id).first;
   }
   area.entry.set_shmid(known->second);
   area.entry.set_fdflags(flags);

@@ -144,6 +144,7 @@ class Restoration {
     LaterInNamespaces later;
     RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, request_.fill_tmpfs,
                                       later, report.notes));
+    mounts_ = std::move(later.mounts);
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     ASSIGN_OR_RETURN(
@@ -157,9 +158,10 @@ class Restoration {
     RETURN_IF_ERROR(RestoreMessageQueues(root, source_, ImageName("ipcns-msg", ipc), report.notes));
     // Files are opened by the root while it is still what the runtime started: with its rights.
     processes_.push_back(std::move(root));
-    files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options);
+    files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options, &mounts_);
     RETURN_IF_ERROR(files_->RestoreAll());
-    RETURN_IF_ERROR(MakeReadOnly(processes_.front(), later.read_only));
+    RETURN_IF_ERROR(MakeReadOnly(processes_.front(), later.read_only, mounts_));
+    RETURN_IF_ERROR(EnterForProgram(processes_.front()));
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
     RETURN_IF_ERROR(Grow(area));
     if (!later.ipc_settings) return OkStatus();
@@ -186,6 +188,13 @@ class Restoration {
     return RestoreMounts(root, mounts, request_.fill_tmpfs, report.notes);
   }
 
+  // Its program is executed where it was: unshare(2) and setns(2) leave that, and what is mapped, as it is.
+  Status EnterForProgram(RestoredProcess& process) const {
+    const image::FileEntry* const file =
+        images_.File(image::FD_REG, process.image->mm.exe_file_id());
+    return mounts_.Enter(process, mounts_.NumberOf(file == nullptr ? -1 : file->reg().mnt_id()));
+  }
+
   // Each process has its memory before it is forked, so that its children share what they had in common.
   Status Grow(std::uint64_t area) {
     if (request_.options.lazy_pages) {
@@ -210,6 +219,7 @@ class Restoration {
         processes_,
         MakeProcesses(
             std::move(root), images_, files_->pathless(), *reserver_,
+            [this](RestoredProcess& process) { return EnterForProgram(process); },
             [&](RestoredProcess& process, const ProcessImage* from) {
               request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
               RETURN_IF_ERROR(Goon());
@@ -248,6 +258,7 @@ class Restoration {
     if (process.image->zombie) return OkStatus();
     RETURN_IF_ERROR(Goon());
     RETURN_IF_ERROR(Named(files_->Install(process), process));
+    RETURN_IF_ERROR(Named(mounts_.Enter(process, process.image->ids.mnt_ns_id()), process));
     return Named(RestoreAttributes(process, images_, files_->pathless(), report.notes), process);
   }
 
@@ -292,6 +303,7 @@ class Restoration {
   const RestoreRequest& request_;
   const ImageSource& source_;
   CheckpointImages images_;
+  MountNamespaces mounts_;
   std::optional<PidReserver> reserver_;
   std::optional<LazyPages> lazy_;
   std::unique_ptr<FileRestorer> files_;

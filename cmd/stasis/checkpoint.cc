@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 #include <limits>
+#include <span>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -130,8 +131,8 @@ void KeepOwnMounts(engine::DumpRequest& request, engine::ImageSink& images) {
     ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts, request.root, external));
     return *changes;
   };
-  request.while_frozen = [changes, pid = request.root, &images] {
-    return cri::WriteTmpfsMadeInside(pid, *changes, images);
+  request.while_frozen = [changes, pid = request.root, &images](std::span<const pid_t> others) {
+    return cri::WriteTmpfsMadeInside(pid, others, *changes, images);
   };
 }
 

@@ -12,6 +12,14 @@ void Accept(CLI::App& group, const std::string& name, const std::string& help) {
   group.add_flag(name)->description(help);
 }
 
+// CRIU's older word for mounts that are outside.
+std::string ToExternal(const std::string& map) {
+  if (map == "auto") return "mnt[]";
+  const std::size_t colon = map.find(':');
+  if (colon == std::string::npos) return "mnt[" + map + "]";
+  return "mnt[" + map.substr(0, colon) + "]:" + map.substr(colon + 1);
+}
+
 }  // namespace
 
 void AddEngineOptions(CLI::App& command, engine::Options& options) {
@@ -35,6 +43,14 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
       .add_option("--external", options.external,
                   "KIND[THING]:NAME, what is outside; may be repeated")
       ->option_text("KEY");
+  group
+      .add_option_function<std::vector<std::string>>(
+          "--ext-mount-map",
+          [&options](const std::vector<std::string>& maps) {
+            for (const std::string& map : maps) options.external.push_back(ToExternal(map));
+          },
+          "As --external 'mnt[KEY]:NAME', 'auto' as --external 'mnt[]'; may be repeated")
+      ->option_text("KEY:NAME");
   using Mode = engine::ManageCgroups;
   static const std::map<std::string, Mode> kModes = {
       {"ignore", Mode::kIgnore}, {"none", Mode::kNone}, {"props", Mode::kProps},

@@ -117,7 +117,7 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
     is_shm_hidden = HidesSharedMemory(mounts, changes);
     return changes;
   };
-  request.while_frozen = [&]() -> Status {
+  request.while_frozen = [&](std::span<const pid_t>) -> Status {
     // It stands still and has not ended, so what was seized by its number is its tree.
     RETURN_IF_ERROR(pinned.StillThere());
     RETURN_IF_ERROR(WriteTmpfsMounts(facts.pid, *request.outside_mounts, changes, writer->images(),

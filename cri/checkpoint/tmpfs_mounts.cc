@@ -38,6 +38,9 @@ class TmpfsWriter {
               std::vector<std::string>& notes)
       : pid_(pid), changes_(changes), images_(images), notes_(notes) {}
 
+  /// Whose mounts are to be written next.
+  void LookAt(pid_t pid) { pid_ = pid; }
+
   Status Write(const Mount& mount) {
     const std::uint32_t device = DeviceOf(mount);
     if (written_.contains(device)) return OkStatus();
@@ -92,15 +95,14 @@ class TmpfsWriter {
     return folder;
   }
 
-  const pid_t pid_;
+  pid_t pid_;
   const engine::MountChanges& changes_;
   engine::ImageSink& images_;
   std::vector<std::string>& notes_;
   std::set<std::uint32_t> written_;
 };
 
-// Of those in `mounts`; `all` are those of the process.
-Status WriteThose(std::span<const Mount> mounts, std::span<const Mount> all, TmpfsWriter& writer,
+Status WriteThose(std::span<const Mount> mounts, TmpfsWriter& writer,
                   const engine::MountChanges& changes) {
   for (const Mount& mount : mounts) {
     const Status written = writer.Write(mount);
@@ -109,6 +111,12 @@ Status WriteThose(std::span<const Mount> mounts, std::span<const Mount> all, Tmp
         written.code() == StatusCode::kNotFound && changes.made.contains(mount.id);
     if (!is_hidden) RETURN_IF_ERROR(Annotate(written, mount.mountpoint));
   }
+  return OkStatus();
+}
+
+// That nothing of those in `mounts` is missing; `all` are those of the process.
+Status CheckThose(std::span<const Mount> mounts, std::span<const Mount> all,
+                  const TmpfsWriter& writer, const engine::MountChanges& changes) {
   for (const Mount& mount : mounts) {
     if (!changes.made.contains(mount.id)) continue;
     RETURN_IF_ERROR(writer.CheckWritten(mount));
@@ -138,27 +146,41 @@ Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
     return IsWholeTmpfs(mount) && !is_outside;
   });
   TmpfsWriter writer(pid, changes, images, notes);
-  return WriteThose(mounts, all, writer, changes);
+  RETURN_IF_ERROR(WriteThose(mounts, writer, changes));
+  return CheckThose(mounts, all, writer, changes);
 }
 
-Status WriteTmpfsMadeInside(pid_t pid, const engine::MountChanges& changes,
-                            engine::ImageSink& images) {
+Status WriteTmpfsMadeInside(pid_t pid, std::span<const pid_t> others,
+                            const engine::MountChanges& changes, engine::ImageSink& images) {
   if (changes.made.empty()) return OkStatus();
-  ASSIGN_OR_RETURN(const std::vector<Mount> all, MountsOf(pid));
+  std::vector<pid_t> pids = {pid};
+  pids.insert(pids.end(), others.begin(), others.end());
+  std::vector<Mount> all;
+  std::vector<std::vector<Mount>> each;
+  for (const pid_t one : pids) {
+    ASSIGN_OR_RETURN(each.emplace_back(), MountsOf(one));
+    all.insert(all.end(), each.back().begin(), each.back().end());
+  }
   // A copy of what a restore is given is made of that.
   std::set<std::pair<unsigned, unsigned>> given;
   for (const Mount& mount : all) {
     if (!changes.own_root || changes.made.contains(mount.id)) continue;
     given.emplace(mount.dev_major, mount.dev_minor);
   }
-  std::vector<Mount> mounts;
-  std::ranges::copy_if(all, std::back_inserter(mounts), [&](const Mount& mount) {
-    return IsWholeTmpfs(mount) && changes.made.contains(mount.id) &&
-           !given.contains({mount.dev_major, mount.dev_minor});
-  });
+  const auto is_other = [&](const Mount& mount) {
+    return !IsWholeTmpfs(mount) || !changes.made.contains(mount.id) ||
+           given.contains({mount.dev_major, mount.dev_minor});
+  };
   std::vector<std::string> none;  // what is too large is refused
   TmpfsWriter writer(pid, changes, images, none);
-  return WriteThose(mounts, all, writer, changes);
+  std::vector<Mount> mounts;
+  for (std::size_t i = 0; i < pids.size(); ++i) {
+    std::erase_if(each[i], is_other);
+    writer.LookAt(pids[i]);
+    RETURN_IF_ERROR(WriteThose(each[i], writer, changes));
+    mounts.insert(mounts.end(), each[i].begin(), each[i].end());
+  }
+  return CheckThose(mounts, all, writer, changes);
 }
 
 engine::FillTmpfs FillFrom(const engine::ImageSource& images, const archive::TmpfsRights& rights,

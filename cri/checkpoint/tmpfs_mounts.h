@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,9 +24,9 @@ Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
                         const engine::MountChanges& changes, engine::ImageSink& images,
                         std::vector<std::string>& notes);
 
-/// The latter alone.
-Status WriteTmpfsMadeInside(pid_t pid, const engine::MountChanges& changes,
-                            engine::ImageSink& images);
+/// The latter alone, also of the mount namespaces of `others`, which are in the same tree and stand still too.
+Status WriteTmpfsMadeInside(pid_t pid, std::span<const pid_t> others,
+                            const engine::MountChanges& changes, engine::ImageSink& images);
 
 /// Puts back what was in those that processes made, as far as `rights` goes, and tells what of it is not as it was.
 /// Outlived by `images`.

@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -62,8 +63,11 @@ class FileDumpContext {
   virtual std::span<const OpenFile> files() const = 0;
   /// The id of the tree's file that our descriptor `fd` has open; NotFound when it is none of them.
   virtual Result<std::uint32_t> IdOf(int fd) const = 0;
-  /// The directory that the paths of `file`'s links count from: the root of the tree's root process.
+  /// The directory that the paths of `file`'s links count from: the root of its mount namespace, and of that of its
+  /// holder where it is in none of the tree's.
   virtual int RootOf(const OpenFile& file) const = 0;
+  /// The mount that `file` is on, where that is in a mount namespace which the tree's root is not in; else -1.
+  virtual int OtherMountOf(const OpenFile&) const { return -1; }
   /// Our pid of a task into the tree's own number; 0 when it is not in the tree.
   virtual pid_t ToNamespacePid(pid_t pid) const = 0;
   /// Is it a process of the tree, not one of its other threads? Our pid.
@@ -90,8 +94,9 @@ class FileDumpContext {
   /// of which the tree has one end, and the device, a terminal perhaps, that they are.
   virtual bool IsExternalStdio(const OpenFile& file) const = 0;
   /// What takes the place of inodes without a path, once each: by device and inode the record of the first
-  /// file that needs it.
-  virtual std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() = 0;
+  /// file that needs it. A link is made for each mount that is in another mount namespace (see OtherMountOf), else -1.
+  using RemapKey = std::tuple<dev_t, ino_t, int>;
+  virtual std::map<RemapKey, image::RemapFilePathEntry>& Remaps() = 0;
   /// What a kind has found out about all its files at once, under a key of its own; until the dump ends.
   virtual std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() = 0;
   /// Where to give an inode a name that it keeps until it is restored; null when the tree runs on.
@@ -160,6 +165,9 @@ class FileRestoreContext {
   };
   virtual Result<std::span<const Record>> Records(std::string_view image_name) = 0;
   virtual const ImageSource& source() const = 0;
+  /// From here on paths are those of the mount namespace that had the mount `mnt_id` of the images, or that of the root
+  /// when none had.
+  virtual Status EnterMount(std::int32_t) { return OkStatus(); }
   /// Our descriptor for file `id`, which is restored; for those that wait in messages.
   virtual Result<int> Restored(std::uint32_t id) = 0;
   /// The descriptor that takes the place of what was `link` ("pipe:[123]") on the root's descriptors 0 to

@@ -38,6 +38,8 @@ namespace {
 
 constexpr std::uint64_t kBlockBytes = 512;  // of st_blocks, stat(2)
 
+constexpr int kAnyMount = -2;  // of RemapKey: a copy is one for all
+
 std::string GhostImage(std::uint32_t number) {
   const std::string name = ImageName("ghost-file", number);
   return name.substr(0, name.size() - std::string_view(".img").size());
@@ -320,6 +322,7 @@ Result<UniqueFd> OpenLink(const image::RegFileEntry& reg, std::uint32_t link_id,
                           FileRestoreContext& context) {
   const image::FileEntry* const link = context.Entry(image::FD_REG, link_id);
   if (link == nullptr || !link->has_reg()) return DataLoss("no link for a file without a name");
+  RETURN_IF_ERROR(context.EnterMount(link->reg().mnt_id()));
   image::RegFileEntry found = reg;
   found.set_name(link->reg().name());
   return OpenRegEntry(found, context);
@@ -411,15 +414,21 @@ bool IsHarmlessDevice(mode_t mode, dev_t device) {
 Status DumpGhost(const OpenFile& file, std::uint32_t id, const std::string& path,
                  FileDumpContext& context) {
   if (file.fs_magic == PROC_SUPER_MAGIC) return DumpOfDead(file, id, path, context);
-  const auto [known, is_new] = context.Remaps().try_emplace({file.st.st_dev, file.st.st_ino});
-  image::RemapFilePathEntry& remap = known->second;
+  auto& remaps = context.Remaps();
+  const FileDumpContext::RemapKey ghost = {file.st.st_dev, file.st.st_ino, kAnyMount};
+  const FileDumpContext::RemapKey here = {file.st.st_dev, file.st.st_ino,
+                                          context.OtherMountOf(file)};
+  const bool is_new = !remaps.contains(ghost) && !remaps.contains(here);
+  image::RemapFilePathEntry remap = remaps.contains(ghost) ? remaps[ghost] : remaps[here];
   if (is_new) {
     ASSIGN_OR_RETURN(const bool linked, PlanLink(file, path, remap, context));
     if (!linked) {
       RETURN_IF_ERROR(SaveGhost(file, path, context));
       remap.set_remap_id(file.id);
       remap.set_remap_type(image::REMAP_GHOST);
+      remaps.erase(here);
     }
+    remaps[linked ? here : ghost] = remap;
   }
   remap.set_orig_id(id);
   context.AddRecord("remap-fpath", remap.SerializeAsString(), "");

@@ -114,6 +114,7 @@ Result<image::RegFileEntry> DumpRegEntry(const OpenFile& file, std::uint32_t id,
   reg.set_pos((file.flags & O_PATH) != 0 ? 0 : file.pos);
   reg.set_name(path);
   reg.set_mode(file.st.st_mode);
+  if (const int mount = context.OtherMountOf(file); mount >= 0) reg.set_mnt_id(mount);
   // As CRIU: what only appends may find the file grown. What the kernel makes up (/proc) has no
   // size.
   const bool writes_only = (file.flags & O_ACCMODE) == O_WRONLY || (file.flags & O_APPEND) != 0;

@@ -37,6 +37,7 @@
 #include "engine/files/tcp_connection.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/restore_pages.h"
+#include "engine/mounts/mount_namespaces.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/restored_process.h"
 #include "engine/tracee/fd_channel.h"
@@ -290,8 +291,11 @@ class RestoreContext : public FileRestoreContext {
   /// `files`: what is restored so far.
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
                  const Options& options, std::vector<PendingConnection>& connections,
-                 const Files& files, DeadProcesses& dead, std::vector<std::string>& notes)
-      : actor_(root),
+                 const Files& files, DeadProcesses& dead, const MountNamespaces* mounts,
+                 std::vector<std::string>& notes)
+      : root_(root),
+        mounts_(mounts),
+        actor_(root),
         images_(images),
         source_(source),
         options_(options),
@@ -341,6 +345,10 @@ class RestoreContext : public FileRestoreContext {
   }
 
   const ImageSource& source() const override { return source_; }
+  Status EnterMount(std::int32_t mnt_id) override {
+    if (mounts_ == nullptr || mounts_->empty()) return OkStatus();
+    return mounts_->Enter(root_, mounts_->NumberOf(mnt_id));
+  }
   Result<int> Restored(std::uint32_t id) override {
     for (int type = image::FdTypes_MIN; type <= image::FD_PIDFD; ++type) {
       const auto found = files_.find({static_cast<image::FdTypes>(type), id});
@@ -410,6 +418,8 @@ class RestoreContext : public FileRestoreContext {
     }
   }
 
+  RestoredProcess& root_;
+  const MountNamespaces* const mounts_;  // null: one for all
   RootActor actor_;
   const CheckpointImages& images_;
   const ImageSource& source_;

@@ -53,8 +53,8 @@ constexpr std::size_t kOwnDescriptors = 256;
 class Restorer : public FileRestorer {
  public:
   Restorer(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
-           const Options& options)
-      : root_(root), images_(images), source_(source), options_(options) {
+           const Options& options, const MountNamespaces* mounts)
+      : root_(root), images_(images), source_(source), options_(options), mounts_(mounts) {
     std::vector<const ProcessImage*> processes;
     for (const ProcessImage& process : images.processes) processes.push_back(&process);
     std::ranges::sort(processes, {}, [](const ProcessImage* process) { return process->pid(); });
@@ -68,7 +68,8 @@ class Restorer : public FileRestorer {
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit());
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
-    RestoreContext context(root_, images_, source_, options_, connections_, files_, dead_, notes_);
+    RestoreContext context(root_, images_, source_, options_, connections_, files_, dead_, mounts_,
+                           notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
     RETURN_IF_ERROR(FindPassed(context));
@@ -76,12 +77,13 @@ class Restorer : public FileRestorer {
       const FileEntry* entry = images_.File(key.first, key.second);
       if (entry == nullptr) return InvalidArgument(NameOf(holder) + " is not in files.img");
       if (IsOfProcess(*entry, images_)) continue;
-      Result<UniqueFd> fd = RestoreFile(*entry, context);
+      Result<UniqueFd> fd = RestoreInPlace(*entry, context);
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
     }
     RETURN_IF_ERROR(RestorePassed(context));
     RETURN_IF_ERROR(OpenPathless(context));
+    RETURN_IF_ERROR(context.EnterMount(-1));
     RETURN_IF_ERROR(CompleteFiles(context));
     ASSIGN_OR_RETURN(terminals_, ControllingTerminals(context));
     return context.Finish();
@@ -101,7 +103,10 @@ class Restorer : public FileRestorer {
     const auto found = pathless_.find(id);
     const auto socket = files_.find({image::FD_PACKETSK, id});
     if (socket != files_.end()) return SendInto(process, socket->second.get());
-    if (found == pathless_.end()) return OpenInProcess(process, images_.Path(id), flags);
+    if (found == pathless_.end()) {
+      RETURN_IF_ERROR(EnterFor(process, images_.File(image::FD_REG, id)));
+      return OpenInProcess(process, images_.Path(id), flags);
+    }
     const FileEntry* const memfd = images_.File(image::FD_MEMFD, id);
     if (memfd != nullptr) {
       ASSIGN_OR_RETURN(const std::uint32_t seals, SealsOf(*memfd));
@@ -147,7 +152,8 @@ class Restorer : public FileRestorer {
         ReadRecords<image::RemapFilePathEntry>(source_, ImageName("remap-fpath"), "remap-fpath"));
     for (const image::RemapFilePathEntry& remap : remaps) {
       if (remap.remap_type() != image::REMAP_LINKED) continue;
-      RETURN_IF_ERROR(RemoveKeptLink(root_folder_.get(), images_.Path(remap.remap_id())));
+      const FileEntry* const link = images_.File(image::FD_REG, remap.remap_id());
+      RETURN_IF_ERROR(RemoveKeptLink(FolderOf(link), images_.Path(remap.remap_id())));
     }
     return OkStatus();
   }
@@ -207,6 +213,32 @@ class Restorer : public FileRestorer {
     int fd;
   };
 
+  // The mount that the path of `entry` leads into, as far as it is known; else -1.
+  std::int32_t MountOf(const FileEntry* entry) const {
+    if (entry == nullptr) return -1;
+    const bool is_by_path = entry->has_fifo() || entry->has_tty();
+    const std::uint32_t id = entry->has_fifo() ? entry->fifo().regf_id() : entry->tty().regf_id();
+    const FileEntry* const file = is_by_path ? images_.File(image::FD_REG, id) : entry;
+    return file != nullptr && file->has_reg() ? file->reg().mnt_id() : -1;
+  }
+
+  Status EnterFor(RestoredProcess& process, const FileEntry* entry) const {
+    if (mounts_ == nullptr || mounts_->empty()) return OkStatus();
+    return mounts_->Enter(process, mounts_->NumberOf(MountOf(entry)));
+  }
+
+  // The root of the mount namespace that `entry` is in.
+  int FolderOf(const FileEntry* entry) const {
+    if (mounts_ == nullptr || mounts_->empty()) return root_folder_.get();
+    return mounts_->RootOf(mounts_->NumberOf(MountOf(entry)));
+  }
+
+  // From the mount namespace that it was in.
+  Result<UniqueFd> RestoreInPlace(const FileEntry& entry, RestoreContext& context) {
+    RETURN_IF_ERROR(context.EnterMount(MountOf(&entry)));
+    return RestoreFile(entry, context);
+  }
+
   // Files that are held by nobody but a message that waits, and who holds the socket that it waits on.
   Status FindPassed(RestoreContext& context) {
     ASSIGN_OR_RETURN(const auto records, context.Records("sk-queues"));
@@ -236,7 +268,7 @@ class Restorer : public FileRestorer {
       if (files_.contains(key)) continue;
       if (IsOfProcess(*entry, images_))
         return Unimplemented(name + " is of /proc and a process of the tree");
-      Result<UniqueFd> fd = RestoreFile(*entry, context);
+      Result<UniqueFd> fd = RestoreInPlace(*entry, context);
       if (!fd.ok()) return Annotate(fd.status(), name);
       files_[key] = *std::move(fd);
     }
@@ -306,6 +338,7 @@ class Restorer : public FileRestorer {
       const auto found = host_pids_.find(pid);
       return found == host_pids_.end() ? 0 : found->second;
     };
+    RETURN_IF_ERROR(EnterFor(process, entry));
     ASSIGN_OR_RETURN(files_[key], engine::OpenOfProcess(process, *entry, host_pid, dead_));
     return OkStatus();
   }
@@ -341,7 +374,7 @@ class Restorer : public FileRestorer {
     if (file == nullptr) return UniqueFd();  // for the memory's restore to complain about
     ASSIGN_OR_RETURN(const auto remap, RemapOf(id, context));
     if (!remap) return UniqueFd();
-    return RestoreFile(*file, context);
+    return RestoreInPlace(*file, context);
   }
 
   Result<image::MemfdInodeEntry> InodeOf(const FileEntry& memfd) const {
@@ -431,6 +464,7 @@ class Restorer : public FileRestorer {
   const std::set<std::uint64_t> zero_files_ = OpenZeroFiles(images_);
   const ImageSource& source_;
   const Options options_;
+  const MountNamespaces* const mounts_;  // null: one for all
   std::map<FileKey, Holder> holders_;
   std::vector<ControllingTerminal> terminals_;
   std::map<FileKey, UniqueFd> files_;
@@ -449,8 +483,9 @@ class Restorer : public FileRestorer {
 
 std::unique_ptr<FileRestorer> MakeFileRestorer(RestoredProcess& root,
                                                const CheckpointImages& images,
-                                               const ImageSource& source, const Options& options) {
-  return std::make_unique<Restorer>(root, images, source, options);
+                                               const ImageSource& source, const Options& options,
+                                               const MountNamespaces* mounts) {
+  return std::make_unique<Restorer>(root, images, source, options, mounts);
 }
 
 Result<int> OpenInProcess(RestoredProcess& process, const std::string& path, int flags) {

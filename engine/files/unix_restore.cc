@@ -163,6 +163,7 @@ Status Bind(int fd, const UnixSkEntry& entry, FileRestoreContext& context) {
   if (path && name.front() != '/') {
     return Unimplemented("the relative socket path " + NameText(name) + " cannot be restored yet");
   }
+  RETURN_IF_ERROR(context.EnterMount(path ? entry.mnt_id() : -1));
   if (path) RETURN_IF_ERROR(RemoveStaleSocket(NameText(name), context));
   RETURN_IF_ERROR(Annotate(context.actor().Bind(fd, address), "bind to " + NameText(name)));
   if (!path || !entry.has_file_perms()) return OkStatus();

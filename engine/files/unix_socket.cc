@@ -223,14 +223,20 @@ Status DumpBoundPath(const OpenFile& file, const std::string& name, const FileDu
   permissions.set_uid(own.st_uid);
   permissions.set_gid(own.st_gid);
 
-  const auto leads_to = [&](const std::string& path, struct stat& there) {
-    return ::fstatat(context.RootOf(file), ("." + path).c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
+  ASSIGN_OR_RETURN(const std::string path, PathInRoot(file, bound.get()));
+  OpenFile place;  // the socket is on a mount of the kernel's own
+  place.link = path;
+  ASSIGN_OR_RETURN(place.fdinfo,
+                   ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" + std::to_string(bound.get())));
+  const int root = context.RootOf(place);
+  if (const int mount = context.OtherMountOf(place); mount >= 0) entry.set_mnt_id(mount);
+  const auto leads_to = [&](const std::string& name_there, struct stat& there) {
+    return ::fstatat(root, ("." + name_there).c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
   };
   struct stat there = {};
-  ASSIGN_OR_RETURN(const std::string path, PathInRoot(file, bound.get()));
   if (leads_to(path, there) && there.st_dev == own.st_dev && there.st_ino == own.st_ino) {
     if (path != name) entry.set_name(path + '\0');
-    return CheckNoMount(file, context.RootOf(file), path);
+    return CheckNoMount(file, root, path);
   }
   // Nobody can connect to it any more: it is enough that it has the name.
   entry.set_deleted(true);

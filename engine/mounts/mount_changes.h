@@ -29,13 +29,15 @@ struct MountChanges {
   bool own_root = false;
   std::map<int, std::string> keys;
   std::set<int> automatic;  ///< Of those: paths of this machine.
+  std::string obstacle;     ///< Why not, where it is no such root only because of a mount that cannot be made again.
 
   bool empty() const {
     return made.empty() && access.empty() && sharing.empty() && unmounted.empty();
   }
 };
 
-/// Compares what is mounted in a tree's mount namespace, in the order of mountinfo, with what was given.
+/// Compares what is mounted in a tree's mount namespace, in the order of mountinfo, with what was given. Where its root
+/// is its own, the mounts of other namespaces that its processes are in can follow.
 using CompareMounts = std::function<Result<MountChanges>(std::span<const Mount> mounts)>;
 
 }  // namespace stasis::engine

@@ -67,14 +67,13 @@ class Planner {
   Result<RootPlan> RunWhole() {
     RETURN_IF_ERROR(Index());
     RootPlan plan;
-    const auto is_root = [&](const image::MntEntry& entry) {
-      return entry.mountpoint() == "/" && Find(entry.parent_mnt_id()) == nullptr;
-    };
-    const auto root = std::ranges::find_if(all_, is_root);
+    const auto root =
+        std::ranges::find_if(all_, [this](const auto& entry) { return IsRoot(entry); });
     if (root == all_.end()) return Unimplemented("its root directory is no mount of its own");
     plan.root = root->mnt_id();
+    root_ = &*root;
     for (const image::MntEntry& entry : all_) {
-      if (&entry == &*root) continue;
+      if (&entry == root_) continue;
       Result<PlannedMount> mount = Plan(entry);
       if (mount.ok()) {
         plan_.push_back(*std::move(mount));
@@ -125,10 +124,21 @@ class Planner {
     return found == by_id_.end() ? nullptr : found->second;
   }
 
+  // Of a mount namespace, as far as its processes see.
+  bool IsRoot(const image::MntEntry& entry) const {
+    return entry.mountpoint() == "/" && Find(entry.parent_mnt_id()) == nullptr;
+  }
+
   Result<PlannedMount> Plan(const image::MntEntry& entry) const {
     PlannedMount mount;
     mount.entry = &entry;
     if (!IsPlainPath(entry.mountpoint())) return InvalidArgument("not a path of a mount");
+    if (outside_ != nullptr && IsRoot(entry)) {
+      mount.is_root = true;
+      RETURN_IF_ERROR(FindSource(mount));
+      if (mount.is_removed) return Unimplemented("what is mounted was removed");
+      return mount;
+    }
     const image::MntEntry* parent = Find(entry.parent_mnt_id());
     if (parent == nullptr || parent == &entry) {
       return Unimplemented("it is not on a mount that the first process sees");
@@ -205,7 +215,7 @@ class Planner {
   // What the other mounts of its file system are made of.
   bool IsGiven(const image::MntEntry& entry) const {
     if (outside_ == nullptr) return !entry.made_inside();
-    return Find(entry.parent_mnt_id()) == nullptr || outside_->contains(entry.mnt_id());
+    return &entry == root_ || outside_->contains(entry.mnt_id());
   }
 
   bool CanBeNew(std::string_view type) const {
@@ -300,6 +310,7 @@ class Planner {
 
   const std::span<const image::MntEntry> all_;
   const OutsidePaths* const outside_;
+  const image::MntEntry* root_ = nullptr;  // of the tree
   std::map<std::uint32_t, const image::MntEntry*> by_id_;
   std::vector<PlannedMount> plan_;
 };

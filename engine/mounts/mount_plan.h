@@ -23,6 +23,7 @@ struct PlannedMount {
   bool is_removed = false;     ///< A folder that is not there any more.
   std::string path_in_source;  ///< ... and the path from its root; empty: the root itself.
 
+  bool is_root = false;        ///< Of a mount namespace, not of the tree's root, and on no other mount; else:
   std::uint32_t parent = 0;    ///< Id of the mount that it is mounted on ...
   std::string path_in_parent;  ///< ... and the place from its root; empty: on top of it.
 
@@ -48,7 +49,8 @@ struct RootPlan {
 };
 
 /// The same for a tree whose root is not that of the machine: all mounts of its mount namespace but the root,
-/// which is given from outside. InvalidArgument: entries that no kernel gives.
+/// which is given from outside, and then those of other mount namespaces that its processes are in.
+/// InvalidArgument: entries that no kernel gives.
 Result<RootPlan> PlanRoot(std::span<const image::MntEntry> all, const OutsidePaths& outside);
 
 }  // namespace stasis::engine

@@ -150,7 +150,10 @@ Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, pid_t pid,
   const Mount* const our_root = RootOf(ours);
   if (root != nullptr && our_root != nullptr && !IsSamePlace(*root, *our_root)) {
     const Result<MountChanges> all = OwnRoot(mounts, ours, pid, external).Compare();
-    return all.ok() ? *all : MountChanges();
+    if (all.ok()) return *all;
+    MountChanges none;
+    none.obstacle = Message(all.status());
+    return none;
   }
   std::multiset<MountKey> here = KeysOf(ours);
   // Another /proc, of another pid namespace, is another file system.

@@ -1,25 +1,35 @@
-// Order   the root, on its own directory; each other mount, private, in its place; flags; who shares with whom; the
-//         root becomes that of the namespace, and the old one goes
-// Source  pivot_root(2), mount_namespaces(7), move_mount(2); do_set_group() in fs/namespace.c; tested on 6.18
+// Order   the root, on its own directory; each other mount, private, in its place; flags; the root becomes that of
+//         the namespace, and the old one goes; who shares with whom. Mounts of other namespaces are made in between, in
+//         no place yet: then each of these begins as a copy, in which they get their places and the rest goes
+// Source  pivot_root(2), mount_namespaces(7), move_mount(2), unshare(2); do_set_group() in fs/namespace.c; tested on
+//         6.18
 // Rule    While no mount of the tree is shared nothing comes to another by itself: each one that an image has is made
 // Rule    A mount joins the group of another (MOVE_MOUNT_SET_GROUP, from Linux 5.15 on) when it is in none, and of
 //         the same file system, of no more of it. One that is a slave and is made shared begins a group of its own
 // Rule    pivot_root(2) wants a root that is a mount, on a mount that is not shared
+// Rule    A mount is put in its place, copied and changed by those in its mount namespace alone; one that has no place
+//         yet can be put into any, and a group joined across them (check_mnt() in fs/namespace.c)
 #include "engine/mounts/restore_root.h"
 
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <sched.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <functional>
 #include <map>
 #include <set>
 #include <utility>
 
+#include "engine/base/io.h"
 #include "engine/mounts/mount_entry.h"
 #include "engine/mounts/mount_options.h"
 #include "engine/mounts/mount_plan.h"
 #include "engine/mounts/mounter.h"
+#include "engine/tasks/process_tree.h"
 
 namespace stasis::engine {
 namespace {
@@ -39,9 +49,11 @@ Status NotGiven(const image::MntEntry& entry, const std::string& why) {
 // Who shares what is mounted with whom, once all is in its place.
 class Groups {
  public:
+  /// `enter`: to be called before a mount is changed.
   Groups(Mounter& mounter, std::span<const image::MntEntry> all,
-         const std::map<std::uint32_t, int>& open)
-      : mounter_(mounter), all_(all), open_(open) {}
+         const std::map<std::uint32_t, int>& open,
+         std::function<Status(const image::MntEntry&)> enter)
+      : mounter_(mounter), all_(all), open_(open), enter_(std::move(enter)) {}
 
   Status Run() {
     for (bool any = true; any;) {
@@ -82,6 +94,7 @@ class Groups {
 
   Status Share(const image::MntEntry& entry) {
     const int fd = open_.at(entry.mnt_id());
+    RETURN_IF_ERROR(enter_(entry));
     if (entry.unbindable()) return Propagate(mounter_, fd, MS_UNBINDABLE);
     const image::MntEntry* first = Widest(entry.shared_id());
     if (first != nullptr && first != &entry) return Join(fd, *first);
@@ -100,14 +113,35 @@ class Groups {
   Mounter& mounter_;
   const std::span<const image::MntEntry> all_;
   const std::map<std::uint32_t, int>& open_;
+  const std::function<Status(const image::MntEntry&)> enter_;
   std::map<std::uint32_t, bool> done_;
 };
 
+std::vector<image::MntEntry> Joined(std::span<const NamespaceMounts> namespaces) {
+  std::vector<image::MntEntry> all;
+  for (const NamespaceMounts& one : namespaces) {
+    all.insert(all.end(), one.mounts.begin(), one.mounts.end());
+  }
+  return all;
+}
+
 class RootMaker {
  public:
-  RootMaker(RestoredProcess& root, std::span<const image::MntEntry> all, const FillTmpfs& fill,
-            std::vector<PendingReadOnly>& read_only)
-      : mounter_(root), all_(all), fill_(fill), read_only_(read_only) {}
+  RootMaker(RestoredProcess& root, std::span<const NamespaceMounts> namespaces,
+            const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only, MountNamespaces& made)
+      : root_(root),
+        mounter_(root),
+        namespaces_(namespaces),
+        all_(Joined(namespaces)),
+        fill_(fill),
+        read_only_(read_only),
+        made_(made) {
+    for (const NamespaceMounts& one : namespaces.subspan(1)) {
+      for (const image::MntEntry& entry : one.mounts) other_[entry.mnt_id()] = one.number;
+    }
+  }
+
+  std::span<const image::MntEntry> all() const { return all_; }
 
   Status Run(const std::string& directory, const OutsidePaths& outside) {
     ASSIGN_OR_RETURN(const RootPlan plan, PlanRoot(all_, outside));
@@ -120,15 +154,29 @@ class RootMaker {
     }
     RETURN_IF_ERROR(Annotate(MakeRoot(plan.root, directory), "the root " + directory));
     for (const PlannedMount& mount : plan.mounts) {
-      RETURN_IF_ERROR(Annotate(Make(mount), "mount at " + mount.entry->mountpoint()));
+      RETURN_IF_ERROR(Annotate(IsOfOther(mount) ? MakeOfOther(mount) : Make(mount),
+                               "mount at " + mount.entry->mountpoint()));
+    }
+    std::vector<MountNamespaces> others;
+    ASSIGN_OR_RETURN(const UniqueFd first, OpenAt(root_.proc.get(), "ns/mnt", O_RDONLY));
+    for (const NamespaceMounts& one : namespaces_.subspan(1)) {
+      RETURN_IF_ERROR(MakeOther(one, plan));
+      RETURN_IF_ERROR(others.emplace_back().Add(root_, one));
+      RETURN_IF_ERROR(GoBackTo(first.get()));
     }
     for (const PlannedMount& mount : plan.mounts) {
+      if (IsOfOther(mount)) continue;
       RETURN_IF_ERROR(
           Annotate(SetFlags(*mount.entry, mount.is_new), "mount at " + mount.entry->mountpoint()));
     }
     RETURN_IF_ERROR(SetFlags(*Find(plan.root), false));
     RETURN_IF_ERROR(mounter_.PivotTo(open_.at(plan.root), bare_.size()));
-    RETURN_IF_ERROR(Groups(mounter_, all_, open_).Run());
+    RETURN_IF_ERROR(made_.Add(root_, namespaces_.front()));
+    for (MountNamespaces& other : others) made_.Take(std::move(other));
+    RETURN_IF_ERROR(Groups(mounter_, all_, open_, [this](const image::MntEntry& entry) {
+                      return made_.Enter(root_, NumberOf(entry.mnt_id()));
+                    }).Run());
+    RETURN_IF_ERROR(made_.Enter(root_, namespaces_.front().number));
     for (const auto& [id, fd] : bare_) mounter_.Close(fd);
     for (const auto& [id, fd] : open_) {
       if (std::ranges::find(read_only_, fd, &PendingReadOnly::mount) == read_only_.end()) {
@@ -142,6 +190,14 @@ class RootMaker {
   const image::MntEntry* Find(std::uint32_t id) const {
     return &*std::ranges::find(all_, id, &image::MntEntry::mnt_id);
   }
+
+  std::uint32_t NumberOf(std::uint32_t mnt_id) const {
+    const auto found = other_.find(mnt_id);
+    return found == other_.end() ? namespaces_.front().number : found->second;
+  }
+
+  // Of a mount namespace that is not that of the root.
+  bool IsOfOther(const PlannedMount& mount) const { return other_.contains(mount.entry->mnt_id()); }
 
   Status Refused(const RootPlan& plan) const {
     const auto& [id, why] = plan.refused.front();
@@ -190,6 +246,74 @@ class RootMaker {
     return KeepBare(entry.mnt_id());
   }
 
+  // In no place yet.
+  Status MakeOfOther(const PlannedMount& mount) {
+    const image::MntEntry& entry = *mount.entry;
+    int source = -1;
+    if (mount.is_new) {
+      ASSIGN_OR_RETURN(source, mounter_.NewFileSystem(entry));
+      RETURN_IF_ERROR(mounter_.Attach(source, old_root_));
+      bare_[entry.mnt_id()] = source;
+    } else {
+      ASSIGN_OR_RETURN(source, OpenSource(mount));
+      if (sources_.contains(entry.mnt_id())) RETURN_IF_ERROR(KeepBareOf(entry.mnt_id(), source));
+    }
+    ASSIGN_OR_RETURN(const int made, mounter_.Copy(source));
+    if (!mount.is_new) mounter_.Close(source);
+    if (mount.is_removed) {
+      RETURN_IF_ERROR(mounter_.RemoveFolder(bare_.at(mount.source), mount.path_in_source));
+    }
+    RETURN_IF_ERROR(mount.outside.empty() ? Propagate(mounter_, made, MS_PRIVATE)
+                                          : Part(entry, made));
+    open_[entry.mnt_id()] = made;
+    const Result<UniqueFd> folder = mounter_.Take(made);
+    if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
+      RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
+    }
+    if (mount.is_root || given_.contains(mount.parent)) return OkStatus();
+    ASSIGN_OR_RETURN(const int place, mounter_.MakePlace(open_.at(mount.parent),
+                                                         mount.path_in_parent, folder.ok()));
+    mounter_.Close(place);
+    return OkStatus();
+  }
+
+  // The root enters a new copy of its mount namespace, in which nothing is left but what `one` has.
+  Status MakeOther(const NamespaceMounts& one, const RootPlan& plan) {
+    RETURN_IF_ERROR(root_.remote->Call("unshare mnt", SYS_unshare, CLONE_NEWNS).status());
+    const PlannedMount* top = nullptr;
+    for (const PlannedMount& mount : plan.mounts) {
+      if (NumberOf(mount.entry->mnt_id()) != one.number) continue;
+      const std::string& place = mount.entry->mountpoint();
+      if (mount.is_root) top = &mount;
+      RETURN_IF_ERROR(Annotate(PutInPlace(mount), "mount at " + place));
+      RETURN_IF_ERROR(Annotate(SetFlags(*mount.entry, mount.is_new), "mount at " + place));
+    }
+    if (top == nullptr) return Unimplemented("a mount namespace without a root");
+    return mounter_.PivotTo(open_.at(top->entry->mnt_id()), bare_.size());
+  }
+
+  Status PutInPlace(const PlannedMount& mount) {
+    Result<int> place = mount.is_root
+                            ? mounter_.OpenOutside("/")
+                            : mounter_.OpenIn(open_.at(mount.parent), mount.path_in_parent);
+    RETURN_IF_ERROR(place.status());
+    RETURN_IF_ERROR(mounter_.Attach(open_.at(mount.entry->mnt_id()), *place));
+    mounter_.Close(*place);
+    return OkStatus();
+  }
+
+  // Rule: who enters a mount namespace has the topmost mount on its root as root (mntns_install()).
+  Status GoBackTo(int first) {
+    ASSIGN_OR_RETURN(const int fd, SendInto(root_, first));
+    RemoteSyscalls& remote = *root_.remote;
+    RETURN_IF_ERROR(remote.Call("setns mnt", SYS_setns, fd, CLONE_NEWNS).status());
+    mounter_.Close(fd);
+    RETURN_IF_ERROR(remote.Call("fchdir", SYS_fchdir, old_root_).status());
+    remote.ResetArguments();
+    ASSIGN_OR_RETURN(const std::uint64_t here, remote.Put(std::string_view(".")));
+    return remote.Call("chroot", SYS_chroot, here).status();
+  }
+
   Result<int> OpenSource(const PlannedMount& mount) {
     if (!mount.outside.empty()) return mounter_.OpenOutside(mount.outside);
     const int from = bare_.at(mount.source);
@@ -205,8 +329,11 @@ class RootMaker {
 
   // What others are made of, with nothing mounted on it: on the old root, with which it goes.
   Status KeepBare(std::uint32_t id) {
-    if (!sources_.contains(id)) return OkStatus();
-    ASSIGN_OR_RETURN(const int bare, mounter_.Copy(open_.at(id)));
+    return sources_.contains(id) ? KeepBareOf(id, open_.at(id)) : OkStatus();
+  }
+
+  Status KeepBareOf(std::uint32_t id, int source) {
+    ASSIGN_OR_RETURN(const int bare, mounter_.Copy(source));
     RETURN_IF_ERROR(Propagate(mounter_, bare, MS_PRIVATE));
     RETURN_IF_ERROR(mounter_.Attach(bare, old_root_));
     bare_[id] = bare;
@@ -227,7 +354,8 @@ class RootMaker {
                                    .this_mount = (entry.flags() & MS_RDONLY) != 0,
                                    .whole_file_system = is_new &&
                                                         (entry.sb_flags() & MS_RDONLY) != 0 &&
-                                                        !IsOfMachine(FsTypeName(entry))};
+                                                        !IsOfMachine(FsTypeName(entry)),
+                                   .number = NumberOf(entry.mnt_id())};
     if (later.this_mount || later.whole_file_system) read_only_.push_back(later);
     mount_attr attributes = {};
     attributes.attr_set = AttributesOf(entry) & ~std::uint64_t{MOUNT_ATTR_RDONLY};
@@ -235,10 +363,14 @@ class RootMaker {
     return mounter_.Set(fd, attributes);
   }
 
+  RestoredProcess& root_;
   Mounter mounter_;
-  const std::span<const image::MntEntry> all_;
+  const std::span<const NamespaceMounts> namespaces_;
+  const std::vector<image::MntEntry> all_;
+  std::map<std::uint32_t, std::uint32_t> other_;  // numbers of other namespaces, by the ids of their mounts
   const FillTmpfs& fill_;
   std::vector<PendingReadOnly>& read_only_;
+  MountNamespaces& made_;
   int old_root_ = -1;
   std::map<std::uint32_t, int> open_;  // the root's descriptors, by the ids of the mounts
   std::map<std::uint32_t, int> bare_;  // the same, of what is in sources_
@@ -247,35 +379,39 @@ class RootMaker {
 
 }  // namespace
 
-Status RestoreRootMounts(RestoredProcess& root, std::span<const image::MntEntry> all,
+Status RestoreRootMounts(RestoredProcess& root, std::span<const NamespaceMounts> all,
                          const std::string& directory, const ExternalMounts& external,
-                         const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only) {
+                         const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only,
+                         MountNamespaces& made) {
   OutsidePaths outside;
-  for (const image::MntEntry& entry : all) {
+  RootMaker maker(root, all, fill, read_only, made);
+  for (const image::MntEntry& entry : maker.all()) {
     if (entry.ext_key().empty() || entry.made_inside() || entry.mountpoint() == "/") continue;
     const auto named = external.named.find(entry.ext_key());
     if (named != external.named.end()) {
-      outside[entry.mnt_id()] = named->second;
+      // As whoever gave it sees it: the root of the tree has another working directory.
+      outside[entry.mnt_id()] = std::filesystem::absolute(named->second);
     } else if (external.automatic && entry.ext_automatic()) {
       outside[entry.mnt_id()] = entry.ext_key();
     } else {
       return NotGiven(entry, "was given from outside");
     }
   }
-  return Annotate(RootMaker(root, all, fill, read_only).Run(directory, outside),
-                  "the mount namespace that the tree had");
+  return Annotate(maker.Run(directory, outside), "the mount namespace that the tree had");
 }
 
-Status MakeReadOnly(RestoredProcess& root, std::span<const PendingReadOnly> mounts) {
+Status MakeReadOnly(RestoredProcess& root, std::span<const PendingReadOnly> mounts,
+                    const MountNamespaces& namespaces) {
   Mounter mounter(root);
   for (const PendingReadOnly& mount : mounts) {
+    RETURN_IF_ERROR(namespaces.Enter(root, mount.number));
     mount_attr attributes = {};
     attributes.attr_set = MOUNT_ATTR_RDONLY;
     if (mount.this_mount) RETURN_IF_ERROR(mounter.Set(mount.mount, attributes));
     if (mount.whole_file_system) RETURN_IF_ERROR(mounter.MakeReadOnly(mount.mount));
     mounter.Close(mount.mount);
   }
-  return OkStatus();
+  return namespaces.GoHome(root);
 }
 
 }  // namespace stasis::engine

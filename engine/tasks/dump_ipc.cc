@@ -50,6 +50,15 @@ Result<Entry> ReadSettings() {
     ASSIGN_OR_RETURN(const auto value, Setting<std::uint32_t>(name));
     (entry.*set)(value);
   }
+  constexpr std::pair<const char*, void (Entry::*)(std::uint32_t)> kNextIds[] = {
+      {"kernel/msg_next_id", &Entry::set_msg_next_id},
+      {"kernel/sem_next_id", &Entry::set_sem_next_id},
+      {"kernel/shm_next_id", &Entry::set_shm_next_id},
+  };
+  for (const auto& [name, set] : kNextIds) {
+    const auto next = Setting<std::int32_t>(name);
+    if (next.ok() && *next >= 0) (entry.*set)(static_cast<std::uint32_t>(*next));  // -1: any
+  }
   ASSIGN_OR_RETURN(const auto segment, Setting<std::uint64_t>("kernel/shmmax"));
   entry.set_shm_ctlmax(segment);
   ASSIGN_OR_RETURN(const auto all, Setting<std::uint64_t>("kernel/shmall"));

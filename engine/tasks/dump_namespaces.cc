@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,6 +28,7 @@
 #include "engine/proc/mountinfo.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_ipc.h"
+#include "engine/tasks/dump_tree.h"
 #include "engine/tasks/net_settings.h"
 #include "engine/tasks/own_network.h"
 
@@ -107,8 +109,8 @@ Result<NamespaceDumper> NamespaceDumper::Create(const FrozenProcess& root) {
 
 Status NamespaceDumper::CheckThread(int ns_fd, bool is_leader) const {
   for (std::size_t i = 0; i < kKinds; ++i) {
-    const bool of_process = i == kPid || i == kUser || i == kTime || i == kMnt;
-    if (of_process && !is_leader) continue;
+    const bool of_process = i == kPid || i == kUser || i == kTime;
+    if (i == kMnt || (of_process && !is_leader)) continue;
     ASSIGN_OR_RETURN(const std::uint64_t inode, InodeOf(ns_fd, kKindTable[i].name));
     if (inode == tree_[i]) continue;
     return Unimplemented(std::string("is in another ") + kKindTable[i].name +
@@ -143,6 +145,35 @@ void NamespaceDumper::NumberOurs(Ids& ids) const {
   for (std::size_t i = 0; i < kKinds; ++i) (ids.*kKindTable[i].set)(NumberOfOurs(i));
 }
 
+void NamespaceDumper::NumberProcess(pid_t pid, Ids& ids) const {
+  NumberTree(ids);
+  const auto found = elsewhere_.find(pid);
+  if (found != elsewhere_.end()) ids.set_mnt_ns_id(found->second);
+}
+
+Status NamespaceDumper::FindOtherMounts(std::span<const FrozenProcess> processes) {
+  std::uint32_t next = NumberOfOurs(kKinds) + kKinds;  // above all of tree_numbers_
+  for (const FrozenProcess& process : processes) {
+    if (process.zombie) continue;
+    const Result<std::uint64_t> inode = InodeOf(process.proc.get(), "ns/mnt");
+    if (!inode.ok()) {
+      if (inode.status().code() == StatusCode::kNotFound) continue;  // it ends
+      return inode.status();
+    }
+    if (*inode == tree_[kMnt] || *inode == 0) continue;
+    auto known = std::ranges::find(other_mounts_, *inode, &OtherMounts::inode);
+    if (known == other_mounts_.end()) {
+      other_mounts_.push_back({.inode = *inode, .number = next++});
+      known = std::prev(other_mounts_.end());
+    }
+    elsewhere_[process.pid] = known->number;
+    // Rule: what /proc shows of mounts begins at the root directory of the process.
+    const Result<std::string> root = ReadLinkAt(process.proc.get(), "root");
+    if (known->process == nullptr || (root.ok() && *root == "/")) known->process = &process;
+  }
+  return OkStatus();
+}
+
 bool NamespaceDumper::has_own_uts() const { return tree_[kUts] != ours_[kUts]; }
 bool NamespaceDumper::has_own_ipc() const { return tree_[kIpc] != ours_[kIpc]; }
 bool NamespaceDumper::has_own_pid() const { return tree_[kPid] != ours_[kPid]; }
@@ -155,6 +186,9 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   MountChanges changes;
   if (compare) {
     ASSIGN_OR_RETURN(changes, compare(mounts));
+  }
+  if (!other_mounts_.empty()) {
+    RETURN_IF_ERROR(ReadOtherMounts(mounts, compare, outside, changes));
   }
   for (const Mount& mount : mounts) {
     image::MntEntry& entry = mounts_.emplace_back(ToMountEntry(mount, outside, changes));
@@ -169,8 +203,49 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   return changes.own_root ? OkStatus() : PlanMounts(mounts_).status();
 }
 
+namespace {
+
+Status InOtherMounts(const FrozenProcess& process, const std::string& why) {
+  return Unimplemented(Name(process) + " is in another mnt namespace than the root of its tree" +
+                       why);
+}
+
+}  // namespace
+
+// They can be made again where that of the root is made with all its mounts.
+Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
+                                        const CompareMounts& compare, const OutsideMounts& outside,
+                                        MountChanges& changes) {
+  if (!changes.own_root) return InOtherMounts(*other_mounts_.front().process, "");
+  std::vector<Mount> all = of_root;
+  std::vector<std::vector<Mount>> each;
+  for (const OtherMounts& other : other_mounts_) {
+    ASSIGN_OR_RETURN(const std::string root, ReadLinkAt(other.process->proc.get(), "root"));
+    if (root != "/") {
+      return InOtherMounts(*other.process, ", and has changed its root directory to " + root);
+    }
+    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(other.process->proc.get(), "mountinfo"));
+    ASSIGN_OR_RETURN(each.emplace_back(), ParseMountinfo(text));
+    all.insert(all.end(), each.back().begin(), each.back().end());
+  }
+  ASSIGN_OR_RETURN(changes, compare(all));
+  if (!changes.own_root) {
+    return InOtherMounts(*other_mounts_.front().process,
+                         ", which cannot be made again: " + changes.obstacle);
+  }
+  for (std::size_t i = 0; i < each.size(); ++i) {
+    for (const Mount& mount : each[i]) {
+      other_mounts_[i].mounts.push_back(ToMountEntry(mount, outside, changes));
+    }
+  }
+  return OkStatus();
+}
+
 Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& compare,
                              const OutsideMounts& outside, bool network) {
+  if (tree_[kMnt] == ours_[kMnt] && !other_mounts_.empty()) {
+    return InOtherMounts(*other_mounts_.front().process, "");
+  }
   if (tree_[kMnt] != ours_[kMnt]) RETURN_IF_ERROR(ReadMounts(root, compare, outside));
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
@@ -185,14 +260,25 @@ Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& com
   return OkStatus();
 }
 
+namespace {
+
+Status PutMounts(std::span<const image::MntEntry> mounts, std::uint32_t number, ImageSink& sink) {
+  ImageFileBuilder file("mountpoints");
+  // Children come first in CRIU's, the root mount last.
+  for (auto mount = mounts.rbegin(); mount != mounts.rend(); ++mount) {
+    RETURN_IF_ERROR(file.Add(*mount));
+  }
+  return sink.Put(ImageName("mountpoints", number), file.bytes());
+}
+
+}  // namespace
+
 Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) const {
   if (tree_[kMnt] != ours_[kMnt]) {
-    ImageFileBuilder file("mountpoints");
-    // Children come first in CRIU's, the root mount last.
-    for (auto mount = mounts_.rbegin(); mount != mounts_.rend(); ++mount) {
-      RETURN_IF_ERROR(file.Add(*mount));
-    }
-    RETURN_IF_ERROR(sink.Put(ImageName("mountpoints", tree_numbers_[kMnt]), file.bytes()));
+    RETURN_IF_ERROR(PutMounts(mounts_, tree_numbers_[kMnt], sink));
+  }
+  for (const OtherMounts& other : other_mounts_) {
+    RETURN_IF_ERROR(PutMounts(other.mounts, other.number, sink));
   }
   if (has_own_uts()) {
     image::UtsnsEntry entry;

@@ -4,7 +4,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "engine/dump.h"
 #include "engine/image/image_io.h"
@@ -24,14 +27,28 @@ class NamespaceDumper {
   /// own.
   static Result<NamespaceDumper> Create(const FrozenProcess& root);
 
-  /// Unimplemented when a thread of `process` is not in the root's namespaces, or would have its
-  /// children elsewhere. Its threads share their directories (see CheckShares).
+  /// Unimplemented when a thread of `process` is not in the root's namespaces, but that of mounts (Read() tells), or
+  /// would have its children elsewhere. Its threads share their directories (see CheckShares).
   Status CheckSame(const FrozenProcess& process) const;
   /// The same of one thread; for any thread of ours.
   Status CheckSame(const FrozenProcess& process, const FrozenThread& thread) const;
 
+  /// A mount namespace that processes of the tree are in, and the root is not.
+  struct OtherMounts {
+    std::uint64_t inode = 0;
+    std::uint32_t number = 0;
+    const FrozenProcess* process = nullptr;  ///< One that is in it, and whose root directory is its root.
+    std::vector<image::MntEntry> mounts;     ///< After Read(), in the order of mountinfo.
+  };
+  /// Finds these. Before processes are numbered, and before Read().
+  Status FindOtherMounts(std::span<const FrozenProcess> processes);
+  std::span<const OtherMounts> other_mounts() const { return other_mounts_; }
+  const std::map<pid_t, std::uint32_t>& elsewhere() const { return elsewhere_; }  ///< Their numbers, by our pids.
+
   /// Numbers for ids-PID.img, and for the inventory's root_ids (ours).
   void NumberTree(image::TaskKobjIdsEntry& ids) const;
+  /// The same for `process`, once FindOtherMounts() has been called.
+  void NumberProcess(pid_t pid, image::TaskKobjIdsEntry& ids) const;
   void NumberOurs(image::TaskKobjIdsEntry& ids) const;
 
   /// True when the tree's uts namespace is not ours, and its names are to be asked for.
@@ -58,11 +75,15 @@ class NamespaceDumper {
   static Result<Inodes> ReadInodes(int task_fd);
   Status ReadMounts(const FrozenProcess& root, const CompareMounts& compare,
                     const OutsideMounts& outside);
+  Status ReadOtherMounts(const std::vector<Mount>& of_root, const CompareMounts& compare,
+                         const OutsideMounts& outside, MountChanges& changes);
   Status CheckThread(int ns_fd, bool is_leader) const;
 
   Inodes ours_ = {}, tree_ = {};
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::vector<image::MntEntry> mounts_;  // in the order of mountinfo
+  std::vector<OtherMounts> other_mounts_;
+  std::map<pid_t, std::uint32_t> elsewhere_;  // numbers of other_mounts_, by our pids
   std::optional<IpcObjects> ipc_;
   std::optional<bool> loopback_up_;  // of a network without anything else
   image::NetnsEntry net_settings_;

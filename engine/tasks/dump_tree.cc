@@ -235,7 +235,7 @@ void NumberTasks(std::vector<DumpedProcess>& processes, const NamespaceDumper& n
     process.ids.set_files_id(tables[frozen.pid]);
     process.ids.set_fs_id(places[frozen.pid]);
     process.ids.set_sighand_id(number);
-    namespaces.NumberTree(process.ids);
+    namespaces.NumberProcess(frozen.pid, process.ids);
   }
 }
 

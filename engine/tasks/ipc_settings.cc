@@ -1,7 +1,8 @@
 // Source  proc_sys_kernel(5), mq_overview(7); ipc/ipc_sysctl.c, ipc/mq_sysctl.c; tested on 6.18
 // Rule    /proc/sys shows the ipc namespace of the thread that opens it
 // Rule    Limits are looked at when an object is made, or grows: one that was there before its limit was lowered stays.
-//         With shm_rmid_forced a segment goes with its last attachment (shm_may_destroy() in ipc/shm.c)
+//         With shm_rmid_forced a segment goes with its last attachment (shm_may_destroy() in ipc/shm.c). The number that
+//         *_next_id has goes to the next object that is made, and then it is -1: any (ipc_idr_alloc() in ipc/util.c)
 #include "engine/tasks/ipc_settings.h"
 
 #include <fcntl.h>
@@ -24,6 +25,7 @@ Settings ToText(const image::IpcVarEntry& entry) {
   for (const std::uint32_t limit : entry.sem_ctls()) {
     semaphores += (semaphores.empty() ? "" : "\t") + std::to_string(limit);
   }
+  const auto next = [](bool has, std::uint32_t id) { return has ? std::to_string(id) : ""; };
   // Defaults before what they may not be above, and the other way round: each is tried twice.
   return {{"kernel/sem", semaphores},
           {"kernel/msgmax", std::to_string(entry.msg_ctlmax())},
@@ -39,7 +41,15 @@ Settings ToText(const image::IpcVarEntry& entry) {
           {"fs/mqueue/msg_default",
            entry.mq_msg_default() != 0 ? std::to_string(entry.mq_msg_default()) : ""},
           {"fs/mqueue/msgsize_default",
-           entry.mq_msgsize_default() != 0 ? std::to_string(entry.mq_msgsize_default()) : ""}};
+           entry.mq_msgsize_default() != 0 ? std::to_string(entry.mq_msgsize_default()) : ""},
+          {"kernel/msg_next_id", next(entry.has_msg_next_id(), entry.msg_next_id())},
+          {"kernel/sem_next_id", next(entry.has_sem_next_id(), entry.sem_next_id())},
+          {"kernel/shm_next_id", next(entry.has_shm_next_id(), entry.shm_next_id())}};
+}
+
+// What is not to be in force before all objects are there.
+bool IsLast(std::string_view name) {
+  return name == "kernel/shm_rmid_forced" || name.ends_with("_next_id");
 }
 
 bool Has(const std::string& path, const std::string& value) {
@@ -68,7 +78,7 @@ std::string Higher(const std::string& path, const std::string& value) {
 Status RaiseIpcLimits(pid_t pid, const image::IpcVarEntry& settings) {
   return InIpcNamespace(pid, [&]() -> Status {
     for (const auto& [name, value] : ToText(settings)) {
-      if (value.empty() || name == "kernel/shm_rmid_forced") continue;
+      if (value.empty() || IsLast(name)) continue;
       const std::string path = "/proc/sys/" + name;
       const Result<UniqueFd> fd = OpenAt(AT_FDCWD, path, O_WRONLY);
       if (fd.ok())

@@ -144,8 +144,14 @@ std::vector<PlannedProcess> ToPlan(std::span<const ProcessImage> processes) {
 class Builder {
  public:
   Builder(const CheckpointImages& images, const PathlessFiles& pathless, PidReserver& reserver,
-          const Furnish& furnish, const Lead& lead)
-      : images_(images), pathless_(pathless), reserver_(reserver), furnish_(furnish), lead_(lead) {
+          const std::function<Status(RestoredProcess&)>& prepare, const Furnish& furnish,
+          const Lead& lead)
+      : images_(images),
+        pathless_(pathless),
+        reserver_(reserver),
+        prepare_(prepare),
+        furnish_(furnish),
+        lead_(lead) {
     for (std::size_t i = 0; i < images.processes.size(); ++i)
       by_pid_[images.processes[i].pid()] = i;
   }
@@ -230,6 +236,7 @@ class Builder {
       if ((shared & CLONE_FILES) != 0) {
         return Unimplemented(PidText(image) + " shares its descriptors with another program");
       }
+      RETURN_IF_ERROR(Annotate(prepare_(process), PidText(image)));
       RETURN_IF_ERROR(ExecuteProgram(process, images_, pathless_));
     }
     return furnish_(process, executes ? nullptr : &like);
@@ -344,6 +351,7 @@ class Builder {
   const CheckpointImages& images_;
   const PathlessFiles& pathless_;
   PidReserver& reserver_;
+  const std::function<Status(RestoredProcess&)>& prepare_;
   const Furnish& furnish_;
   const Lead& lead_;
   std::vector<std::optional<RestoredProcess>> made_;
@@ -460,9 +468,10 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
 Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
                                                    const CheckpointImages& images,
                                                    const PathlessFiles& pathless,
-                                                   PidReserver& reserver, const Furnish& furnish,
-                                                   const Lead& lead) {
-  return Builder(images, pathless, reserver, furnish, lead).Build(std::move(root));
+                                                   PidReserver& reserver,
+                                                   const std::function<Status(RestoredProcess&)>& prepare,
+                                                   const Furnish& furnish, const Lead& lead) {
+  return Builder(images, pathless, reserver, prepare, furnish, lead).Build(std::move(root));
 }
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,

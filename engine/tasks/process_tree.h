@@ -25,7 +25,7 @@ Result<int> SendInto(RestoredProcess& process, int our_fd);
 /// Its descriptor `number`, which is ours then and closed there.
 Result<UniqueFd> TakeFrom(RestoredProcess& process, int number);
 
-/// Lets `process` execute the program of its image, so that /proc/PID/exe is right, and stops it before
+/// Lets `process` execute the program of its image, found in its mount namespace, so that /proc/PID/exe is right, and stops it before
 /// its first instruction. FailedPrecondition: the file is missing or another one.
 Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
                       const PathlessFiles& pathless);
@@ -39,11 +39,11 @@ using Lead = std::function<Status(RestoredProcess& leader)>;
 
 /// Forks all other processes of `images` below `root`. Zombies are made too, still alive.
 /// AlreadyExists: a pid is taken. Order of the result: that of `images`.
-Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
-                                                   const CheckpointImages& images,
-                                                   const PathlessFiles& pathless,
-                                                   PidReserver& reserver, const Furnish& furnish,
-                                                   const Lead& lead);
+/// `prepare`: called for each that is to execute another program, before it does.
+Result<std::vector<RestoredProcess>> MakeProcesses(
+    RestoredProcess root, const CheckpointImages& images, const PathlessFiles& pathless,
+    PidReserver& reserver, const std::function<Status(RestoredProcess&)>& prepare,
+    const Furnish& furnish, const Lead& lead);
 
 /// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
 /// `parent`: whose child it is with CLONE_PARENT, which has no exit signal in `flags`.

@@ -137,29 +137,45 @@ Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mo
   return Propagate(root, any(&image::MntEntry::has_master_id) ? MS_SLAVE : MS_PRIVATE);
 }
 
+Status InOtherMounts() {
+  return Unimplemented(
+      "processes of the tree are in other mount namespaces than its root, which can only be made again where that "
+      "has one with a root of its own (--root DIR)");
+}
+
 // Whether what is in it is that of the namespaces of whoever mounts it.
 bool ShowsNamespace(const image::MntEntry& mount) {
   const std::string type = FsTypeName(mount);
   return type == "proc" || type == "sysfs" || type == "mqueue";
 }
 
-Status MakeRoot(RestoredProcess& root, const Kind& kind, std::span<const image::MntEntry> before,
-                const Options& options, const FillTmpfs& fill,
-                std::vector<PendingReadOnly>& read_only) {
+// `before` is that of the root.
+Status MakeRoot(RestoredProcess& root, const Kind& kind, std::vector<image::MntEntry> before,
+                const CheckpointImages& images, const ImageSource& source, const Options& options,
+                const FillTmpfs& fill, LaterInNamespaces& later) {
+  std::vector<NamespaceMounts> all;
+  all.push_back({images.processes.front().ids.mnt_ns_id(), std::move(before)});
+  for (const std::uint32_t number : images.OtherMountNamespaces()) {
+    ASSIGN_OR_RETURN(auto mounts, ReadRecords<image::MntEntry>(
+                                      source, ImageName("mountpoints", number), "mountpoints"));
+    all.push_back({number, std::move(mounts)});
+  }
   ASSIGN_OR_RETURN(const ExternalMounts external, ParseExternalMounts(options.external));
   RETURN_IF_ERROR(Unshare(root, kind));
   // Nothing of it comes to the machine. What is mounted there comes to those that had it so.
   RETURN_IF_ERROR(Propagate(root, MS_SLAVE));
-  return RestoreRootMounts(root, before, options.root, external, fill, read_only);
+  return RestoreRootMounts(root, all, options.root, external, fill, later.read_only, later.mounts);
 }
 
 Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
                   const ImageSource& source, const Options& options, const FillTmpfs& fill,
-                  std::vector<PendingReadOnly>& read_only, std::vector<std::string>& notes) {
+                  LaterInNamespaces& later, std::vector<std::string>& notes) {
   const std::uint32_t number = images.processes.front().ids.mnt_ns_id();
   ASSIGN_OR_RETURN(auto before, ReadRecords<image::MntEntry>(
                                     source, ImageName("mountpoints", number), "mountpoints"));
-  if (options.root != "/") return MakeRoot(root, kind, before, options, fill, read_only);
+  if (options.root != "/") {
+    return MakeRoot(root, kind, std::move(before), images, source, options, fill, later);
+  }
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
   ASSIGN_OR_RETURN(std::multiset<MountKey> here, MountsIn(text));
   const auto is_other_root = [&](const image::MntEntry& mount) {
@@ -170,6 +186,7 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
         "the tree had a mount namespace with a root of its own: name the directory that is to be "
         "it: --root DIR");
   }
+  if (!images.OtherMountNamespaces().empty()) return InOtherMounts();
   // Of two in one place the one that was there before is what is here.
   std::ranges::stable_partition(before, [](const auto& mount) { return !mount.made_inside(); });
   for (image::MntEntry& mount : before) {
@@ -233,7 +250,7 @@ Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& ima
     case CLONE_NEWIPC:
       return MakeIpc(root, kind, images, source, later);
     case CLONE_NEWNS:
-      return MakeMounts(root, kind, images, source, options, fill, later.read_only, notes);
+      return MakeMounts(root, kind, images, source, options, fill, later, notes);
     default:
       return MakeNetwork(root, kind, images, source, notes);
   }
@@ -261,12 +278,15 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
   for (const Kind& kind : kKinds) {
     const auto joined = std::ranges::find(options.join_ns, kind.name,
                                           [](const auto& text) { return Halves(text).first; });
+    const bool in_others = kind.flag == CLONE_NEWNS && !images.OtherMountNamespaces().empty();
     if (joined != options.join_ns.end()) {
+      if (in_others) return InOtherMounts();
       const std::string path = PathOf(kind.name, Halves(*joined).second);
       RETURN_IF_ERROR(Join(root, kind, path));
       continue;
     }
     ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
+    if (in_others && (!is_missing || !options.own_namespaces)) return InOtherMounts();
     if (!is_missing) continue;
     if (options.own_namespaces) {
       RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, later, notes));

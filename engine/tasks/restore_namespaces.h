@@ -9,6 +9,7 @@
 #include "engine/image/image_io.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/mounts/fill_tmpfs.h"
+#include "engine/mounts/mount_namespaces.h"
 #include "engine/mounts/restore_root.h"
 #include "engine/options.h"
 #include "engine/tasks/restored_process.h"
@@ -18,6 +19,7 @@ namespace stasis::engine {
 /// What is to be done in them once files and memory are there.
 struct LaterInNamespaces {
   std::vector<PendingReadOnly> read_only;
+  MountNamespaces mounts;  ///< Where its processes are in several.
   std::optional<image::IpcVarEntry> ipc_settings;  ///< See RestoreIpcSettings().
 };
 

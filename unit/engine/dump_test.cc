@@ -89,7 +89,7 @@ TEST(DumpTest, NothingRunsWhileTheCallerWorksOnTheFrozenTree) {
   MemoryImages images;
   DumpRequest request = AllAtOnce();
   request.root = child.pid();
-  request.while_frozen = [&] {
+  request.while_frozen = [&](std::span<const pid_t>) {
     const std::uint64_t before = words[1];
     ::usleep(20'000);
     EXPECT_EQ(words[1], before);

@@ -149,7 +149,7 @@ class LocalDumpContext : public FileDumpContext {
   std::vector<TcpHold>& Connections() override { return connections; }
   void Note(std::string text) override { notes.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override { return file.link == external; }
-  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry>& Remaps() override {
+  std::map<RemapKey, image::RemapFilePathEntry>& Remaps() override {
     return remaps_;
   }
   std::map<std::string, std::shared_ptr<void>, std::less<>> found;
@@ -158,7 +158,7 @@ class LocalDumpContext : public FileDumpContext {
   KeptLinks* links = nullptr;
 
  private:
-  std::map<std::pair<dev_t, ino_t>, image::RemapFilePathEntry> remaps_;
+  std::map<RemapKey, image::RemapFilePathEntry> remaps_;
   UniqueFd root_;
   std::vector<OpenFile> files_;
   std::uint32_t next_id_ = 1;

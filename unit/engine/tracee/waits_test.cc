@@ -167,7 +167,7 @@ TEST(WaitsTest, ASignalThatComesMeanwhileStillEndsAWaitForEvents) {
   MemoryImages images;
   DumpRequest request = AllAtOnce();
   request.root = child.pid();
-  request.while_frozen = [&child] {
+  request.while_frozen = [&child](std::span<const pid_t>) {
     ::kill(child.pid(), SIGUSR1);
     return OkStatus();
   };
