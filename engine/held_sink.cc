@@ -6,6 +6,11 @@
 #include <utility>
 
 namespace stasis::engine {
+namespace {
+
+constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
+
+}  // namespace
 
 // In huge pages where there are any: to be given 32 MiB in small ones takes as long as to fill them.
 HeldSink::HeldSink(ImageSink& sink) : sink_(sink) {
@@ -19,7 +24,6 @@ HeldSink::HeldSink(ImageSink& sink) : sink_(sink) {
 void HeldSink::Prepare(std::uint64_t bytes, std::size_t files) {
   if (bytes > kMostBytes) sink_.Prepare(files);
   if (arena_ == nullptr) return;
-  constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
   limit_ = bytes > kMostBytes + kMostBytes / 2 ? kBytesOfMany : kMostBytes;
   const std::uint64_t wanted = (std::min(bytes, limit_) + kHugePage - 1) & ~(kHugePage - 1);
   ::madvise(arena_, wanted, MADV_POPULATE_WRITE);  // Linux 5.14; else they come as they are written
@@ -72,10 +76,20 @@ Status HeldSink::BeginIncrement() {
 }
 
 Status HeldSink::PassOn() {
+  std::uint64_t given_back = 0;  // of the arena, in which the files lie in their order
   for (; !files_.empty(); files_.pop_front()) {
     const File& file = files_.front();
     ASSIGN_OR_RETURN(const auto stream, sink_.Open(file.name, file.bytes.size()));
-    RETURN_IF_ERROR(stream->Write(file.bytes));
+    for (std::span<std::byte> rest = file.bytes; !rest.empty();) {
+      const std::span<std::byte> piece = rest.first(std::min<std::size_t>(rest.size(), kHugePage));
+      RETURN_IF_ERROR(stream->Write(piece));
+      rest = rest.subspan(piece.size());
+      const auto passed = static_cast<std::uint64_t>(piece.data() + piece.size() - arena_);
+      if (passed - given_back < kHugePage) continue;
+      const std::uint64_t whole = (passed & ~(kHugePage - 1)) - given_back;
+      ::madvise(arena_ + given_back, whole, MADV_DONTNEED);
+      given_back += whole;
+    }
     RETURN_IF_ERROR(stream->Finish());
   }
   held_bytes_ = 0;

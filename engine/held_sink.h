@@ -19,7 +19,7 @@ namespace stasis::engine {
 class HeldSink : public ImageSink {
  public:
   static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
-  static constexpr std::uint64_t kBytesOfMany = std::uint64_t{4} << 20;
+  static constexpr std::uint64_t kBytesOfMany = std::uint64_t{8} << 20;
 
   explicit HeldSink(ImageSink& sink);
   HeldSink(const HeldSink&) = delete;
@@ -38,7 +38,7 @@ class HeldSink : public ImageSink {
   /// FailedPrecondition while files are held.
   Status BeginIncrement() override;
 
-  /// Puts what is held into the sink, and gives its memory back.
+  /// Puts what is held into the sink, and gives its memory back on the way: the sink may take some, too.
   Status PassOn();
 
  private:

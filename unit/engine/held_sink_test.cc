@@ -28,6 +28,25 @@ TEST(HeldSinkTest, HoldsFilesUntilTheyArePassedOnInTheirOrder) {
   EXPECT_EQ(images.files.find("a.img")->second, "abcdef");
 }
 
+TEST(HeldSinkTest, KeepsItsContentWhileMemoryIsGivenBack) {
+  MemoryImages images;
+  HeldSink held(images);
+  const std::vector<std::size_t> sizes = {3'000'000, 1, 5'000'001, 0, 4'194'304, 2'097'151};
+  held.Prepare(HeldSink::kMostBytes, sizes.size());
+  for (std::size_t at = 0; at < sizes.size(); ++at) {
+    const std::string content(sizes[at], static_cast<char>('a' + at));
+    auto stream = held.Open("pages-" + std::to_string(at), content.size());
+    ASSERT_THAT(stream, IsOk());
+    ASSERT_THAT((*stream)->Write(Bytes(content)), IsOk());
+    ASSERT_THAT((*stream)->Finish(), IsOk());
+  }
+  ASSERT_THAT(held.PassOn(), IsOk());
+  for (std::size_t at = 0; at < sizes.size(); ++at) {
+    EXPECT_EQ(images.files.find("pages-" + std::to_string(at))->second,
+              std::string(sizes[at], static_cast<char>('a' + at)));
+  }
+}
+
 TEST(HeldSinkTest, WhatIsTooMuchGoesThrough) {
   MemoryImages images;
   HeldSink held(images);
