@@ -14,11 +14,12 @@
 
 namespace stasis::engine {
 
-/// Files that together fit into kMostBytes are held until PassOn(); others go through at once. Of what is
-/// far more than that, only the first kBytesOfMany are held (Prepare tells): the tree waits for nearly all of it anyway.
+/// Files that together fit into kMostBytes are held until PassOn(); others go through at once. Of more than
+/// kFarMore, only the first kBytesOfMany are held (Prepare tells): the tree waits for nearly all of it anyway.
 class HeldSink : public ImageSink {
  public:
-  static constexpr std::uint64_t kMostBytes = std::uint64_t{32} << 20;
+  static constexpr std::uint64_t kMostBytes = std::uint64_t{28} << 20;
+  static constexpr std::uint64_t kFarMore = std::uint64_t{48} << 20;
   static constexpr std::uint64_t kBytesOfMany = std::uint64_t{8} << 20;
 
   explicit HeldSink(ImageSink& sink);
