@@ -17,7 +17,8 @@ __all__ = ["root"]
 SCRIPT = """
 cd "$0"
 mount --bind . . && cd "$0"
-mkdir -p usr proc run data old
+mkdir -p usr proc run data old dev
+mknod -m 666 dev/null c 1 3
 mount --bind /usr usr
 mount -t proc proc proc
 mount -t tmpfs own run
@@ -41,7 +42,7 @@ touch /run/second.ready
 exec sleep 601
 """
 THIRD = """
-mkdir /run/top /run/top/usr /run/top/old /run/top/proc /run/top/run
+mkdir /run/top
 mount -t tmpfs -o mode=711 top /run/top
 mkdir /run/top/usr /run/top/old /run/top/proc /run/top/run /run/top/deep
 ln -s usr/bin usr/lib usr/lib64 /run/top

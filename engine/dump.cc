@@ -417,6 +417,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
     for (const auto& other : checkpoint.namespaces.other_mounts()) {
       others.push_back(other.process->pid);
     }
+    RETURN_IF_ERROR(checkpoint.files->links().MakeInMemory());
     RETURN_IF_ERROR(request.while_frozen(others));
   }
   std::optional<NetworkLock> lock = LockNetwork(checkpoint);

@@ -8,10 +8,10 @@
 #include <chrono>
 #include <filesystem>
 #include <limits>
-#include <span>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 
 #include "archive/archive_writer.h"
 #include "archive/members.h"

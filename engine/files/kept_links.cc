@@ -5,12 +5,15 @@
 #include "engine/files/kept_links.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/openat2.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <random>
 
@@ -58,8 +61,18 @@ Result<std::string> KeptLinks::Plan(int root_fd, const std::string& path, int fd
   return planned;
 }
 
-Status KeptLinks::Make() {
-  for (; made_ < links_.size(); ++made_) {
+Status KeptLinks::MakeInMemory() {
+  const auto rest = std::ranges::stable_partition(links_, [](const Link& link) {
+    struct statfs fs = {};
+    return ::fstatfs(link.folder.get(), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+  });
+  return MakeTo(links_.size() - rest.size());
+}
+
+Status KeptLinks::Make() { return MakeTo(links_.size()); }
+
+Status KeptLinks::MakeTo(std::size_t count) {
+  for (; made_ < count; ++made_) {
     const Link& link = links_[made_];
     const std::string magic = "/proc/self/fd/" + std::to_string(link.file.get());
     if (::linkat(AT_FDCWD, magic.c_str(), link.folder.get(), link.name.c_str(),

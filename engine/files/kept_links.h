@@ -26,6 +26,8 @@ class KeptLinks {
   /// A name in the folder of `path`, below the directory `root_fd`, for what `fd` has open. Unimplemented:
   /// there can be none (another file system, or one to be read only).
   Result<std::string> Plan(int root_fd, const std::string& path, int fd);
+  /// Gives the planned names that are in memory (tmpfs): what is there may be saved before all is whole.
+  Status MakeInMemory();
   /// Gives the planned names.
   Status Make();
   /// The names stay.
@@ -39,6 +41,7 @@ class KeptLinks {
     UniqueFd file, folder;
     std::string name;
   };
+  Status MakeTo(std::size_t count);
   void TakeBack();
 
   std::vector<Link> links_;

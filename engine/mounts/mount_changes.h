@@ -29,7 +29,8 @@ struct MountChanges {
   bool own_root = false;
   std::map<int, std::string> keys;
   std::set<int> automatic;  ///< Of those: paths of this machine.
-  std::string obstacle;     ///< Why not, where it is no such root only because of a mount that cannot be made again.
+  std::string
+      obstacle;  ///< Why not, where it is no such root only because of a mount that cannot be made again.
 
   bool empty() const {
     return made.empty() && access.empty() && sharing.empty() && unmounted.empty();

@@ -23,7 +23,8 @@ struct PlannedMount {
   bool is_removed = false;     ///< A folder that is not there any more.
   std::string path_in_source;  ///< ... and the path from its root; empty: the root itself.
 
-  bool is_root = false;        ///< Of a mount namespace, not of the tree's root, and on no other mount; else:
+  bool is_root =
+      false;  ///< Of a mount namespace, not of the tree's root, and on no other mount; else:
   std::uint32_t parent = 0;    ///< Id of the mount that it is mounted on ...
   std::string path_in_parent;  ///< ... and the place from its root; empty: on top of it.
 

@@ -78,6 +78,9 @@ class OwnRoot {
       entries.push_back(ToMountEntry(mount));
       const auto named = external_.named.find(mount.mountpoint);
       if (named == external_.named.end() || mount.mountpoint == "/") continue;
+      // In another mount namespace there may be another one in that place.
+      if (!IsSamePlace(*std::ranges::find(mounts_, mount.mountpoint, &Mount::mountpoint), mount))
+        continue;
       changes_.keys[mount.id] = outside_[static_cast<std::uint32_t>(mount.id)] = named->second;
     }
     ASSIGN_OR_RETURN(RootPlan plan, PlanRoot(entries, outside_));

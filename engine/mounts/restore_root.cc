@@ -271,8 +271,8 @@ class RootMaker {
       RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
     }
     if (mount.is_root || given_.contains(mount.parent)) return OkStatus();
-    ASSIGN_OR_RETURN(const int place, mounter_.MakePlace(open_.at(mount.parent),
-                                                         mount.path_in_parent, folder.ok()));
+    ASSIGN_OR_RETURN(const int place,
+                     mounter_.MakePlace(open_.at(mount.parent), mount.path_in_parent, folder.ok()));
     mounter_.Close(place);
     return OkStatus();
   }
@@ -367,7 +367,8 @@ class RootMaker {
   Mounter mounter_;
   const std::span<const NamespaceMounts> namespaces_;
   const std::vector<image::MntEntry> all_;
-  std::map<std::uint32_t, std::uint32_t> other_;  // numbers of other namespaces, by the ids of their mounts
+  std::map<std::uint32_t, std::uint32_t>
+      other_;  // numbers of other namespaces, by the ids of their mounts
   const FillTmpfs& fill_;
   std::vector<PendingReadOnly>& read_only_;
   MountNamespaces& made_;
@@ -389,8 +390,8 @@ Status RestoreRootMounts(RestoredProcess& root, std::span<const NamespaceMounts>
     if (entry.ext_key().empty() || entry.made_inside() || entry.mountpoint() == "/") continue;
     const auto named = external.named.find(entry.ext_key());
     if (named != external.named.end()) {
-      // As whoever gave it sees it: the root of the tree has another working directory.
-      outside[entry.mnt_id()] = std::filesystem::absolute(named->second);
+      // As CRIU has it, a relative path is one from the root.
+      outside[entry.mnt_id()] = std::filesystem::path("/") / named->second;
     } else if (external.automatic && entry.ext_automatic()) {
       outside[entry.mnt_id()] = entry.ext_key();
     } else {

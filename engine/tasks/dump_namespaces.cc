@@ -179,6 +179,25 @@ bool NamespaceDumper::has_own_ipc() const { return tree_[kIpc] != ours_[kIpc]; }
 bool NamespaceDumper::has_own_pid() const { return tree_[kPid] != ours_[kPid]; }
 std::uint64_t NamespaceDumper::pid_namespace() const { return tree_[kPid]; }
 
+namespace {
+
+// A folder that was removed and is mounted is made again, and empty; a file has a content, too.
+Status CheckRemoved(const FrozenProcess& process, std::span<const Mount> mounts) {
+  for (const Mount& mount : mounts) {
+    struct stat st = {};
+    const std::string place = "root" + mount.mountpoint;
+    if (!mount.root.ends_with("//deleted") ||
+        ::fstatat(process.proc.get(), place.c_str(), &st, 0) != 0 || S_ISDIR(st.st_mode)) {
+      continue;
+    }
+    return Unimplemented(Name(process) + ": the file that is mounted at " + mount.mountpoint +
+                         " was removed, and cannot be made again");
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
 Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMounts& compare,
                                    const OutsideMounts& outside) {
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(root.proc.get(), "mountinfo"));
@@ -190,6 +209,7 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   if (!other_mounts_.empty()) {
     RETURN_IF_ERROR(ReadOtherMounts(mounts, compare, outside, changes));
   }
+  if (changes.own_root) RETURN_IF_ERROR(CheckRemoved(root, mounts));
   for (const Mount& mount : mounts) {
     image::MntEntry& entry = mounts_.emplace_back(ToMountEntry(mount, outside, changes));
     if (mount.mountpoint != "/") continue;
@@ -226,6 +246,7 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
     }
     ASSIGN_OR_RETURN(const std::string text, ReadFileAt(other.process->proc.get(), "mountinfo"));
     ASSIGN_OR_RETURN(each.emplace_back(), ParseMountinfo(text));
+    RETURN_IF_ERROR(CheckRemoved(*other.process, each.back()));
     all.insert(all.end(), each.back().begin(), each.back().end());
   }
   ASSIGN_OR_RETURN(changes, compare(all));

@@ -37,13 +37,16 @@ class NamespaceDumper {
   struct OtherMounts {
     std::uint64_t inode = 0;
     std::uint32_t number = 0;
-    const FrozenProcess* process = nullptr;  ///< One that is in it, and whose root directory is its root.
-    std::vector<image::MntEntry> mounts;     ///< After Read(), in the order of mountinfo.
+    const FrozenProcess* process =
+        nullptr;  ///< One that is in it, and whose root directory is its root.
+    std::vector<image::MntEntry> mounts;  ///< After Read(), in the order of mountinfo.
   };
   /// Finds these. Before processes are numbered, and before Read().
   Status FindOtherMounts(std::span<const FrozenProcess> processes);
   std::span<const OtherMounts> other_mounts() const { return other_mounts_; }
-  const std::map<pid_t, std::uint32_t>& elsewhere() const { return elsewhere_; }  ///< Their numbers, by our pids.
+  const std::map<pid_t, std::uint32_t>& elsewhere() const {
+    return elsewhere_;
+  }  ///< Their numbers, by our pids.
 
   /// Numbers for ids-PID.img, and for the inventory's root_ids (ours).
   void NumberTree(image::TaskKobjIdsEntry& ids) const;

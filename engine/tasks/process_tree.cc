@@ -465,12 +465,10 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
   return MakeReady(process, *area);
 }
 
-Result<std::vector<RestoredProcess>> MakeProcesses(RestoredProcess root,
-                                                   const CheckpointImages& images,
-                                                   const PathlessFiles& pathless,
-                                                   PidReserver& reserver,
-                                                   const std::function<Status(RestoredProcess&)>& prepare,
-                                                   const Furnish& furnish, const Lead& lead) {
+Result<std::vector<RestoredProcess>> MakeProcesses(
+    RestoredProcess root, const CheckpointImages& images, const PathlessFiles& pathless,
+    PidReserver& reserver, const std::function<Status(RestoredProcess&)>& prepare,
+    const Furnish& furnish, const Lead& lead) {
   return Builder(images, pathless, reserver, prepare, furnish, lead).Build(std::move(root));
 }
 

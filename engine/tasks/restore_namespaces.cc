@@ -139,7 +139,8 @@ Status SetPropagation(RestoredProcess& root, std::span<const image::MntEntry> mo
 
 Status InOtherMounts() {
   return Unimplemented(
-      "processes of the tree are in other mount namespaces than its root, which can only be made again where that "
+      "processes of the tree are in other mount namespaces than its root, which can only be made "
+      "again where that "
       "has one with a root of its own (--root DIR)");
 }
 

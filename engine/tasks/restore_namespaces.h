@@ -19,7 +19,7 @@ namespace stasis::engine {
 /// What is to be done in them once files and memory are there.
 struct LaterInNamespaces {
   std::vector<PendingReadOnly> read_only;
-  MountNamespaces mounts;  ///< Where its processes are in several.
+  MountNamespaces mounts;                          ///< Where its processes are in several.
   std::optional<image::IpcVarEntry> ipc_settings;  ///< See RestoreIpcSettings().
 };
 

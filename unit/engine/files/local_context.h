@@ -149,9 +149,7 @@ class LocalDumpContext : public FileDumpContext {
   std::vector<TcpHold>& Connections() override { return connections; }
   void Note(std::string text) override { notes.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override { return file.link == external; }
-  std::map<RemapKey, image::RemapFilePathEntry>& Remaps() override {
-    return remaps_;
-  }
+  std::map<RemapKey, image::RemapFilePathEntry>& Remaps() override { return remaps_; }
   std::map<std::string, std::shared_ptr<void>, std::less<>> found;
   std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() override { return found; }
   KeptLinks* kept_links() override { return links; }
