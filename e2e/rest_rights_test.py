@@ -52,11 +52,15 @@ def allow(server, user, operation, verbs, namespace):
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory):
-    """A function that makes a client with a token."""
+    """A function that makes a client with a token, or with a certificate."""
     folder = tmp_path_factory.mktemp("rights")
     make_authority(folder)
     make_certificate(folder, "server", "/CN=server")
     make_certificate(folder, "admin", "/O=system:masters/CN=root")
+    make_authority(folder, "stranger")
+    make_certificate(folder, "forged", "/O=system:masters/CN=root", "stranger")
+    for user in ("nothing", *(f"may-{operation.lower()}" for operation in FOR_USERS)):
+        make_certificate(folder, user, f"/CN={user}")
     running = []
 
     def start(name, command):
@@ -76,9 +80,13 @@ def agent(tmp_path_factory):
         port = free_port()
         with Testbed(shim_options=[
                 "--api-listen", f"127.0.0.1:{port}", "--api-tls-cert", folder / "server.crt", "--api-tls-key",
-                folder / "server.key", "--api-server", server.url, "--api-server-ca", folder / "ca.crt",
+                folder / "server.key", "--api-client-ca", folder / "ca.crt", "--api-server", server.url, "--api-server-ca", folder / "ca.crt",
                 "--api-server-token-file", folder / "agent-token", "--checkpoint-dir", folder / "checkpoints"]):
-            yield lambda token=None: Agent(f"https://127.0.0.1:{port}", folder / "ca.crt", token=token)
+            def client(token=None, certificate=None):
+                files = certificate and [folder / f"{certificate}.{kind}" for kind in ("crt", "key")]
+                return Agent(f"https://127.0.0.1:{port}", folder / "ca.crt", files, token)
+
+            yield client
     finally:
         for service in reversed(running):
             service.terminate()
@@ -105,6 +113,26 @@ def test_who_has_the_rights_of_an_operation_may_do_it_and_nobody_else(agent, ope
         until(lambda: ask(who) not in (401, 403), what="the role", every=0.5)
         if "{namespace}" in OPERATIONS[operation][1]:
             assert ask(who, namespace="other") == 403
+
+
+@pytest.mark.parametrize("operation", FOR_USERS)
+def test_a_certificate_has_the_rights_of_its_user_and_one_of_another_authority_none(agent, operation):
+    for method in methods(operation):
+        ask = lambda user, **places: agent(certificate=user).ask(method, path_of(operation, **places)).code
+        assert ask("nothing") == (200 if operation == "openapi" else 403)
+        with pytest.raises(OSError):  # of the handshake: TLS has no other answer
+            ask("forged")
+        who = f"may-{operation.lower()}"
+        until(lambda: ask(who) not in (401, 403), what="the role", every=0.5)
+        if "{namespace}" in OPERATIONS[operation][1]:
+            assert ask(who, namespace="other") == 403
+
+
+@pytest.mark.parametrize("token", ["", " ", "x" * 20000, "may-check-token,nothing-token", "b.c.d"])
+def test_what_is_no_token_of_anybody_opens_nothing(agent, token):
+    for operation in FOR_USERS:
+        for method in methods(operation):
+            assert agent().ask(method, path_of(operation), Authorization=f"Bearer {token}").code == 401
 
 
 def test_every_operation_is_for_anybody_or_names_its_rights():
