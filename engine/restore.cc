@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ranges>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -46,8 +47,9 @@ class Restoration {
     files_
         .reset();  // an init ends only when all of its pid namespace are waited for, stand-ins of ours too
     // A thread that we trace is there until we have waited for it, and so is its process. Its parent sees its
-    // end only then, unless we are that: then who started it waits for it.
-    for (RestoredProcess& process : processes_) {
+    // end only then, unless we are that: then who started it waits for it. Parents come last: an init does not end
+    // before all of its pid namespace are waited for (zap_pid_ns_processes() in kernel/pid_namespace.c).
+    for (RestoredProcess& process : std::views::reverse(processes_)) {
       for (RestoredProcess::Thread& thread : process.others) AwaitDeath(thread.tracee);
       if (process.pid != request_.placeholder || !IsOurChild(process.pid))
         AwaitDeath(process.leader);
@@ -213,21 +215,18 @@ class Restoration {
                            return files_->OpenMapped(process, id, flags);
                          },
                          progress, lazy_ ? &*lazy_ : nullptr));
-    RestoredProcess root = std::move(processes_.front());
-    processes_.clear();
-    ASSIGN_OR_RETURN(
-        processes_,
-        MakeProcesses(
-            std::move(root), images_, files_->pathless(), *reserver_,
-            [this](RestoredProcess& process) { return EnterForProgram(process); },
-            [&](RestoredProcess& process, const ProcessImage* from) {
-              request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
-              RETURN_IF_ERROR(Goon());
-              // Its memory is charged to its own cgroup.
-              RETURN_IF_ERROR(cgroups_->Move(process));
-              return memory->Restore(process, from);
-            },
-            [this](RestoredProcess& leader) { return files_->TakeTerminal(leader); }));
+    const Status made = MakeProcesses(
+        processes_, images_, files_->pathless(), *reserver_,
+        [this](RestoredProcess& process) { return EnterForProgram(process); },
+        [&](RestoredProcess& process, const ProcessImage* from) {
+          request_.log.Debug("memory of pid " + std::to_string(process.image->pid()));
+          RETURN_IF_ERROR(Goon());
+          // Its memory is charged to its own cgroup.
+          RETURN_IF_ERROR(cgroups_->Move(process));
+          return memory->Restore(process, from);
+        },
+        [this](RestoredProcess& leader) { return files_->TakeTerminal(leader); });
+    RETURN_IF_ERROR(made);
     RETURN_IF_ERROR(memory->Finish());
     RETURN_IF_ERROR(cgroups_->SetLater());
     report.pages_restored = progress.pages;

@@ -156,30 +156,27 @@ class Builder {
       by_pid_[images.processes[i].pid()] = i;
   }
 
-  // Nothing half-made is let go: detached, it would run our calls' registers.
-  ~Builder() {
-    if (done_) return;
-    for (const auto& process : made_) {
-      if (process) ::kill(process->pid, SIGKILL);
-    }
-    for (const auto& [pid, stand_in] : stand_ins_) ::kill(stand_in.process.pid, SIGKILL);
-  }
-
-  Result<std::vector<RestoredProcess>> Build(RestoredProcess root) {
-    ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(root.pid));
+  Status Build(RestoredProcess root) {
+    made_.emplace_back(std::move(root));
+    ASSIGN_OR_RETURN(const TaskStatus status, ReadStatus(made_[0]->pid));
     ASSIGN_OR_RETURN(plan_, PlanForks(ToPlan(images_.processes), OwnSession(status.ns_sid.back())));
     made_.resize(images_.processes.size() + plan_.extras.size());
-    made_[0].emplace(std::move(root));
     RETURN_IF_ERROR(furnish_(*made_[0], nullptr));
     if (status.ns_sid.back() == images_.processes[0].pid()) RETURN_IF_ERROR(TakeLead(0));
     for (const ForkPlan::Step& step : plan_.steps) RETURN_IF_ERROR(Do(step));
     RETURN_IF_ERROR(JoinGroups());
     RETURN_IF_ERROR(EndStandIns());
     for (const ForkPlan::End& end : plan_.ends) RETURN_IF_ERROR(EndExtra(end));
-    made_.resize(images_.processes.size());
+    return OkStatus();
+  }
+
+  // All that are there. Nothing half-made is let go: detached, it would run our calls' registers.
+  std::vector<RestoredProcess> Take() {
     std::vector<RestoredProcess> processes;
-    for (std::optional<RestoredProcess>& process : made_) processes.push_back(*std::move(process));
-    done_ = true;
+    for (std::optional<RestoredProcess>& process : made_) {
+      if (process) processes.push_back(*std::move(process));
+    }
+    for (auto& [pid, stand_in] : stand_ins_) processes.push_back(std::move(stand_in.process));
     return processes;
   }
 
@@ -359,7 +356,6 @@ class Builder {
   std::map<pid_t, StandIn> stand_ins_;  // of process groups
   std::set<pid_t> taken_;               // by FreePid
   ForkPlan plan_;
-  bool done_ = false;
 };
 
 // Ends by the signal of `status` as its default action does, without a core file.
@@ -465,11 +461,14 @@ Status ExecuteProgram(RestoredProcess& process, const CheckpointImages& images,
   return MakeReady(process, *area);
 }
 
-Result<std::vector<RestoredProcess>> MakeProcesses(
-    RestoredProcess root, const CheckpointImages& images, const PathlessFiles& pathless,
-    PidReserver& reserver, const std::function<Status(RestoredProcess&)>& prepare,
-    const Furnish& furnish, const Lead& lead) {
-  return Builder(images, pathless, reserver, prepare, furnish, lead).Build(std::move(root));
+Status MakeProcesses(std::vector<RestoredProcess>& processes, const CheckpointImages& images,
+                     const PathlessFiles& pathless, PidReserver& reserver,
+                     const std::function<Status(RestoredProcess&)>& prepare, const Furnish& furnish,
+                     const Lead& lead) {
+  Builder builder(images, pathless, reserver, prepare, furnish, lead);
+  Status status = builder.Build(std::move(processes.front()));
+  processes = builder.Take();
+  return status;
 }
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,

@@ -37,13 +37,14 @@ using Furnish = std::function<Status(RestoredProcess& process, const ProcessImag
 /// Called for each leader of a session before it has children there: they inherit its controlling terminal.
 using Lead = std::function<Status(RestoredProcess& leader)>;
 
-/// Forks all other processes of `images` below `root`. Zombies are made too, still alive.
-/// AlreadyExists: a pid is taken. Order of the result: that of `images`.
+/// Forks all other processes of `images` below the root, which `processes` has, and adds them in the order of
+/// `images`. Zombies are made too, still alive. AlreadyExists: a pid is taken. When it fails, `processes` has all
+/// that there are, others than those of `images` too, to be killed and waited for: none of them may run.
 /// `prepare`: called for each that is to execute another program, before it does.
-Result<std::vector<RestoredProcess>> MakeProcesses(
-    RestoredProcess root, const CheckpointImages& images, const PathlessFiles& pathless,
-    PidReserver& reserver, const std::function<Status(RestoredProcess&)>& prepare,
-    const Furnish& furnish, const Lead& lead);
+Status MakeProcesses(std::vector<RestoredProcess>& processes, const CheckpointImages& images,
+                     const PathlessFiles& pathless, PidReserver& reserver,
+                     const std::function<Status(RestoredProcess&)>& prepare, const Furnish& furnish,
+                     const Lead& lead);
 
 /// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
 /// `parent`: whose child it is with CLONE_PARENT, which has no exit signal in `flags`.
