@@ -9,8 +9,9 @@ from e2e.wait import until
 
 STILL = 0.5  # seconds
 # Of x86_64.
-NUMBERS = {"write": 1, "pwrite64": 18, "uname": 63, "fsync": 74, "listxattr": 194, "renameat": 264, "linkat": 265,
-           "process_vm_readv": 310, "pidfd_getfd": 438}
+NUMBERS = {"write": 1, "ioctl": 16, "pwrite64": 18, "uname": 63, "fsync": 74, "ftruncate": 77, "listxattr": 194,
+           "getdents64": 217, "renameat": 264, "linkat": 265, "process_vm_readv": 310, "process_vm_writev": 311,
+           "pidfd_getfd": 438}
 
 
 def tasks(pid, name):

@@ -3,16 +3,16 @@
 import contextlib
 import json
 import os
-import re
 import signal
-import subprocess
 import threading
 
 import pytest
 
 from e2e import journey
+from e2e.cluster.node import CONTAINERD
 from e2e.cluster.workload import checkpointed
 from e2e.hold import Hold, held
+from e2e.views import views
 from e2e.wait import until
 
 
@@ -84,14 +84,6 @@ def phases(node, namespace):
     return {record["phase"] for record in records(node).values() if record["podNamespace"] == namespace.name}
 
 
-def views(node):
-    """The names of views of checkpoint images, which the agent takes from containerd until it has read them."""
-    ctr = lambda *words: subprocess.run(
-        ["ctr", "-a", node.folder / "run/containerd/containerd.sock", "-n", "k8s.io", *words],
-        capture_output=True, text=True, check=True).stdout
-    return set(re.findall(r"^stasis-\w+", ctr("leases", "ls") + ctr("snapshots", "ls"), re.MULTILINE))
-
-
 def programs(node):
     """Of ours that run in containers until these are restored, or while their memory is loaded."""
     found = []
@@ -149,8 +141,8 @@ def test_a_restore_that_is_cut_off_is_made_good_and_leaves_nothing(namespace, cu
     assert namespace.count("two") == {"count": before["count"] + 1, "born": before["born"]}
     # A container that was not started yet stays until the kubelet collects it, and could be started.
     until(lambda: phases(node, namespace) <= {"restored", "failed", "created"}, what="the end of the restore")
-    assert views(node) <= {record["checkpoint"]["snapshotKey"] for record in records(node).values()}
+    assert views(node.folder / CONTAINERD) <= {record["checkpoint"]["snapshotKey"] for record in records(node).values()}
     assert programs(node) == []
     namespace.remove("pod", "two")
     until(lambda: not phases(node, namespace), 180, what="an agent that remembers nothing of the pod", every=0.3)
-    assert views(node) == set()
+    assert views(node.folder / CONTAINERD) == set()
