@@ -182,12 +182,12 @@ class Cluster:
         ready = [c for c in conditions if c["type"] == "Ready" and c["status"] == "True"]
         return len(ready) == len(NODES)
 
-    def reboot(self, name):
-        """Ends everything on a node at once, and starts it from its disk."""
+    def reboot(self, name, start=node.Node.start_all):
+        """Ends everything on a node at once, and starts it from its disk; `start` is for its services."""
         machine = self.nodes[name]
         machine.halt()
         self.boot_node(machine)
-        machine.start_all()
+        start(machine)
 
     def show_logs(self):
         for machine in self.machines:

@@ -115,20 +115,30 @@ class Node(Machine):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
+    def launch(self, service):
+        """Starts a service, and does not wait until it answers."""
+        if service == "stasisd":
+            (self.folder / STASIS).parent.mkdir(exist_ok=True)  # a service unit's RuntimeDirectory
+        self.start(service, {
+            "containerd": ["containerd", "--config", "/etc/containerd/config.toml"],
+            "stasisd": [STASISD, "--placeholder", PLACEHOLDER, "--checkpoint-min-free", "0", *self.stasisd_options],
+            "kubelet": [
+                self.programs / "kubelet", "--config=/etc/kubernetes/kubelet.json",
+                f"--kubeconfig={self.authority.folder}/{self.name}.kubeconfig",
+                f"--hostname-override={self.name}", f"--node-ip={self.address}", "--v=2"],
+            "kube-proxy": [self.programs / "kube-proxy", "--config=/etc/kubernetes/kube-proxy.json"],
+        }[service])
+
     def start_containerd(self):
-        self.start("containerd", ["containerd", "--config", "/etc/containerd/config.toml"])
+        self.launch("containerd")
         self._await("containerd", self.runtime)
 
     def start_stasisd(self):
-        (self.folder / STASIS).parent.mkdir(exist_ok=True)  # a service unit's RuntimeDirectory
-        self.start("stasisd", [STASISD, "--placeholder", PLACEHOLDER, "--checkpoint-min-free", "0", *self.stasisd_options])
+        self.launch("stasisd")
         self._await("stasisd", self.cri)
 
     def start_kubelet(self):
-        self.start("kubelet", [
-            self.programs / "kubelet", "--config=/etc/kubernetes/kubelet.json",
-            f"--kubeconfig={self.authority.folder}/{self.name}.kubeconfig",
-            f"--hostname-override={self.name}", f"--node-ip={self.address}", "--v=2"])
+        self.launch("kubelet")
 
     @contextlib.contextmanager
     def kubelet_settings(self, **settings):
@@ -143,18 +153,17 @@ class Node(Machine):
         self.stop("kubelet")
         self._write("/etc/kubernetes/kubelet.json", json.dumps(configuration, indent=2))
         self.start_kubelet()
-        healthz = ["nsenter", "-t", str(self.pid), "-n", "curl", "-fs", "http://127.0.0.1:10248/healthz"]
-        until(lambda: subprocess.run(healthz, capture_output=True, check=False).returncode == 0, 60,
-              f"the kubelet of {self.name}", every=0.1)
+        until(self.kubelet_is_healthy, 60, f"the kubelet of {self.name}", every=0.1)
 
-    def start_proxy(self):
-        self.start("kube-proxy", [self.programs / "kube-proxy", "--config=/etc/kubernetes/kube-proxy.json"])
+    def kubelet_is_healthy(self):
+        healthz = ["nsenter", "-t", str(self.pid), "-n", "curl", "-fs", "http://127.0.0.1:10248/healthz"]
+        return subprocess.run(healthz, capture_output=True, check=False).returncode == 0
 
     def start_all(self):
         self.start_containerd()
         self.start_stasisd()
-        self.start_kubelet()
-        self.start_proxy()
+        self.launch("kubelet")
+        self.launch("kube-proxy")
 
     def _await(self, service, cri):
         def answers():
