@@ -20,12 +20,16 @@ mount --bind . . && cd "$0"
 mkdir -p usr proc run data old dev
 mknod -m 666 dev/null c 1 3
 mount --bind /usr usr
+touch name && mount --bind /etc/hostname name
 mount -t proc proc proc
 mount -t tmpfs own run
 mkdir run/shared run/sub
 mount --bind run/shared run/shared && mount --make-shared run/shared
 mount --bind data data && mount --make-shared data
 echo outside >run/sub/file
+mkdir -m 710 gone place; touch empty file; chmod 640 empty
+mount --bind gone place && rmdir gone
+mount --bind empty file && rm empty
 pivot_root . old
 exec /usr/bin/sh -c 'umount -l /old; cd /; exec >/data/out 2>&1 </dev/null
   unshare --mount --propagation unchanged sh /data/second & unshare --mount --propagation slave sh /data/third &
@@ -56,11 +60,17 @@ exec sleep 602
 
 def sleeper(pid, seconds):
     """The process below `pid` that sleeps for so many."""
-    for process in descendants(pid):
-        with open(f"/proc/{process}/cmdline", "rb") as command:
-            if command.read() == b"sleep\0%d\0" % seconds:
-                return process
-    return None
+    def find():
+        for process in descendants(pid):
+            try:
+                with open(f"/proc/{process}/cmdline", "rb") as command:
+                    if command.read() == b"sleep\0%d\0" % seconds:
+                        return process
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+        return None
+
+    return until(find, what=f"sleep {seconds}")
 
 
 def inside(pid, script):
@@ -102,6 +112,9 @@ def check_content(first, second, third):
     assert content(second, 3) == "inside\n" and content(second, 4) == "lost\n" and content(third, 6) == "third\n"
     assert os.readlink(f"/proc/{second}/fd/4").endswith("(deleted)")
     assert inside(first, "cat /run/sub/file") == "outside\n"
+    for process in (first, second):
+        assert inside(process, "stat -c '%a %F' /place /file") == "710 directory\n640 regular empty file\n"
+    assert inside(first, "stat -c %i /place /file") == inside(second, "stat -c %i /place /file")
     assert inside(second, "cat file; pwd -P; touch /data/x 2>&- || echo read-only") == "inside\n/run/sub\nread-only\n"
     assert inside(third, "cat file; pwd -P; stat -c %a /; cat /run/sub/file") == "third\n/deep\n711\noutside\n"
     assert mount_of(second, 3) == "/run/sub" and mount_of(second, 5) == "/usr" and mount_of(third, 6) == "/"
@@ -122,9 +135,9 @@ def test_processes_come_back_into_their_mount_namespaces(program, root, folder):
         second, third = sleeper(first, 601), sleeper(first, 602)
         before = [mounts_of(pid) for pid in (first, second, third)]
         check_content(first, second, third)
-        images = dump(first, folder / f"images-{time}", "--external", "mnt[/usr]:programs")
+        images = dump(first, folder / f"images-{time}", "--external", "mnt[/usr]:programs", "--external", "mnt[/name]:name")
         run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid", "--root", root,
-            "--external", "mnt[programs]:/usr")
+            "--external", "mnt[programs]:/usr", "--external", "mnt[name]:/etc/hostname")
         first = int((folder / "pid").read_text(encoding="utf-8"))
         second, third = sleeper(first, 601), sleeper(first, 602)
         assert len({namespace(pid) for pid in (first, second, third, "self")}) == 4
@@ -132,6 +145,14 @@ def test_processes_come_back_into_their_mount_namespaces(program, root, folder):
         check_content(first, second, third)
         check_sharing(first, second, third)
     os.kill(first, 9)
+
+
+def test_a_removed_file_that_is_mounted_and_has_a_content_is_refused(program, folder):
+    inside(program, "echo more >/file")
+    (folder / "images").mkdir()
+    said = run(STASIS, "checkpoint", "--pid", program, "--images-dir", folder / "images", "--external",
+               "mnt[/usr]:programs", code=1)
+    assert "what is mounted at /file was removed" in said
 
 
 def test_where_the_root_has_no_root_of_its_own_it_is_refused(start, folder):

@@ -103,24 +103,31 @@ Result<int> Mounter::MakePlace(int mount, const std::string& path, bool is_folde
   return fd;
 }
 
-Status Mounter::MakeFolder(int mount, const std::string& path) {
+Status Mounter::MakeEmpty(int mount, const std::string& path, unsigned mode) {
   const std::size_t slash = path.rfind('/');
+  const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
   ASSIGN_OR_RETURN(const int folder,
                    OpenIn(mount, slash == std::string::npos ? "" : path.substr(0, slash)));
+  RETURN_IF_ERROR(MakeOne(folder, name, S_ISDIR(mode)));
+  remote_.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t address, remote_.Put(name));
   RETURN_IF_ERROR(
-      MakeOne(folder, slash == std::string::npos ? path : path.substr(slash + 1), true));
+      remote_.Call("chmod " + name, SYS_fchmodat, folder, address, mode & 07777).status());
   Close(folder);
   return OkStatus();
 }
 
-Status Mounter::RemoveFolder(int mount, const std::string& path) {
+Status Mounter::RemoveEmpty(int mount, const std::string& path, unsigned mode) {
   const std::size_t slash = path.rfind('/');
   ASSIGN_OR_RETURN(const int folder,
                    OpenIn(mount, slash == std::string::npos ? "" : path.substr(0, slash)));
   remote_.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t name,
                    remote_.Put(slash == std::string::npos ? path : path.substr(slash + 1)));
-  RETURN_IF_ERROR(remote_.Call("rmdir " + path, SYS_unlinkat, folder, name, AT_REMOVEDIR).status());
+  RETURN_IF_ERROR(remote_
+                      .Call("remove " + path, SYS_unlinkat, folder, name,
+                            S_ISDIR(mode) ? AT_REMOVEDIR : 0)
+                      .status());
   Close(folder);
   return OkStatus();
 }

@@ -49,9 +49,9 @@ class Mounter {
   /// The same, where there is nothing yet: on a file system of the runtime's that is new, too.
   Result<int> MakePlace(int mount, const std::string& path, bool is_folder);
 
-  /// A new one, in a folder that is there, and its end.
-  Status MakeFolder(int mount, const std::string& path);
-  Status RemoveFolder(int mount, const std::string& path);
+  /// A new file or folder of type and mode `mode`, in a folder that is there, and its end.
+  Status MakeEmpty(int mount, const std::string& path, unsigned mode);
+  Status RemoveEmpty(int mount, const std::string& path, unsigned mode);
 
   Result<int> NewFileSystem(const image::MntEntry& entry);
 

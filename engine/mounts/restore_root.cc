@@ -15,6 +15,7 @@
 #include <linux/openat2.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -44,6 +45,11 @@ Status NotGiven(const image::MntEntry& entry, const std::string& why) {
   const std::string& key = entry.ext_key().empty() ? entry.mountpoint() : entry.ext_key();
   return FailedPrecondition("its mount at " + entry.mountpoint() + " (" + entry.source() + ") " +
                             why + "; say what is to be there: --external 'mnt[" + key + "]:PATH'");
+}
+
+// A checkpoint of CRIU's tells nothing of it, and what has a place that is a folder is one.
+unsigned RemovedMode(const image::MntEntry& entry) {
+  return entry.has_removed_mode() ? entry.removed_mode() : S_IFDIR | 0755;
 }
 
 // Who shares what is mounted with whom, once all is in its place.
@@ -148,8 +154,11 @@ class RootMaker {
     if (!plan.refused.empty()) return Refused(plan);
     RETURN_IF_ERROR(mounter_.CheckFilter());
     ASSIGN_OR_RETURN(old_root_, mounter_.OpenOutside("/"));
+    outside_ = &outside;
     for (const PlannedMount& mount : plan.mounts) {
-      if (!mount.is_new && mount.outside.empty()) sources_.insert(mount.source);
+      if (!mount.is_new && mount.outside.empty() && !IsCopyOfGiven(mount, outside)) {
+        sources_.insert(mount.source);
+      }
       if (!mount.outside.empty()) given_.insert(mount.entry->mnt_id());
     }
     RETURN_IF_ERROR(Annotate(MakeRoot(plan.root, directory), "the root " + directory));
@@ -170,6 +179,7 @@ class RootMaker {
           Annotate(SetFlags(*mount.entry, mount.is_new), "mount at " + mount.entry->mountpoint()));
     }
     RETURN_IF_ERROR(SetFlags(*Find(plan.root), false));
+    RETURN_IF_ERROR(Remove());
     RETURN_IF_ERROR(mounter_.PivotTo(open_.at(plan.root), bare_.size()));
     RETURN_IF_ERROR(made_.Add(root_, namespaces_.front()));
     for (MountNamespaces& other : others) made_.Take(std::move(other));
@@ -194,6 +204,11 @@ class RootMaker {
   std::uint32_t NumberOf(std::uint32_t mnt_id) const {
     const auto found = other_.find(mnt_id);
     return found == other_.end() ? namespaces_.front().number : found->second;
+  }
+
+  // Of the whole of one that is the machine's, which may be a file.
+  static bool IsCopyOfGiven(const PlannedMount& mount, const OutsidePaths& outside) {
+    return mount.path_in_source.empty() && !mount.is_removed && outside.contains(mount.source);
   }
 
   // Of a mount namespace that is not that of the root.
@@ -224,9 +239,6 @@ class RootMaker {
       ASSIGN_OR_RETURN(const int source, OpenSource(mount));
       ASSIGN_OR_RETURN(made, mounter_.Copy(source));
       mounter_.Close(source);
-      if (mount.is_removed) {
-        RETURN_IF_ERROR(mounter_.RemoveFolder(bare_.at(mount.source), mount.path_in_source));
-      }
       RETURN_IF_ERROR(mount.outside.empty() ? Propagate(mounter_, made, MS_PRIVATE)
                                             : Part(entry, made));
     }
@@ -260,9 +272,6 @@ class RootMaker {
     }
     ASSIGN_OR_RETURN(const int made, mounter_.Copy(source));
     if (!mount.is_new) mounter_.Close(source);
-    if (mount.is_removed) {
-      RETURN_IF_ERROR(mounter_.RemoveFolder(bare_.at(mount.source), mount.path_in_source));
-    }
     RETURN_IF_ERROR(mount.outside.empty() ? Propagate(mounter_, made, MS_PRIVATE)
                                           : Part(entry, made));
     open_[entry.mnt_id()] = made;
@@ -316,14 +325,22 @@ class RootMaker {
 
   Result<int> OpenSource(const PlannedMount& mount) {
     if (!mount.outside.empty()) return mounter_.OpenOutside(mount.outside);
+    if (IsCopyOfGiven(mount, *outside_)) return mounter_.OpenOutside(outside_->at(mount.source));
     const int from = bare_.at(mount.source);
     if (!mount.is_removed) return mounter_.OpenIn(from, mount.path_in_source);
+    if (removed_.contains({mount.source, mount.path_in_source})) {
+      return mounter_.OpenIn(from, mount.path_in_source);
+    }
     ASSIGN_OR_RETURN(const int place,
                      mounter_.OpenIn(open_.at(mount.parent), mount.path_in_parent));
     const bool was_folder = mounter_.Take(place).ok();
     mounter_.Close(place);
-    if (!was_folder) return FailedPrecondition("the file that was mounted there had been removed");
-    RETURN_IF_ERROR(mounter_.MakeFolder(from, mount.path_in_source));
+    const unsigned mode = RemovedMode(*mount.entry);
+    if (!was_folder && !mount.entry->has_removed_mode()) {
+      return FailedPrecondition("the file that was mounted there had been removed");
+    }
+    RETURN_IF_ERROR(mounter_.MakeEmpty(from, mount.path_in_source, mode));
+    removed_[{mount.source, mount.path_in_source}] = mode;
     return mounter_.OpenIn(from, mount.path_in_source);
   }
 
@@ -337,6 +354,14 @@ class RootMaker {
     RETURN_IF_ERROR(Propagate(mounter_, bare, MS_PRIVATE));
     RETURN_IF_ERROR(mounter_.Attach(bare, old_root_));
     bare_[id] = bare;
+    return OkStatus();
+  }
+
+  // Rule: what was removed cannot be put into a place any more (get_mountpoint() in fs/namespace.c).
+  Status Remove() {
+    for (const auto& [from, mode] : removed_) {
+      RETURN_IF_ERROR(mounter_.RemoveEmpty(bare_.at(from.first), from.second, mode));
+    }
     return OkStatus();
   }
 
@@ -373,9 +398,12 @@ class RootMaker {
   std::vector<PendingReadOnly>& read_only_;
   MountNamespaces& made_;
   int old_root_ = -1;
+  const OutsidePaths* outside_ = nullptr;
   std::map<std::uint32_t, int> open_;  // the root's descriptors, by the ids of the mounts
   std::map<std::uint32_t, int> bare_;  // the same, of what is in sources_
   std::set<std::uint32_t> sources_, given_;
+  // Modes of what is to be removed once it is mounted, by the mount that it is in and the path there.
+  std::map<std::pair<std::uint32_t, std::string>, unsigned> removed_;
 };
 
 }  // namespace

@@ -181,17 +181,21 @@ std::uint64_t NamespaceDumper::pid_namespace() const { return tree_[kPid]; }
 
 namespace {
 
-// A folder that was removed and is mounted is made again, and empty; a file has a content, too.
-Status CheckRemoved(const FrozenProcess& process, std::span<const Mount> mounts) {
-  for (const Mount& mount : mounts) {
+// What was removed and is mounted is made again, where it is empty: a removed folder always is. `entries` are those of
+// `mounts`.
+Status ReadRemoved(const FrozenProcess& process, std::span<const Mount> mounts,
+                   std::span<image::MntEntry> entries) {
+  for (std::size_t i = 0; i < mounts.size(); ++i) {
     struct stat st = {};
-    const std::string place = "root" + mount.mountpoint;
-    if (!mount.root.ends_with("//deleted") ||
-        ::fstatat(process.proc.get(), place.c_str(), &st, 0) != 0 || S_ISDIR(st.st_mode)) {
+    const std::string place = "root" + mounts[i].mountpoint;
+    if (!entries[i].deleted() || ::fstatat(process.proc.get(), place.c_str(), &st, 0) != 0)
       continue;
+    const bool is_empty = S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && st.st_size == 0);
+    if (!is_empty || st.st_uid != 0 || st.st_gid != 0) {
+      return Unimplemented(Name(process) + ": what is mounted at " + mounts[i].mountpoint +
+                           " was removed, and is no empty file or folder of root's");
     }
-    return Unimplemented(Name(process) + ": the file that is mounted at " + mount.mountpoint +
-                         " was removed, and cannot be made again");
+    entries[i].set_removed_mode(st.st_mode);
   }
   return OkStatus();
 }
@@ -209,7 +213,6 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   if (!other_mounts_.empty()) {
     RETURN_IF_ERROR(ReadOtherMounts(mounts, compare, outside, changes));
   }
-  if (changes.own_root) RETURN_IF_ERROR(CheckRemoved(root, mounts));
   for (const Mount& mount : mounts) {
     image::MntEntry& entry = mounts_.emplace_back(ToMountEntry(mount, outside, changes));
     if (mount.mountpoint != "/") continue;
@@ -220,7 +223,7 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   if (!changes.unmounted.empty()) {
     return Unimplemented("mounts were changed below the first process's root directory only");
   }
-  return changes.own_root ? OkStatus() : PlanMounts(mounts_).status();
+  return changes.own_root ? ReadRemoved(root, mounts, mounts_) : PlanMounts(mounts_).status();
 }
 
 namespace {
@@ -246,7 +249,6 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
     }
     ASSIGN_OR_RETURN(const std::string text, ReadFileAt(other.process->proc.get(), "mountinfo"));
     ASSIGN_OR_RETURN(each.emplace_back(), ParseMountinfo(text));
-    RETURN_IF_ERROR(CheckRemoved(*other.process, each.back()));
     all.insert(all.end(), each.back().begin(), each.back().end());
   }
   ASSIGN_OR_RETURN(changes, compare(all));
@@ -258,6 +260,7 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
     for (const Mount& mount : each[i]) {
       other_mounts_[i].mounts.push_back(ToMountEntry(mount, outside, changes));
     }
+    RETURN_IF_ERROR(ReadRemoved(*other_mounts_[i].process, each[i], other_mounts_[i].mounts));
   }
   return OkStatus();
 }

@@ -1,6 +1,8 @@
 // Source  proc_sys_net(5), Documentation/networking/ip-sysctl.rst; net/sysctl_net.c; tested on 6.18
 // Rule    /proc/sys/net shows the network namespace of the thread that opens it, and in one that is not the machine's
 //         first only what each has for itself.
+// Rule    A stable_secret that is set chooses addr_gen_mode for its interface, or for all (net/ipv6/addrconf.c); one that
+//         is not cannot be read
 // Rule    A value for all interfaces changes those of each (conf/all/forwarding), so it is set before these.
 #include "engine/tasks/net_settings.h"
 
@@ -32,8 +34,7 @@ constexpr int kMaxNotes = 3;
 
 // Nobody else can hold the same: they are made for each namespace, or are no settings.
 bool IsOwn(std::string_view name) {
-  return name.ends_with("/stable_secret") || name.ends_with("/tcp_fastopen_key") ||
-         name.ends_with("/flush");
+  return name.ends_with("/tcp_fastopen_key") || name.ends_with("/flush");
 }
 
 Result<UniqueFd> OpenBelow(int folder, const std::string& name, std::uint64_t flags) {
@@ -82,10 +83,10 @@ Status Walk(int top, const std::string& prefix, int depth, image::NetnsEntry& en
   return OkStatus();
 }
 
-// What is for all interfaces, then what new ones get, then what is left.
+// What chooses others, what is for all interfaces, then what new ones get, then what is left.
 int Order(const image::NetSetting& setting) {
   const std::string& name = setting.name();
-  if (name == "ipv4/ip_forward") return 0;
+  if (name == "ipv4/ip_forward" || name.ends_with("/stable_secret")) return 0;
   if (name.find("/conf/all/") != std::string::npos) return 1;
   return name.find("/conf/default/") != std::string::npos ? 2 : 3;
 }
