@@ -35,6 +35,9 @@ def helm(cluster):
                               timeout=400, env={**os.environ, "KUBECONFIG": str(cluster.kubectl.kubeconfig)})
         assert done.returncode == 0, done.stdout + done.stderr + cluster.kubectl(
             "-n", "stasis", "get", "pods,events", "-o", "wide")
+        if arguments[0] in ("install", "upgrade"):
+            # --wait waits for all pods of a DaemonSet but as many as may be unavailable.
+            cluster.kubectl("-n", "stasis", "rollout", "status", "daemonset/stasis", "--timeout=170s")
         return done.stdout
     return run
 
