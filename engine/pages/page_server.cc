@@ -91,7 +91,10 @@ Status PageServer::ReadMessages() {
     header.msg_control = control.data();
     header.msg_controllen = control.size();
     const ssize_t got = ::recvmsg(socket_.get(), &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (got < 0 && errno == EINTR) continue;
+    // Said once, and before what waits to be read, when the other end was closed with our kReady unread
+    // (unix_release_sock() in net/unix/af_unix.c).
+    const bool is_reset = got < 0 && errno == ECONNRESET;
+    if (is_reset || (got < 0 && errno == EINTR)) continue;
     if (got < 0 && errno == EAGAIN) return OkStatus();
     if (got < 0) return SyscallError(errno, "recvmsg of the restore");
     if (got == 0) return Cancelled("the restore ended before the program could run");
