@@ -107,6 +107,7 @@ Status HashedRing::TakeBack() {
   RETURN_IF_ERROR(slot.status);
   slot.status = done_(slot.buffer);
   RETURN_IF_ERROR(slot.status);
+  done_bytes_ = slot.buffer.offset + slot.buffer.content.size();
   ++taken_back_;
   return OkStatus();
 }

@@ -57,6 +57,8 @@ class HashedRing {
   Status Flush();
   /// That were written.
   std::uint64_t bytes() const { return bytes_; }
+  /// So many of them, from the beginning, are known to be done with.
+  std::uint64_t done_bytes() const { return done_bytes_; }
 
   void BeginMember() { in_member_ = true; }
   void EndMember();
@@ -96,6 +98,7 @@ class HashedRing {
   int kind_ = 0;
   bool in_member_ = false;
   std::uint64_t bytes_ = 0;
+  std::uint64_t done_bytes_ = 0;
   std::uint64_t taken_back_ = 0;  // slots that are free again
 
   mutable std::mutex mutex_;

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <map>
 #include <string>
 
 #include "archive/hashed_ring.h"
@@ -24,7 +25,7 @@ namespace stasis::archive {
 namespace {
 
 constexpr std::uint64_t kPage = HashedRing::kAlignment;
-constexpr HashedRing::Shape kShape = {.buffers = 4, .workers = 1};
+constexpr HashedRing::Shape kShape = {.buffers = 3, .workers = 1};
 
 /// `fd`'s file, opened to write past the page cache; none where that cannot be in pages.
 UniqueFd OpenDirect(int fd) {
@@ -51,16 +52,28 @@ class PlainOutput : public TarOutput {
     return Write(std::as_bytes(std::span(&header, 1)));
   }
 
+  // A container that stands still must not wait for the disk: what the old header is still on its way in, is put anew
+  // at the end.
   Status PutHeader(std::uint64_t position, const TarHeader& header) override {
-    RETURN_IF_ERROR(ring_.Flush());
-    return WriteAllAt(fd_, std::as_bytes(std::span(&header, 1)), position);
+    if (position + sizeof(header) <= ring_.done_bytes()) {
+      late_headers_.erase(position);
+      return WriteAllAt(fd_, std::as_bytes(std::span(&header, 1)), position);
+    }
+    late_headers_[position] = header;
+    return OkStatus();
   }
 
   void BeginMember() override { ring_.BeginMember(); }
   void EndMember() override { ring_.EndMember(); }
   Result<std::vector<std::string>> Digests() override { return ring_.Digests(); }
 
-  Status Finish() override { return ring_.Flush(); }
+  Status Finish() override {
+    RETURN_IF_ERROR(ring_.Flush());
+    for (const auto& [position, header] : late_headers_) {
+      RETURN_IF_ERROR(WriteAllAt(fd_, std::as_bytes(std::span(&header, 1)), position));
+    }
+    return OkStatus();
+  }
   std::uint64_t file_bytes() const override { return ring_.bytes(); }
   void Hurry(bool hurried) override {
     hurried_ = hurried;
@@ -116,6 +129,7 @@ class PlainOutput : public TarOutput {
   std::atomic<bool> use_direct_;
   bool hurried_ = false;
   bool is_increment_ = false;
+  std::map<std::uint64_t, TarHeader> late_headers_;  // by their positions
   HashedRing ring_{
       kShape,
       [this] { return [this](const HashedRing::Buffer& buffer) { return WriteBuffer(buffer); }; },

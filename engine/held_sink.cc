@@ -12,7 +12,7 @@ constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
 
 }  // namespace
 
-// In huge pages where there are any: to be given 28 MiB in small ones takes as long as to fill them.
+// In huge pages where there are any: to be given 30 MiB in small ones takes as long as to fill them.
 HeldSink::HeldSink(ImageSink& sink) : sink_(sink) {
   void* const memory = ::mmap(nullptr, kMostBytes, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -26,7 +26,8 @@ void HeldSink::Prepare(std::uint64_t bytes, std::size_t files) {
   if (arena_ == nullptr) return;
   limit_ = bytes > kFarMore ? kBytesOfMany : kMostBytes;
   const std::uint64_t wanted = (std::min(bytes, limit_) + kHugePage - 1) & ~(kHugePage - 1);
-  ::madvise(arena_, wanted, MADV_POPULATE_WRITE);  // Linux 5.14; else they come as they are written
+  ::madvise(arena_, std::min(wanted, kMostBytes),
+            MADV_POPULATE_WRITE);  // Linux 5.14; else they come as they are written
 }
 
 HeldSink::~HeldSink() {

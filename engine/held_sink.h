@@ -18,7 +18,7 @@ namespace stasis::engine {
 /// kFarMore, only the first kBytesOfMany are held (Prepare tells): the tree waits for nearly all of it anyway.
 class HeldSink : public ImageSink {
  public:
-  static constexpr std::uint64_t kMostBytes = std::uint64_t{28} << 20;
+  static constexpr std::uint64_t kMostBytes = std::uint64_t{31} << 20;
   static constexpr std::uint64_t kFarMore = std::uint64_t{48} << 20;
   static constexpr std::uint64_t kBytesOfMany = std::uint64_t{8} << 20;
 
