@@ -93,6 +93,8 @@ def stuck_disk(namespace):
     namespace.run("one")
     try:
         with node.kubelet_settings(runtimeRequestTimeout="3s"):
+            until(lambda: namespace.name in namespace.kubectl("get", "--raw", "/api/v1/nodes/node1/proxy/pods"),
+                  what="a kubelet that knows its pods again")
             node.run("fsfreeze", "-f", folder)
             yield go_on
     finally:
