@@ -124,10 +124,9 @@ Status Mounter::RemoveEmpty(int mount, const std::string& path, unsigned mode) {
   remote_.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t name,
                    remote_.Put(slash == std::string::npos ? path : path.substr(slash + 1)));
-  RETURN_IF_ERROR(remote_
-                      .Call("remove " + path, SYS_unlinkat, folder, name,
-                            S_ISDIR(mode) ? AT_REMOVEDIR : 0)
-                      .status());
+  RETURN_IF_ERROR(
+      remote_.Call("remove " + path, SYS_unlinkat, folder, name, S_ISDIR(mode) ? AT_REMOVEDIR : 0)
+          .status());
   Close(folder);
   return OkStatus();
 }
