@@ -230,6 +230,17 @@ class RootMaker {
     return KeepBare(id);
   }
 
+  // Takes `made` for `mount`, with what is in it where that is ours to put there. Whether it is a folder.
+  Result<bool> Keep(const PlannedMount& mount, int made) {
+    const image::MntEntry& entry = *mount.entry;
+    open_[entry.mnt_id()] = made;
+    const Result<UniqueFd> folder = mounter_.Take(made);
+    if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
+      RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
+    }
+    return folder.ok();
+  }
+
   Status Make(const PlannedMount& mount) {
     const image::MntEntry& entry = *mount.entry;
     int made = -1;
@@ -242,17 +253,13 @@ class RootMaker {
       RETURN_IF_ERROR(mount.outside.empty() ? Propagate(mounter_, made, MS_PRIVATE)
                                             : Part(entry, made));
     }
-    open_[entry.mnt_id()] = made;
-    const Result<UniqueFd> folder = mounter_.Take(made);
-    if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
-      RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
-    }
+    ASSIGN_OR_RETURN(const bool is_folder, Keep(mount, made));
     // Nothing is made on what is the machine's.
     const int parent = open_.at(mount.parent);
     ASSIGN_OR_RETURN(const int place,
                      given_.contains(mount.parent)
                          ? mounter_.OpenIn(parent, mount.path_in_parent)
-                         : mounter_.MakePlace(parent, mount.path_in_parent, folder.ok()));
+                         : mounter_.MakePlace(parent, mount.path_in_parent, is_folder));
     RETURN_IF_ERROR(mounter_.Attach(made, place));
     mounter_.Close(place);
     return KeepBare(entry.mnt_id());
@@ -274,14 +281,10 @@ class RootMaker {
     if (!mount.is_new) mounter_.Close(source);
     RETURN_IF_ERROR(mount.outside.empty() ? Propagate(mounter_, made, MS_PRIVATE)
                                           : Part(entry, made));
-    open_[entry.mnt_id()] = made;
-    const Result<UniqueFd> folder = mounter_.Take(made);
-    if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
-      RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
-    }
+    ASSIGN_OR_RETURN(const bool is_folder, Keep(mount, made));
     if (mount.is_root || given_.contains(mount.parent)) return OkStatus();
     ASSIGN_OR_RETURN(const int place,
-                     mounter_.MakePlace(open_.at(mount.parent), mount.path_in_parent, folder.ok()));
+                     mounter_.MakePlace(open_.at(mount.parent), mount.path_in_parent, is_folder));
     mounter_.Close(place);
     return OkStatus();
   }
