@@ -104,7 +104,6 @@ class Http2Connection {
   Http2Connection& operator=(const Http2Connection&) = delete;
 
   int fd() const { return socket_.get(); }
-  Owner& owner() { return owner_; }
 
   /// Takes what came.
   void Read();
