@@ -1,4 +1,4 @@
-// Unix sockets on paths that bind(2) was given relatively, or that were renamed since.
+// Unix sockets on paths that bind(2) was given relatively, or that were renamed or linked since.
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -35,7 +35,9 @@ int main(int, char** argv) {
   const int relative = Bound(SOCK_STREAM, "relative");
   const int renamed = Bound(SOCK_STREAM, "before");
   CHECK(rename("before", "after") == 0);
-  CHECK(listen(relative, 3) == 0 && listen(renamed, 3) == 0);
+  const int linked = Bound(SOCK_STREAM, "first");
+  CHECK(link("first", "second") == 0 && unlink("first") == 0);
+  CHECK(listen(relative, 3) == 0 && listen(renamed, 3) == 0 && listen(linked, 3) == 0);
   const int log = Bound(SOCK_DGRAM, "log");
   const int client = Connected(SOCK_DGRAM, "log");
   CHECK_EQ(send(client, "one", 3, 0), 3);
@@ -46,6 +48,8 @@ int main(int, char** argv) {
   CHECK(accept(relative, nullptr, nullptr) >= 0);
   Connected(SOCK_STREAM, target::In(argv[1], "after"));
   CHECK(accept(renamed, nullptr, nullptr) >= 0);
+  Connected(SOCK_STREAM, target::In(argv[1], "second"));
+  CHECK(accept(linked, nullptr, nullptr) >= 0);
   CHECK_EQ(send(client, "two", 3, 0), 3);
   char got[8];
   CHECK_EQ(recv(log, got, sizeof(got), MSG_DONTWAIT), 3);

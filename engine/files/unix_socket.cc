@@ -5,8 +5,8 @@
 // Restore  unix_restore.cc
 // Lost     messages of a connection that waits to be accepted are refused: nothing shows them
 // Paths    the socket's file decides, not the name given to bind(2), which may be relative or of before
-//          a rename(2): a restored socket is named by the path that its file had. One whose file is deleted
-//          keeps its name
+//          a rename(2) or link(2): a restored socket is named by the path that its file had. One whose file is
+//          deleted keeps its name
 // Outside  a datagram socket connects again to a named peer outside the tree (/dev/log). Other connections
 //          are refused, or closed when the caller chose so (ext_unix_sk)
 // Rule     A connection that waits is a socket without an inode, whose peer is the client; the listener lists
@@ -24,6 +24,8 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <filesystem>
+#include <optional>
 
 #include "engine/base/io.h"
 #include "engine/files/description.h"
@@ -200,7 +202,11 @@ Result<std::string> PathInRoot(const OpenFile& file, int bound) {
 }
 
 // A restore binds the path anew, which it cannot where something is mounted.
-Status CheckNoMount(const OpenFile& file, int root, const std::string& path) {
+Status CheckPath(const OpenFile& file, int root, const std::string& path) {
+  if (path.size() >= sizeof(sockaddr_un::sun_path)) {
+    return Unimplemented(NameOf(file) + ": the socket path " + path +
+                         " is too long to be bound as a whole, which cannot be checkpointed yet");
+  }
   struct statx st = {};
   if (::statx(root, ("." + path).c_str(), AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) != 0) {
     return SyscallError(errno, "statx " + path);
@@ -210,8 +216,29 @@ Status CheckNoMount(const OpenFile& file, int root, const std::string& path) {
                        " is a mount point, which cannot be checkpointed yet");
 }
 
+bool IsSame(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+// The path of another name of `own`, in the folder where it was bound: a program that makes its socket's path appear
+// whole binds another one, links it and unlinks the first. Paths are those below the root directory `root`.
+std::optional<std::string> OtherName(int root, const std::string& path, const struct stat& own) {
+  constexpr int kMost = 10'000;
+  const std::string folder = path.substr(0, path.rfind('/') + 1);
+  const std::string place = "/proc/self/fd/" + std::to_string(root) + "/." + folder;
+  std::error_code error;
+  int seen = 0;
+  for (std::filesystem::directory_iterator entry(place, error), end;
+       !error && entry != end && ++seen <= kMost; entry.increment(error)) {
+    struct stat there = {};
+    const bool known = ::fstatat(AT_FDCWD, entry->path().c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
+    if (known && IsSame(there, own)) return folder + entry->path().filename().string();
+  }
+  return std::nullopt;
+}
+
 // Others connect to the path that leads to the socket's file, whatever bind(2) was given.
-Status DumpBoundPath(const OpenFile& file, const std::string& name, const FileDumpContext& context,
+Status DumpBoundPath(const OpenFile& file, const std::string& name, FileDumpContext& context,
                      image::UnixSkEntry& entry) {
   ASSIGN_OR_RETURN(const UniqueFd bound, BoundFile(file.borrowed.get()));
   struct stat own = {};
@@ -230,16 +257,22 @@ Status DumpBoundPath(const OpenFile& file, const std::string& name, const FileDu
                    ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" + std::to_string(bound.get())));
   const int root = context.RootOf(place);
   if (const int mount = context.OtherMountOf(place); mount >= 0) entry.set_mnt_id(mount);
-  const auto leads_to = [&](const std::string& name_there, struct stat& there) {
-    return ::fstatat(root, ("." + name_there).c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
-  };
   struct stat there = {};
-  if (leads_to(path, there) && there.st_dev == own.st_dev && there.st_ino == own.st_ino) {
-    if (path != name) entry.set_name(path + '\0');
-    return CheckNoMount(file, root, path);
+  std::optional<std::string> leading = path;
+  if (::fstatat(root, ("." + path).c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 ||
+      !IsSame(there, own)) {
+    leading = own.st_nlink > 0 ? OtherName(root, path, own) : std::nullopt;
+  }
+  if (leading) {
+    if (*leading != name) entry.set_name(*leading + '\0');
+    return CheckPath(file, root, *leading);
   }
   // Nobody can connect to it any more: it is enough that it has the name.
   entry.set_deleted(true);
+  if (own.st_nlink > 0) {
+    context.Note(NameOf(file) + ": its file lost the name " + name +
+                 " and has others elsewhere, which will not lead to it any more");
+  }
   return OkStatus();
 }
 
