@@ -6,12 +6,17 @@
 //         CAP_NET_ADMIN needs it again
 // Lost    messages that nobody has read. The own port, where another socket has it by now: the report
 //         says so
-// Not here protocols but routes, sock_diag, generic and uevents; a peer that is not in the tree;
-//         listening in all namespaces; groups of NETLINK_GENERIC, whose numbers are drawn anew at each
-//         boot, and those above 32: refused
+// Not here protocols whose kernel side keeps something for a socket that it does not show (netfilter's queues and
+//         tables, the connector's filters); that of the audit daemon, which the kernel sends to; a peer that is not in
+//         the tree; listening in all namespaces; groups of NETLINK_GENERIC, whose numbers are drawn anew at each boot,
+//         and those above 32: refused
+// Rule    An audit daemon says its pid to the kernel, in the first pid namespace only (AUDIT_SET, audit_netlink_ok() in
+//         kernel/audit.c)
 // Source  netlink(7), net/netlink/af_netlink.c; tested on 6.18
+#include <linux/audit.h>
 #include <linux/netlink.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -37,9 +42,49 @@ constexpr std::uint32_t kConnected = 1;       // NETLINK_CONNECTED
 
 bool Owns(const OpenFile& file) { return SocketFamily(file) == AF_NETLINK; }
 
+// Those of which the kernel keeps nothing but what the socket shows.
+constexpr auto kProtocols = std::to_array<std::uint32_t>(
+    {NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_GENERIC, NETLINK_KOBJECT_UEVENT, NETLINK_XFRM,
+     NETLINK_SELINUX, NETLINK_AUDIT, NETLINK_FIB_LOOKUP, NETLINK_CRYPTO});
+
 bool IsKnown(std::uint32_t protocol) {
-  return protocol == NETLINK_ROUTE || protocol == NETLINK_SOCK_DIAG ||
-         protocol == NETLINK_GENERIC || protocol == NETLINK_KOBJECT_UEVENT;
+  return std::ranges::find(kProtocols, protocol) != kProtocols.end();
+}
+
+// As this pid namespace numbers it; 0 for none.
+Result<pid_t> AuditDaemon() {
+  struct {
+    nlmsghdr header;
+    audit_status status;
+  } answer = {};
+  nlmsghdr question = {};
+  question.nlmsg_len = sizeof(question);
+  question.nlmsg_type = AUDIT_GET;
+  question.nlmsg_flags = NLM_F_REQUEST;
+  const UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT));
+  if (!fd || ::send(fd.get(), &question, sizeof(question), 0) < 0) {
+    return SyscallError(errno, "ask for the audit daemon");
+  }
+  // A thread of the kernel's answers (audit_send_reply()).
+  constexpr int kPatienceMs = 1000;
+  pollfd ready = {.fd = fd.get(), .events = POLLIN, .revents = 0};
+  (void)::poll(&ready, 1, kPatienceMs);
+  const ssize_t bytes = ::recv(fd.get(), &answer, sizeof(answer), MSG_DONTWAIT);
+  constexpr std::size_t kUpToPid = offsetof(audit_status, pid) + sizeof(answer.status.pid);
+  if (bytes < static_cast<ssize_t>(sizeof(nlmsghdr) + kUpToPid) ||
+      answer.header.nlmsg_type != AUDIT_GET) {
+    return FailedPrecondition("the kernel does not tell which process is the audit daemon");
+  }
+  return static_cast<pid_t>(answer.status.pid);
+}
+
+Status CheckNoAuditDaemon(const OpenFile& file, const FileDumpContext& context) {
+  if (file.pid != file.ns_pid) return OkStatus();
+  const Result<pid_t> daemon = AuditDaemon();
+  if (!daemon.ok()) return Annotate(daemon.status(), NameOf(file));
+  if (*daemon == 0 || context.ToNamespacePid(*daemon) == 0) return OkStatus();
+  return Unimplemented(NameOf(file) +
+                       ": the tree has the audit daemon, which cannot be checkpointed");
 }
 
 Status CheckSupported(const OpenFile& file, std::uint32_t protocol) {
@@ -121,6 +166,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   entry.set_ino(static_cast<std::uint32_t>(file.st.st_ino));
   ASSIGN_OR_RETURN(const auto protocol, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_PROTOCOL));
   RETURN_IF_ERROR(CheckSupported(file, protocol));
+  if (protocol == NETLINK_AUDIT) RETURN_IF_ERROR(CheckNoAuditDaemon(file, context));
   entry.set_protocol(protocol);
   ASSIGN_OR_RETURN(const auto type, SocketOption<std::uint32_t>(fd, SOL_SOCKET, SO_TYPE));
   entry.set_stasis_type(type);
