@@ -287,6 +287,9 @@ def test_a_kernel_without_what_a_checkpoint_needs_is_refused(kubeadm):
     ("k3s", {"etc/rancher/k3s/config.yaml.d/10-mine.yml": "kubelet-arg: [container-runtime-endpoint=unix:///a]\n"}, "take that"),
     ("k0s", {UNITS + "k0sworker.service": "[Service]\nExecStart=/k0s worker --kubelet-extra-args=-v=1\n"}, "by hand"),
     ("kubeadm-config", {"var/lib/kubelet/config.yaml": "{}"}, "JSON"),
+    ("kubeadm-config", {"etc/default/kubelet": "KUBELET_EXTRA_ARGS=--config-dir=/etc/kubelet.d\n",
+                        "etc/kubelet.d/more/10-mine.conf": KUBELET_CONFIG % CONTAINERD}, "wins over that of"),
+    ("kubeadm-config", {"etc/default/kubelet": "KUBELET_EXTRA_ARGS=--config-dir=$MINE\n"}, "as an absolute path"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_told_is_refused_and_nothing_touched(tmp_path, layout, change, says):
     node = Node(tmp_path, layout)
@@ -297,6 +300,17 @@ def test_what_cannot_be_told_is_refused_and_nothing_touched(tmp_path, layout, ch
     code, said = node.run("install")
     assert code == 1 and says in said
     assert node.picture() == before
+
+
+def test_drop_ins_of_the_kubelet_that_name_no_runtime_are_no_matter(tmp_path):
+    node = Node(tmp_path, "kubeadm-config")
+    for name, content in (("etc/default/kubelet", "KUBELET_EXTRA_ARGS=--config-dir /etc/kubelet.d\n"),
+                          ("etc/kubelet.d/10-mine.conf", "maxPods: 50\n"),
+                          ("etc/kubelet.d/20-not-read.yaml", KUBELET_CONFIG % CONTAINERD)):
+        (node.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (node.root / name).write_text(content)
+    assert node.run("install")[0] == 0
+    assert node.sends_kubelet_to_us()
 
 
 def test_the_capabilities_of_the_charts_pod_are_enough(node):

@@ -2,7 +2,8 @@
 //
 //   kubelet   the flag wins over the configuration file (kubelet documentation, "Set Kubelet Parameters Via
 //             A Configuration File"); kubeadm writes /var/lib/kubelet/kubeadm-flags.env and config.yaml,
-//             the administrator's flags are in /etc/default/kubelet or /etc/sysconfig/kubelet
+//             the administrator's flags are in /etc/default/kubelet or /etc/sysconfig/kubelet. Drop-ins of
+//             --config-dir, in subfolders too, win over config.yaml, and flags over both (KEP-3983)
 //   k3s, RKE2 --container-runtime-endpoint of k3s itself would stop its own containerd from being started;
 //             so it goes to the kubelet alone, as a kubelet-arg. Files of config.yaml.d (.yaml, .yml) are read
 //             after config.yaml, and "+" adds to a list; a list without it, or on the command line, replaces
@@ -98,6 +99,40 @@ Result<std::vector<Switch>> FlagsSet(const NodeFiles& files) {
   return set;
 }
 
+constexpr int kMaxDropInDepth = 4;  // a link may lead back to where it lies
+
+Status RefuseEndpointBelow(const NodeFiles& files, const std::string& folder,
+                           const std::string& config, int depth = 0) {
+  for (const std::string& name : files.Names(folder)) {
+    const std::string path = std::string(folder).append("/").append(name);
+    if (!files.Names(path).empty()) {
+      if (depth == kMaxDropInDepth) continue;
+      RETURN_IF_ERROR(RefuseEndpointBelow(files, path, config, depth + 1));
+    } else if (name.ends_with(".conf")) {
+      ASSIGN_OR_RETURN(const std::string text, TextOf(files, path));
+      if (!Contains(text, "containerRuntimeEndpoint")) continue;
+      return FailedPrecondition(path + " has a containerRuntimeEndpoint, which wins over that of " +
+                                config + "; take it out there");
+    }
+  }
+  return OkStatus();
+}
+
+// The kubelet's drop-ins are not edited: what is in them must not undo what config.yaml says.
+Status RefuseDropIns(const NodeFiles& files, const std::string& config) {
+  for (const std::string& path : FlagFiles(files)) {
+    ASSIGN_OR_RETURN(const std::string text, TextOf(files, path));
+    for (const std::string& folder : ValuesOf(text, "--config-dir")) {
+      if (!folder.starts_with('/')) {
+        return FailedPrecondition(path + " names the kubelet's --config-dir as " + folder +
+                                  ", where nobody can look; write it as an absolute path");
+      }
+      RETURN_IF_ERROR(RefuseEndpointBelow(files, folder, config));
+    }
+  }
+  return OkStatus();
+}
+
 Result<Switch> SwitchOfKubelet(const NodeFiles& files, const Hints& hints) {
   ASSIGN_OR_RETURN(const std::vector<Switch> flags, FlagsSet(files));
   if (flags.size() > 1) {
@@ -110,6 +145,7 @@ Result<Switch> SwitchOfKubelet(const NodeFiles& files, const Hints& hints) {
     return NotFound("the kubelet's configuration " + hints.kubelet_config +
                     " does not exist; name the file with --kubelet-config");
   }
+  RETURN_IF_ERROR(RefuseDropIns(files, hints.kubelet_config));
   return Switch{.path = hints.kubelet_config, .syntax = Syntax::kYaml};
 }
 

@@ -29,10 +29,10 @@ bool InComment(const std::string& text, std::size_t at) {
 }
 
 // The values of the flag, each as `--flag=value` or `--flag value`, up to a blank or a quote.
-std::vector<Span> FlagValues(const std::string& text) {
+std::vector<Span> FlagValues(const std::string& text, std::string_view flag) {
   std::vector<Span> values;
-  for (std::size_t at = text.find(kFlag); at != std::string::npos; at = text.find(kFlag, at + 1)) {
-    const std::size_t after = at + kFlag.size();
+  for (std::size_t at = text.find(flag); at != std::string::npos; at = text.find(flag, at + 1)) {
+    const std::size_t after = at + flag.size();
     const bool begins =
         at == 0 || std::string_view(" \t\n\"'=").find(text[at - 1]) != std::string::npos;
     if (!begins || after >= text.size() || InComment(text, at)) continue;
@@ -68,7 +68,7 @@ Result<std::vector<Span>> Occurrences(const std::string& text, Syntax syntax) {
         "the kubelet's configuration is JSON, which is not edited; give the kubelet "
         "the flag --container-runtime-endpoint in /etc/default/kubelet instead");
   }
-  std::vector<Span> found = syntax == Syntax::kFlag ? FlagValues(text) : KeyLines(text);
+  std::vector<Span> found = syntax == Syntax::kFlag ? FlagValues(text, kFlag) : KeyLines(text);
   if (found.size() > 1) {
     return FailedPrecondition("the container runtime endpoint is set " +
                               std::to_string(found.size()) + " times; leave one of them");
@@ -77,6 +77,14 @@ Result<std::vector<Span>> Occurrences(const std::string& text, Syntax syntax) {
 }
 
 }  // namespace
+
+std::vector<std::string> ValuesOf(const std::string& text, std::string_view flag) {
+  std::vector<std::string> values;
+  for (const Span& span : FlagValues(text, flag)) {
+    values.push_back(text.substr(span.begin, span.size));
+  }
+  return values;
+}
 
 Result<std::optional<std::string>> EndpointIn(const std::string& text, Syntax syntax) {
   ASSIGN_OR_RETURN(const std::vector<Span> found, Occurrences(text, syntax));

@@ -4,6 +4,8 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "engine/base/status.h"
 
@@ -14,6 +16,9 @@ enum class Syntax {
   kFlag,  ///< --container-runtime-endpoint=VALUE in a line that is no comment.
   kYaml,  ///< containerRuntimeEndpoint: VALUE, as a top-level key.
 };
+
+/// The values of `flag` (with its dashes) in lines of `text` that are no comments.
+std::vector<std::string> ValuesOf(const std::string& text, std::string_view flag);
 
 /// The value in `text`; nothing when it is not set there, "" when it is set to that.
 /// FailedPrecondition: it is there more than once. Unimplemented: JSON in place of YAML.

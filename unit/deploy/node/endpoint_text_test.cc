@@ -9,6 +9,7 @@ namespace stasis::node {
 namespace {
 
 using ::stasis::testing::StatusIs;
+using ::testing::ElementsAre;
 using ::testing::Optional;
 
 const std::string kConfig =
@@ -47,6 +48,13 @@ TEST(EndpointTextTest, SeesNoFlagInACommentOrInALongerFlag) {
                                  "--no--container-runtime-endpoint=unix:///a\n"}) {
     EXPECT_EQ(*EndpointIn(text, Syntax::kFlag), std::nullopt) << text;
   }
+}
+
+TEST(EndpointTextTest, TellsTheValuesOfAnyFlag) {
+  const std::string text =
+      "# --config-dir=/a\nA=\"--config-dir=/b --config=/c\"\nB=--config-dir /d\n";
+  EXPECT_THAT(ValuesOf(text, "--config-dir"), ElementsAre("/b", "/d"));
+  EXPECT_THAT(ValuesOf(text, "--config"), ElementsAre("/c"));
 }
 
 TEST(EndpointTextTest, RefusesWhatNobodyCouldDecide) {
