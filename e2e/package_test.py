@@ -75,6 +75,18 @@ def test_a_node_is_as_it_was_when_the_package_is_gone(package, machine):
     assert done.stdout.endswith("as it was\n"), done.stdout + done.stderr
 
 
+def test_in_a_tree_without_proc_the_package_comes_and_goes(package, machine):
+    """As in that of an image, in which nothing runs yet."""
+    done = machine(f"""
+        umount /proc
+        dpkg -i {package}
+        ! stasis-node --offline status >said 2>&1 && grep -q 'there is no /proc' said
+        dpkg -P stasis
+        echo all gone
+    """)
+    assert done.stdout.endswith("all gone\n"), done.stdout + done.stderr
+
+
 def pack_for_krew(folder, **settings):
     """The archive of the plugin, and its manifest."""
     folder.mkdir()

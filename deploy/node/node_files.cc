@@ -89,6 +89,9 @@ Result<NodeFiles> NodeFiles::Open(const std::string& root) {
   std::error_code error;
   std::string absolute = std::filesystem::canonical(root, error).string();
   if (error) return SyscallError(error.value(), root);
+  // Where files lie is asked there; without it every one of them would seem to be missing.
+  const auto place = ReadLinkAt(AT_FDCWD, "/proc/self/fd/" + std::to_string(fd.get()));
+  if (!place.ok()) return FailedPrecondition("there is no /proc here; mount -t proc proc /proc");
   return NodeFiles(absolute == "/" ? "" : absolute, std::move(fd));
 }
 
