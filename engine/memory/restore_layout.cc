@@ -333,9 +333,6 @@ Result<MemoryLayout> ReadLayout(const image::MmEntry& mm, const ZeroFiles& zero_
   }
   RETURN_IF_ERROR(CheckOrder(mm, our_area));
   RETURN_IF_ERROR(CheckGuards(layout));
-  if (layout.vdso.empty() != layout.vvar.empty()) {
-    return Unimplemented("a process with a part of its vDSO cannot be restored");
-  }
   return layout;
 }
 

@@ -3,6 +3,7 @@
 // Rule    A special mapping is moved whole or not at all; the kernel then follows with its own idea of
 //         where the vDSO is (vdso_mremap() in arch/x86/entry/vdso/vma.c).
 // Rule    The data pages are never copied: the kernel writes the time into them.
+// Rule    A program may unmap the code and leave the data, as valgrind(1) does, or the other way round.
 #include "engine/memory/restore_vdso.h"
 
 #include <sys/mman.h>
@@ -48,43 +49,52 @@ Result<LiveVdso> FindVdso(const RestoredProcess& process) {
   ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
   LiveVdso live;
   for (const Vma& vma : areas) {
-    if (vma.path != "[vvar]" && vma.path != "[vvar_vclock]" && vma.path != "[vdso]") continue;
-    const bool follows = live.parts.empty() || live.parts.back().end == vma.start;
-    live.parts.push_back({vma.start, vma.end});
-    if (!follows) break;
-    if (vma.path == "[vdso]" && live.parts.size() > 1) return live;
+    const bool is_code = vma.path == "[vdso]";
+    if (!is_code && vma.path != "[vvar]" && vma.path != "[vvar_vclock]") continue;
+    const bool follows = live.data.empty() || live.data.back().end == vma.start;
+    if (!follows || !live.code.empty()) {
+      return Unimplemented("the vDSO of this kernel is laid out in a way that is not known");
+    }
+    if (is_code) live.code = {vma.start, vma.end};
+    if (!is_code) live.data.push_back({vma.start, vma.end});
   }
-  if (live.parts.empty()) return live;
-  return Unimplemented("the vDSO of this kernel is laid out in a way that is not known");
+  return live;
 }
 
 Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
                  const PageSet& pages, const ImageSource& source) {
-  if (image.vdso.empty()) return OkStatus();
-  if (live.parts.empty()) return Internal("the vDSO is gone before its process was restored");
-  if (image.vdso.size() != live.vdso().size() || image.vvar.size() != live.vvar().size() ||
-      image.vvar.end != image.vdso.start) {
+  const bool wants_code = !image.vdso.empty(), wants_data = !image.vvar.empty();
+  if ((wants_code && live.code.empty()) || (wants_data && live.data.empty())) {
+    return Internal("the vDSO is gone before its process was restored");
+  }
+  const std::uint64_t data_bytes =
+      live.data.empty() ? 0 : live.data.back().end - live.data.front().start;
+  if ((wants_code && image.vdso.size() != live.code.size()) ||
+      (wants_data && image.vvar.size() != data_bytes) ||
+      (wants_code && wants_data && image.vvar.end != image.vdso.start)) {
     return FailedPrecondition(kOtherKernel);
   }
+  if (!wants_code) return OkStatus();
   ASSIGN_OR_RETURN(const std::vector<std::byte> theirs, ReadPages(source, pages, image.vdso));
   if (theirs.empty()) return DataLoss("the checkpoint lacks pages of its vDSO");
-  std::vector<std::byte> ours(live.vdso().size());
-  RETURN_IF_ERROR(ReadMemory(process.pid, live.vdso().start, ours));
+  std::vector<std::byte> ours(live.code.size());
+  RETURN_IF_ERROR(ReadMemory(process.pid, live.code.start, ours));
   return ours == theirs ? OkStatus() : FailedPrecondition(kOtherKernel);
 }
 
 Status MoveVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image) {
-  if (image.vdso.empty()) {
-    for (const AddressRange& part : live.parts) {
-      RETURN_IF_ERROR(
-          process.remote->Call("munmap of the vDSO", SYS_munmap, part.start, part.size()).status());
-    }
-    return OkStatus();
+  std::vector<AddressRange> parts, unwanted;
+  (image.vvar.empty() ? unwanted : parts) = live.data;
+  if (!live.code.empty()) (image.vdso.empty() ? unwanted : parts).push_back(live.code);
+  for (const AddressRange& part : unwanted) {
+    RETURN_IF_ERROR(
+        process.remote->Call("munmap of the vDSO", SYS_munmap, part.start, part.size()).status());
   }
-  const AddressRange target = {image.vvar.start, image.vdso.end};
-  AddressRange now = live.whole();
+  if (parts.empty()) return OkStatus();
+  AddressRange now = {parts.front().start, parts.back().end};
+  const std::uint64_t start = image.vvar.empty() ? image.vdso.start : image.vvar.start;
+  const AddressRange target = {start, start + now.size()};
   if (now == target) return OkStatus();
-  std::vector<AddressRange> parts = live.parts;
   if (now.Overlaps(target)) {
     // MREMAP_FIXED unmaps what is at the new place, and may not overlap the old one: take a detour.
     const AddressRange area = {process.area.address, process.area.address + RemoteArea::kBytes};

@@ -10,20 +10,19 @@
 
 namespace stasis::engine {
 
-/// Where the vDSO of a process lies now: its data pages ([vvar] and from Linux 6.13 on [vvar_vclock]),
-/// then the code, in rising order.
+/// Where the vDSO of a process lies now: its data pages ([vvar] and from Linux 6.13 on [vvar_vclock]), in rising order,
+/// and the code behind them. A fork of a process that unmapped either has it no more.
 struct LiveVdso {
-  std::vector<AddressRange> parts;
+  std::vector<AddressRange> data;
+  AddressRange code = {};
 
-  AddressRange vvar() const { return {parts.front().start, parts.back().start}; }
-  AddressRange vdso() const { return parts.back(); }
   AddressRange whole() const {
-    return parts.empty() ? AddressRange{} : AddressRange{parts.front().start, parts.back().end};
+    if (data.empty()) return code;
+    return {data.front().start, code.empty() ? data.back().end : code.end};
   }
 };
 
-/// No parts: `process` has none, as a fork of one that unmapped it. Unimplemented: one of a shape that we do
-/// not know.
+/// Unimplemented: one of a shape that we do not know.
 Result<LiveVdso> FindVdso(const RestoredProcess& process);
 
 /// FailedPrecondition when the vDSO in the image, whose pages are in `pages`, is another than the one of
@@ -31,7 +30,8 @@ Result<LiveVdso> FindVdso(const RestoredProcess& process);
 Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
                  const PageSet& pages, const ImageSource& source);
 
-/// Moves the vDSO to where the image has it, or unmaps it where the image has none. Nothing but that and our area may be in the process.
+/// Moves the vDSO to where the image has it, and unmaps what of it the image has not. Nothing but that and our area may
+/// be in the process.
 Status MoveVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image);
 
 }  // namespace stasis::engine
