@@ -112,21 +112,6 @@ Result<std::unique_ptr<FileDumper>> FileDumper::Create(const FrozenTree& tree,
 
 Status FileDumper::OpenRoots() {
   ASSIGN_OR_RETURN(root_, OpenAt(tree_.root().proc.get(), "root", O_PATH | O_DIRECTORY));
-  struct stat root = {};
-  if (::fstat(root_.get(), &root) != 0) {
-    return SyscallError(errno, "stat the root directory");
-  }
-  for (const FrozenProcess& process : tree_.processes()) {
-    struct stat st = {};
-    if (process.zombie) continue;
-    if (::fstatat(process.proc.get(), "root", &st, 0) != 0) {
-      // Ended under a look, or was killed: whoever needs the rest of it finds that out.
-      if (errno == ENOENT || errno == ESRCH) continue;
-      return SyscallError(errno,
-                          "stat the root directory of pid " + std::to_string(process.ns_pid));
-    }
-    if (st.st_dev != root.st_dev || st.st_ino != root.st_ino) changed_root_.insert(process.pid);
-  }
   ASSIGN_OR_RETURN(root_prefix_, ReadLinkAt(tree_.root().proc.get(), "root"));
   if (root_prefix_ == "/") root_prefix_.clear();
   return OkStatus();
@@ -325,25 +310,8 @@ Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
   return OkStatus();
 }
 
-// The name of a unix socket counts from the root that its holder had at bind(2).
-Status FileDumper::CheckRoot(const OpenFile& file) const {
-  if (!S_ISSOCK(file.st.st_mode) || !changed_root_.contains(file.pid)) return OkStatus();
-  sockaddr_un address = {};
-  socklen_t length = sizeof(address);
-  if (::getsockname(file.borrowed.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0 ||
-      address.sun_family != AF_UNIX || length <= sizeof(sa_family_t) ||
-      address.sun_path[0] == '\0') {
-    return OkStatus();
-  }
-  return Unimplemented(
-      NameOf(file) +
-      ": a unix socket with a path, of a process with a root directory of its own, "
-      "cannot be checkpointed yet");
-}
-
 Status FileDumper::DumpAll() {
   for (const OpenFile& file : files_) {
-    RETURN_IF_ERROR(CheckRoot(file));
     dumping_ = &file;
     ASSIGN_OR_RETURN(image::FileEntry entry, DumpFile(file, *this));
     dumping_ = nullptr;

@@ -86,6 +86,7 @@ class FileDumper : public FileDumpContext {
   Result<std::uint32_t> IdOf(int fd) const override;
   int RootOf(const OpenFile& file) const override;
   int OtherMountOf(const OpenFile& file) const override;
+  std::string InRoot(std::string link) const override;
   pid_t ToNamespacePid(pid_t pid) const override;
   bool IsOfTree(pid_t ns_pid) const override;
   bool IsProcess(pid_t pid) const override;
@@ -128,12 +129,10 @@ class FileDumper : public FileDumpContext {
                      const OpenFile& file) const;
   Status CollectTable(const FrozenProcess& process);
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
-  Status CheckRoot(const OpenFile& file) const;
   Status CollectPassed();
   Status CheckTerminals() const;
   Status CollectFromMessage(std::size_t socket, int fd);
   Status CollectLocks(const OpenFile& file, bool is_new);
-  std::string InRoot(std::string link) const;
   std::string DescriptorsJson() const;
 
   const FrozenTree& tree_;
@@ -143,9 +142,8 @@ class FileDumper : public FileDumpContext {
   std::uint32_t next_id_ = 1;
   bool only_looks_ = false;
 
-  UniqueFd root_;                 // directory of the tree's root process
-  std::set<pid_t> changed_root_;  // processes that have another one
-  std::string root_prefix_;       // of the tree's root directory, as we see it; "" for "/"
+  UniqueFd root_;            // directory of the tree's root process
+  std::string root_prefix_;  // of the tree's root directory, as we see it; "" for "/"
   std::map<pid_t, pid_t> namespace_pids_;
 
   std::vector<OpenFile> files_;

@@ -68,6 +68,9 @@ class FileDumpContext {
   virtual int RootOf(const OpenFile& file) const = 0;
   /// The mount that `file` is on, where that is in a mount namespace which the tree's root is not in; else -1.
   virtual int OtherMountOf(const OpenFile&) const { return -1; }
+  /// `path`, as a link of /proc tells it to us, from the root directory of the tree's root; as it is where it lies
+  /// elsewhere.
+  virtual std::string InRoot(std::string path) const = 0;
   /// Our pid of a task into the tree's own number; 0 when it is not in the tree.
   virtual pid_t ToNamespacePid(pid_t pid) const = 0;
   /// Is it a process of the tree, not one of its other threads? Our pid.

@@ -56,11 +56,27 @@ std::string PeerName(const OpenFile& file) {
   return std::string(address.sun_path, std::min<std::size_t>(length, sizeof(address)) - kHead);
 }
 
+bool IsSame(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+// Whether `path` leads to the same from the tree's root directory and from the one that its holder has by now: it was
+// connected to before or after a chroot(2), nobody knows.
+bool IsTheSameFromBothRoots(const OpenFile& file, const std::string& path,
+                            const FileDumpContext& context) {
+  const std::string own_root = "/proc/" + std::to_string(file.pid) + "/root";
+  struct stat from_own = {}, from_tree = {};
+  if (::stat((own_root + path).c_str(), &from_own) != 0) return true;
+  return ::fstatat(context.RootOf(file), ("." + path).c_str(), &from_tree, 0) == 0 &&
+         IsSame(from_own, from_tree);
+}
+
 // A datagram socket connected to one outside the tree sends to its name, which a restore connects to.
 bool HasExternalPeer(const OpenFile& file, const UnixDiag& diag, FileDumpContext& context) {
   if (diag.type != SOCK_DGRAM || diag.peer == 0 || IsInTree(diag.peer, context)) return false;
   const std::string name = PeerName(file);
-  return !name.empty() && (name.front() == '/' || name.front() == '\0');
+  return name.starts_with('\0') ||
+         (name.starts_with('/') && IsTheSameFromBothRoots(file, NameText(name), context));
 }
 
 // A datagram socket whose peer has closed keeps it until it sends again.
@@ -190,17 +206,6 @@ Status DumpPeer(const OpenFile& file, const UnixDiag& diag, FileDumpContext& con
   return OkStatus();
 }
 
-// The path of `bound`, the file of a socket, as the holder of `file` sees it.
-Result<std::string> PathInRoot(const OpenFile& file, int bound) {
-  ASSIGN_OR_RETURN(std::string path,
-                   ReadLinkAt(AT_FDCWD, "/proc/self/fd/" + std::to_string(bound)));
-  ASSIGN_OR_RETURN(const std::string root,
-                   ReadLinkAt(AT_FDCWD, "/proc/" + std::to_string(file.pid) + "/root"));
-  const bool is_own = root.size() > 1;  // else "/"
-  if (is_own && path.starts_with(root + "/")) path.erase(0, root.size());
-  return path;
-}
-
 // A restore binds the path anew, which it cannot where something is mounted.
 Status CheckPath(const OpenFile& file, int root, const std::string& path) {
   if (path.size() >= sizeof(sockaddr_un::sun_path)) {
@@ -214,10 +219,6 @@ Status CheckPath(const OpenFile& file, int root, const std::string& path) {
   if ((st.stx_attributes & STATX_ATTR_MOUNT_ROOT) == 0) return OkStatus();
   return Unimplemented(NameOf(file) + ": the socket path " + path +
                        " is a mount point, which cannot be checkpointed yet");
-}
-
-bool IsSame(const struct stat& a, const struct stat& b) {
-  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
 // The path of another name of `own`, in the folder where it was bound: a program that makes its socket's path appear
@@ -250,7 +251,9 @@ Status DumpBoundPath(const OpenFile& file, const std::string& name, FileDumpCont
   permissions.set_uid(own.st_uid);
   permissions.set_gid(own.st_gid);
 
-  ASSIGN_OR_RETURN(const std::string path, PathInRoot(file, bound.get()));
+  ASSIGN_OR_RETURN(std::string path,
+                   ReadLinkAt(AT_FDCWD, "/proc/self/fd/" + std::to_string(bound.get())));
+  path = context.InRoot(std::move(path));
   OpenFile place;  // the socket is on a mount of the kernel's own
   place.link = path;
   ASSIGN_OR_RETURN(place.fdinfo,

@@ -133,6 +133,7 @@ class LocalDumpContext : public FileDumpContext {
     return NotFound("no such file");
   }
   int RootOf(const OpenFile&) const override { return root_.get(); }
+  std::string InRoot(std::string path) const override { return path; }
   pid_t ToNamespacePid(pid_t pid) const override { return pid == ::getpid() ? pid : 0; }
   bool IsProcess(pid_t pid) const override { return pid == ::getpid(); }
   bool IsOfTree(pid_t ns_pid) const override { return ns_pid == ::getpid(); }
