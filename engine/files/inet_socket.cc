@@ -332,6 +332,11 @@ Status Bind(int fd, InetAddress address, bool connects, FileRestoreContext& cont
     return FailedPrecondition("the container has no address " + address.ToText() +
                               " here; restore it where it has, or let the program listen on all");
   }
+  if (ErrnoOf(status) == EADDRINUSE) {
+    return Annotate(status, "bind to " + address.ToText() +
+                                " (another program has it, or for a minute a connection that was "
+                                "closed: try again when it is free)");
+  }
   return Annotate(status, "bind to " + address.ToText());
 }
 
