@@ -30,7 +30,8 @@ bool Ends(const FrozenProcess& process) {
 
 class Checker {
  public:
-  Checker(FrozenTree& tree, DumpCheck& found) : tree_(tree), found_(found) {}
+  Checker(FrozenTree& tree, MemoryLook look, DumpCheck& found)
+      : tree_(tree), look_(look), found_(found) {}
 
   void Add(const Status& status) {
     // Not there any more, or not yet: the tree runs.
@@ -116,8 +117,10 @@ class Checker {
   }
 
   Status Memory(const FrozenProcess& process, dev_t shmem, FileDumper& files) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "smaps"));
-    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseSmaps(text));
+    const bool whole = look_ == MemoryLook::kWhole;
+    ASSIGN_OR_RETURN(const std::string text,
+                     ReadFileAt(process.proc.get(), whole ? "smaps" : "maps"));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas, whole ? ParseSmaps(text) : ParseMaps(text));
     ASSIGN_OR_RETURN(std::vector<Area> areas,
                      ClassifyAreas(std::move(vmas), process.ns_pid, shmem));
     for (Area& area : areas) {
@@ -130,6 +133,7 @@ class Checker {
   }
 
   FrozenTree& tree_;
+  const MemoryLook look_;
   DumpCheck& found_;
   std::vector<DumpedProcess> processes_;
   std::optional<NamespaceDumper> namespaces_;
@@ -138,12 +142,12 @@ class Checker {
 
 }  // namespace
 
-Result<DumpCheck> CheckDump(pid_t root, const Options& options,
-                            const CompareMounts& compare_mounts) {
+Result<DumpCheck> CheckDump(pid_t root, const Options& options, const CompareMounts& compare_mounts,
+                            MemoryLook look) {
   RETURN_IF_ERROR(CheckRoot(root));
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Look(root));
   DumpCheck found;
-  Checker checker(tree, found);
+  Checker checker(tree, look, found);
   checker.Tasks(compare_mounts);
   RETURN_IF_ERROR(checker.Files(options));
   return found;

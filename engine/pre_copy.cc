@@ -92,8 +92,13 @@ Candidates FindCandidates(pid_t root) {
 }
 
 bool CanBeDumped(const DumpRequest& request) {
-  const Result<DumpCheck> check = CheckDump(request.root, request.options);
-  const bool can = check.ok() && check->obstacles.empty();
+  const auto fine = [](const Result<DumpCheck>& check) {
+    return check.ok() && check->obstacles.empty();
+  };
+  Result<DumpCheck> check = CheckDump(request.root, request.options, {}, MemoryLook::kQuick);
+  // Memory of huge pages is known by its flags.
+  if (!fine(check)) check = CheckDump(request.root, request.options);
+  const bool can = fine(check);
   if (!can) {
     request.log.Info(
         "no memory is saved while the tree runs, for it seems that it cannot be saved: " +
@@ -142,6 +147,12 @@ void Recount(const FrozenProcess& process, EarlierStops& stops) {
   if (status.ok()) stops.Recount(process.pid, status->voluntary_switches);
 }
 
+Result<std::vector<Vma>> ReadMaps(int proc_fd) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "maps"));
+  return ParseMaps(text);
+}
+
+// Looks at every page.
 Result<std::vector<Vma>> ReadSmaps(int proc_fd) {
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "smaps"));
   return ParseSmaps(text);
@@ -164,7 +175,7 @@ const Vma* FindSame(const std::vector<Vma>& vmas, const Vma& vma) {
 
 void Watch(SavedProcess& process) {
   if (!process.tracker) return;
-  const Result<std::vector<Vma>> vmas = ReadSmaps(process.proc.get());
+  const Result<std::vector<Vma>> vmas = ReadMaps(process.proc.get());
   if (!vmas.ok()) return;
   const auto is_ring = [](const Vma& vma) { return vma.path == "/[aio] (deleted)"; };
   if (std::ranges::any_of(*vmas, is_ring)) return;
@@ -321,8 +332,7 @@ Result<PreCopy> PreCopy::Run(const DumpRequest& request, ImageSink& sink, DumpRe
 Result<std::vector<Vma>> PreCopy::ReadVmas(const FrozenProcess& process, Fate fate) {
   SavedProcess* const saved = FindOurs(process);
   if (saved != nullptr && fate == Fate::kLeaveRunning) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "maps"));
-    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseMaps(text));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ReadMaps(process.proc.get()));
     const bool known = std::ranges::all_of(
         vmas, [&](const Vma& vma) { return FindSame(saved->vmas, vma) != nullptr; });
     if (known) {

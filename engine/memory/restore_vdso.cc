@@ -67,10 +67,8 @@ Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const Mem
   if ((wants_code && live.code.empty()) || (wants_data && live.data.empty())) {
     return Internal("the vDSO is gone before its process was restored");
   }
-  const std::uint64_t data_bytes =
-      live.data.empty() ? 0 : live.data.back().end - live.data.front().start;
   if ((wants_code && image.vdso.size() != live.code.size()) ||
-      (wants_data && image.vvar.size() != data_bytes) ||
+      (wants_data && image.vvar.size() != live.data_bytes()) ||
       (wants_code && wants_data && image.vvar.end != image.vdso.start)) {
     return FailedPrecondition(kOtherKernel);
   }

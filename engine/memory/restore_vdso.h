@@ -16,6 +16,9 @@ struct LiveVdso {
   std::vector<AddressRange> data;
   AddressRange code = {};
 
+  std::uint64_t data_bytes() const {
+    return data.empty() ? 0 : data.back().end - data.front().start;
+  }
   AddressRange whole() const {
     if (data.empty()) return code;
     return {data.front().start, code.empty() ? data.back().end : code.end};

@@ -1,6 +1,8 @@
 // Source  userfaultfd(2), mm/userfaultfd.c; tested on 6.18
 // Rule    mremap(2) and fork(2) do not take the watch with them (no UFFD_FEATURE_EVENT_*); execve(2) leaves it
 //         with the old memory.
+// Rule    What must not be saved (MAP_DROPPABLE) cannot be watched: EINVAL (vma_can_userfault() in
+//         include/linux/userfaultfd_k.h).
 // Rule    What O_DIRECT, vmsplice(2) and the like have pinned is written without a fault: see pre_copy.cc.
 #include "engine/memory/write_tracker.h"
 
@@ -17,7 +19,7 @@ Result<WriteTracker> WriteTracker::Begin(UniqueFd userfaultfd) {
 }
 
 void WriteTracker::Watch(const Vma& vma) {
-  if (!IsAnonymous(vma) || vma.Has("ht") || vma.Has("dp")) return;
+  if (!IsAnonymous(vma)) return;
   // EBUSY: the program's own userfaultfd; EINVAL: what cannot be watched, or has gone.
   if (WatchRange(fd_.get(), {vma.start, vma.end})) Append(watched_, {vma.start, vma.end});
 }

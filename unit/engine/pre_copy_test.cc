@@ -1,6 +1,7 @@
 #include "engine/pre_copy.h"
 
 #include <algorithm>
+#include <array>
 
 #include "engine/memory/restore_pages.h"
 #include "unit/engine/dump_fixture.h"
@@ -107,6 +108,41 @@ TEST(PreCopyTest, WhatIsGivenBackMeanwhileDoesNotComeBack) {
   for (std::uint64_t page = 0; page < kPages; ++page) {
     const bool is_gone = page < 2000 || page == 3000 || page == 4000;
     ASSERT_EQ(saved[page], is_gone ? 0u : 1u) << page;
+  }
+  Unmap(memory);
+}
+
+// Fills a page so that no register and no stack has a part of it.
+void FillUniquely(Word* page, pid_t seed) {
+  auto state = static_cast<std::uint64_t>(seed);
+  for (std::uint64_t i = 0; i < kWords; ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    page[i] = state;
+  }
+}
+
+TEST(PreCopyTest, DroppableMemoryIsNeverSaved) {
+  constexpr int kMapDroppable = 0x08;  // Linux 6.11
+  void* const probe = ::mmap(nullptr, 4096, PROT_READ, kMapDroppable | MAP_ANONYMOUS, -1, 0);
+  if (probe == MAP_FAILED) GTEST_SKIP() << "this kernel has no MAP_DROPPABLE";
+  ::munmap(probe, 4096);
+  SharedWords words;
+  Word* const memory = MapPages();
+  Child child = Prepared(words, [&] {
+    Fill(memory);
+    void* const secret =
+        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, kMapDroppable | MAP_ANONYMOUS, -1, 0);
+    FillUniquely(static_cast<Word*>(secret), ::getpid());
+  });
+  MemoryImages images;
+  const auto report = DumpInRounds(child.pid(), images);
+  ASSERT_THAT(report, IsOk());
+  EXPECT_GT(report->pages_in_parent, 0);
+  std::array<std::uint64_t, kWords> page;
+  FillUniquely(page.data(), child.pid());
+  const std::string part(reinterpret_cast<const char*>(&page[128]), 64);
+  for (const auto& [name, bytes] : images.files) {
+    EXPECT_EQ(bytes.find(part), std::string::npos) << name;
   }
   Unmap(memory);
 }

@@ -192,10 +192,10 @@ class MemoryImage {
   MemoryImage(FreshProgram& program, std::uint64_t vvar) : program_(program) {
     const Result<LiveVdso> live = FindVdso(program.process());
     EXPECT_THAT(live, ::stasis::testing::IsOk());
-    const std::uint64_t vdso = vvar + live->vvar().size();
-    Add(vvar, live->vvar().size() / kPage, PROT_READ, kVvar);
-    Add(vdso, live->vdso().size() / kPage, PROT_READ | PROT_EXEC, kVdso);
-    Pages(vdso, program.Read(live->vdso().start, live->vdso().size()));
+    const std::uint64_t vdso = vvar + live->data_bytes();
+    Add(vvar, live->data_bytes() / kPage, PROT_READ, kVvar);
+    Add(vdso, live->code.size() / kPage, PROT_READ | PROT_EXEC, kVdso);
+    Pages(vdso, program.Read(live->code.start, live->code.size()));
     image::MmEntry& mm = program.image().mm;
     mm.set_mm_start_code(kBase);
     mm.set_mm_end_code(kBase + kPage);

@@ -80,7 +80,7 @@ TEST(RestoreMemoryTest, NothingOfTheOldProgramIsLeft) {
       starts.push_back(vma.start);
     }
   }
-  const std::uint64_t vdso = FindVdso(program.process())->vdso().start;
+  const std::uint64_t vdso = FindVdso(program.process())->code.start;
   EXPECT_THAT(starts, ElementsAre(kOurArea, kOurArea + kPage, kBase, vdso));
 }
 
@@ -103,7 +103,7 @@ TEST(RestoreMemoryTest, MuchMemoryOfAllProtectionsIsFilledOnce) {
   }
   const Result<LiveVdso> vdso = FindVdso(program.process());
   ASSERT_THAT(vdso, IsOk());
-  EXPECT_EQ(image.progress.pages, next + vdso->vdso().size() / kPage);
+  EXPECT_EQ(image.progress.pages, next + vdso->code.size() / kPage);
 }
 
 TEST(RestoreMemoryTest, ManyScatteredPagesKeepTheirPlaces) {
@@ -166,7 +166,7 @@ TEST(RestoreMemoryTest, TheVdsoTellsTheTimeAtItsOldPlace) {
   if (time == 0) GTEST_SKIP() << "this vDSO has no __vdso_time";
   FreshProgram program;
   MemoryImage image(program, kVvar);
-  const std::uint64_t vdso = kVvar + FindVdso(program.process())->vvar().size();
+  const std::uint64_t vdso = kVvar + FindVdso(program.process())->data_bytes();
   image.Add(kBase, 1, PROT_READ | PROT_EXEC);
   image.Add(kBase + kPage, 4, kReadWrite);
   image.Pages(kBase, AskTheTime(vdso + time));
@@ -183,7 +183,7 @@ TEST(RestoreMemoryTest, TheVdsoMovesByLessThanItsSize) {
     MemoryImage image(program, vvar);
     image.Add(kBase, 1, PROT_READ | PROT_EXEC);
     image.Add(kBase + kPage, 4, kReadWrite);
-    image.Pages(kBase, AskTheTime(vvar + live.vvar().size() + time));
+    image.Pages(kBase, AskTheTime(vvar + live.data_bytes() + time));
     ASSERT_THAT(image.Restore(), IsOk());
     EXPECT_EQ(FindVdso(program.process())->whole().start, vvar);
     if (time == 0) continue;
@@ -195,9 +195,9 @@ TEST(RestoreMemoryTest, AVdsoOfAnotherKernelIsRefused) {
   FreshProgram program;
   MemoryImage image(program, kVvar);
   const LiveVdso live = *FindVdso(program.process());
-  std::string other = program.Read(live.vdso().start, live.vdso().size());
+  std::string other = program.Read(live.code.start, live.code.size());
   other[2000] = static_cast<char>(other[2000] + 1);
-  image.Pages(kVvar + live.vvar().size(), other);
+  image.Pages(kVvar + live.data_bytes(), other);
   const std::string before = program.Maps();
   EXPECT_THAT(image.Restore(),
               StatusIs(StatusCode::kFailedPrecondition, HasSubstr("another kernel")));
