@@ -5,6 +5,7 @@ The nodes have no systemd, so what is installed are files: those of a node that 
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -61,11 +62,15 @@ def nodes(cluster, helm):
 
 
 def picture(machine):
+    """Of what the machine wrote itself: a package that is installed on this one meanwhile shows on all of them. A
+    removed file of this machine's is there as a device (overlayfs, "whiteouts"), and a folder may be a copy."""
     seen = {TOLD: machine.path(TOLD).read_bytes()}
     for folder in FOLDERS:
-        top = machine.path(folder)
+        top = machine.own(folder)
         for path in sorted([top, *top.rglob("*")]) if top.exists() else []:
-            seen[f"{folder}/{path.relative_to(top)}"] = path.read_bytes() if path.is_file() else path.is_symlink()
+            name = f"{folder}/{path.relative_to(top)}"
+            if not (path.is_dir() and os.path.isdir(name)):
+                seen[name] = path.read_bytes() if path.is_file() else path.is_symlink()
     return seen
 
 
@@ -143,6 +148,30 @@ def test_an_uninstallation_that_a_node_misses_fails_and_is_made_good_by_the_next
     # On a busy machine the pods need longer to be ready than the short time of this release's uninstallation.
     until(lambda: put_back(cluster, helm) == "", 300, what="the uninstallation", every=1)
     assert [picture(machine) for machine in nodes] == before
+
+
+def write_manifests(folder, image):
+    """The plain ones with an image put in, as their user does it, and for nodes without systemd."""
+    for name in ("stasis", "uninstall"):
+        text = (ROOT / "deploy" / f"{name}.yaml").read_text().replace("image: stasis/node:0.1.0", f"image: {image}")
+        text = re.sub(r"^( *- )--root=/host$", r"\1--root=/host\n\1--offline", text, flags=re.MULTILINE)
+        text = text.replace("path: /run/systemd\n", "path: /run\n").replace("- online\n", "- offline\n")
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_plain_manifests_install_and_leave_the_nodes_as_they_were(cluster, nodes, image, tmp_path, request):
+    """By the commands of docs/install.md."""
+    before = [picture(machine) for machine in nodes]
+    write_manifests(tmp_path, image)
+    request.addfinalizer(lambda: cluster.kubectl("delete", "--ignore-not-found", "-f", tmp_path / "stasis.yaml"))
+    cluster.kubectl("apply", "--filename", tmp_path / "stasis.yaml")
+    cluster.kubectl("--namespace", "stasis", "rollout", "status", "daemonset/stasis", "--timeout=170s")
+    for machine in nodes:
+        assert OURS in machine.path(TOLD).read_text()
+    cluster.kubectl("apply", "--filename", tmp_path / "uninstall.yaml")
+    cluster.kubectl("--namespace", "stasis", "wait", "--for=condition=complete", "--timeout=170s", "job/stasis-uninstall")
+    assert [picture(machine) for machine in nodes] == before
+    cluster.kubectl("delete", "--filename", tmp_path / "stasis.yaml")
 
 
 @pytest.mark.short

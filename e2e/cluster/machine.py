@@ -105,6 +105,12 @@ class Machine:
         """Where a file of the machine is found from outside."""
         return Path(f"/proc/{self.pid}/root") / str(path).lstrip("/")
 
+    def own(self, path):
+        """What the machine wrote there itself, without what it has of this machine's root."""
+        path = str(path).lstrip("/")
+        on_disk = any(path == disk or path.startswith(f"{disk}/") for disk in DISKS)
+        return self.folder / ("" if on_disk else "upper") / path
+
     def boot(self, keep=()):
         """`keep`: descriptors that stay open as long as the machine runs."""
         shutil.rmtree(self.folder / "run", ignore_errors=True)
