@@ -286,6 +286,20 @@ def test_a_container_goes_on(bed, peer, pod_of, dumper, restorer, security):
     goes_on_in(bed, runtimes[restorer], pod_of, archive, before, security)
 
 
+@pytest.fixture(scope="module")
+def before_peer(peer):
+    with peer.behind_stasisd() as cri:
+        yield cri
+
+
+@pytest.mark.parametrize("security", [None, RESTRICTED], ids=["default", "restricted"])
+def test_stasisd_serves_in_front_of_that_containerd(bed, before_peer, pod_of, security):
+    assert before_peer.call("Version")["runtime_version"].startswith("2.")
+    name = f"before-peer-{'restricted' if security else 'default'}"
+    archive, before = checkpoint_of_counting(bed, before_peer, pod_of, name, security)
+    goes_on_in(bed, before_peer, pod_of, archive, before, security)
+
+
 def connections(pid):
     """The lines of established and half closed TCP connections of a process's network namespace."""
     lines = Path(f"/proc/{pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]

@@ -3,7 +3,10 @@
 It shares the testbed's folder, registry, bridge and logs; its sockets and state are its own.
 """
 
-from e2e.paths import PEERS
+import contextlib
+import shutil
+
+from e2e.paths import PEERS, PLACEHOLDER, STASISD
 from e2e.peers.tools import TREE
 from e2e.testbed.cri import Cri, CriError
 from e2e.wait import until
@@ -58,15 +61,28 @@ class PeerRuntime:
         self.cri = Cri(self.folder / "containerd.sock", self.bed.cgroup, self.bed.logs)
         service = self.bed.start("peer", [TREE, "enter", PEERS, self.bed.folder, "containerd",
                                           "--config", configuration])
-        until(lambda: self._answers(service), what="the peer's containerd", every=0.05)
+        until(lambda: self._answers(service, self.cri, "peer"), what="the peer's containerd", every=0.05)
         return self
 
-    def _answers(self, service):
-        assert service.poll() is None, self.bed.service_log("peer")
+    def _answers(self, service, cri, name):
+        assert service.poll() is None, self.bed.service_log(name)
         try:
-            return self.cri.call("Version", deadline=2)
+            return cri.call("Version", deadline=2)
         except CriError:
             return None
+
+    @contextlib.contextmanager
+    def behind_stasisd(self):
+        """The socket of a stasisd in front of it. What that mounts into containers has to be in the shared folder."""
+        cri = Cri(self.folder / "stasis.sock", self.bed.cgroup, self.bed.logs)
+        service = self.bed.start("stasisd-peer", [
+            STASISD, "--listen", cri.endpoint, "--runtime-endpoint", self.cri.endpoint, "--state-dir",
+            self.folder / "stasis", "--placeholder", shutil.copy(PLACEHOLDER, self.folder), "--checkpoint-min-free", "0"])
+        until(lambda: self._answers(service, cri, "stasisd-peer"), what="stasisd", every=0.05)
+        try:
+            yield cri
+        finally:
+            self.bed.stop_service("stasisd-peer")
 
     def __exit__(self, *_):
         for pod in self.cri.call("ListPodSandbox").get("items", []):
