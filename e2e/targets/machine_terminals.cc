@@ -1,4 +1,5 @@
-// A machine's console and one of its virtual terminals, with settings of the program's own.
+// A machine's console and one of its virtual terminals, with settings of the program's own; another one controls the
+// session of a child.
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <termios.h>
@@ -18,6 +19,22 @@ dev_t DeviceOf(int fd) {
   return status.st_rdev;
 }
 
+void Controls(int fd) {
+  CHECK_EQ(tcgetsid(fd), getpid());
+  CHECK_EQ(tcgetpgrp(fd), getpgrp());
+}
+
+void Leader(const char* folder, const std::string& path) {
+  CHECK(setsid() == getpid());
+  const int fd = open(path.c_str(), O_RDWR | O_NONBLOCK);
+  CHECK(fd >= 0);
+  Controls(fd);
+  target::Touch(target::In(folder, "led"));
+  target::WaitFor(target::In(folder, "go"));
+  Controls(fd);
+  _exit(0);
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -35,6 +52,11 @@ int main(int, char** argv) {
   own.c_lflag &= ~static_cast<tcflag_t>(ECHO | ICANON);
   own.c_cc[VMIN] = 17;
   CHECK(tcsetattr(fds[1], TCSANOW, &own) == 0);
+  const std::string other = target::In(argv[1], "tty59");
+  CHECK(mknod(other.c_str(), S_IFCHR | 0600, makedev(4, 59)) == 0);
+  const pid_t leader = fork();
+  if (leader == 0) Leader(argv[1], other);
+  target::WaitFor(target::In(argv[1], "led"));
 
   target::PassCheckpoint(argv[1]);
 
@@ -43,4 +65,5 @@ int main(int, char** argv) {
   CHECK_EQ(now.c_lflag, own.c_lflag);
   CHECK_EQ(now.c_cc[VMIN], 17);
   CHECK((fcntl(fds[1], F_GETFL) & O_NONBLOCK) != 0);
+  CHECK_EQ(target::ExitCode(leader), 0);
 }

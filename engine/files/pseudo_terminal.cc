@@ -331,6 +331,10 @@ Status CompletePseudoTerminals(FileRestoreContext& context) {
   return OkStatus();
 }
 
+std::string MachineTerminalKey(std::uint32_t id) {
+  return "terminal of the machine " + std::to_string(id);
+}
+
 Result<std::vector<ControllingTerminal>> ControllingTerminals(FileRestoreContext& context) {
   std::vector<ControllingTerminal> terminals;
   ASSIGN_OR_RETURN(const auto records, context.Records("tty-info"));
@@ -338,6 +342,14 @@ Result<std::vector<ControllingTerminal>> ControllingTerminals(FileRestoreContext
     image::TtyInfoEntry info;
     if (!info.ParsePartialFromString(record.message) || !info.IsInitialized()) {
       return DataLoss("tty-info: a record does not parse");
+    }
+    const auto of_machine = context.Kept().find(MachineTerminalKey(info.id()));
+    if (info.sid() != 0 && of_machine != context.Kept().end()) {
+      terminals.push_back({.session = static_cast<pid_t>(info.sid()),
+                           .foreground = static_cast<pid_t>(info.pgrp()),
+                           .slave = std::move(of_machine->second)});
+      context.Kept().erase(of_machine);
+      continue;
     }
     const int master = KeptFd(Key(info.id() >> 1), context);
     if (info.sid() == 0 || (info.id() & kMaster) != 0 || master < 0) continue;

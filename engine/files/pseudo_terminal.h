@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <string>
 #include <vector>
 
 #include "engine/files/file_kind.h"
@@ -26,12 +27,15 @@ Result<UniqueFd> RestorePseudoTerminal(const image::TtyFileEntry& tty, FileResto
 /// Settings, once all ends are open.
 Status CompletePseudoTerminals(FileRestoreContext& context);
 
+/// Under which one of a machine is kept that controls a session.
+std::string MachineTerminalKey(std::uint32_t id);
+
 /// What controls a session of the tree.
 struct ControllingTerminal {
   pid_t session = 0, foreground = 0;  ///< As the tree knows them.
   UniqueFd slave;
 };
-/// Of the pseudo-terminals that were made; before their files are closed.
+/// Of the pseudo-terminals that were made, and those of the machine; before their files are closed.
 Result<std::vector<ControllingTerminal>> ControllingTerminals(FileRestoreContext& context);
 
 }  // namespace stasis::engine

@@ -6,7 +6,7 @@
 // Image    FD_TTY for the open file, FD_REG for its path, "tty-info" once a terminal
 // Restore  the tree gets the terminal that its new root has as descriptor 0, 1 or 2, opened again for each
 //          open file; the settings are put into force there. The size is for who looks at it to say. Those of
-//          a machine are opened by their paths
+//          a machine are opened by their paths, and control the session that they did
 // Lost     input that was typed and not yet read, output that the other end had not yet taken
 // Not here terminals whose other end (/dev/ptmx) is in the tree (pseudo_terminal.cc). That such a terminal
 //          controls the root's session is inherited
@@ -57,11 +57,7 @@ Status DumpJobControl(const OpenFile& file, FileDumpContext& context, image::Tty
   ASSIGN_OR_RETURN(const std::string text,
                    ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(file.pid) + "/stat"));
   ASSIGN_OR_RETURN(const TaskStat stat, ParseTaskStat(text));
-  // The kernel's new_encode_dev().
-  const auto number = static_cast<unsigned>(stat.tty_nr);
-  const dev_t controlling =
-      makedev(number >> 8 & 0xfff, (number & 0xff) | (number >> 12 & 0xfff00));
-  if (controlling != file.st.st_rdev) return OkStatus();
+  if (TerminalDevice(stat.tty_nr) != file.st.st_rdev) return OkStatus();
   info.set_sid(static_cast<std::uint32_t>(context.ToNamespacePid(stat.session)));
   info.set_pgrp(static_cast<std::uint32_t>(context.ToNamespacePid(stat.tpgid)));
   return OkStatus();
@@ -94,9 +90,7 @@ bool IsFirstOfItsTerminal(const OpenFile& file, const FileDumpContext& context) 
   return first == context.files().end() || first->id == file.id;
 }
 
-bool IsOfMachine(dev_t device) {
-  return major(device) == kConsoles || device == makedev(kTtyDevices, kConsole);
-}
+bool IsOfMachine(dev_t device) { return IsMachineTerminal(device); }
 
 // Adds the record of a machine's terminal unless it is there, and gives its number.
 Result<std::uint32_t> DumpOfMachine(const OpenFile& file, FileDumpContext& context) {
@@ -120,6 +114,11 @@ Result<std::uint32_t> DumpOfMachine(const OpenFile& file, FileDumpContext& conte
   info.clear_pty();
   info.set_type(console ? image::TTY_CONSOLE : serial ? image::TTY_SERIAL : image::TTY_VT);
   DumpDevice(file.st, info);
+  // Not each process that has it open has it as its controlling one.
+  for (const OpenFile& other : context.files()) {
+    if (info.sid() != 0 || !Owns(other) || other.st.st_rdev != file.st.st_rdev) continue;
+    RETURN_IF_ERROR(DumpJobControl(other, context, info));
+  }
   context.AddRecord("tty-info", info.SerializeAsString(), "");
   return id;
 }
@@ -218,6 +217,9 @@ Result<UniqueFd> OpenOfMachine(const image::TtyFileEntry& tty, const image::TtyI
   }
   RETURN_IF_ERROR(RestoreTermios(fd->get(), info));
   RETURN_IF_ERROR(SetStatusFlags(fd->get(), tty.flags()));
+  if (info.sid() != 0) {
+    ASSIGN_OR_RETURN(context.Kept()[MachineTerminalKey(info.id())], Duplicate(fd->get()));
+  }
   return fd;
 }
 
@@ -258,6 +260,15 @@ Status Finish(const image::FileEntry& entry, int fd, ProcessActor& process) {
 }
 
 }  // namespace
+
+bool IsMachineTerminal(dev_t device) {
+  return major(device) == kConsoles || device == makedev(kTtyDevices, kConsole);
+}
+
+dev_t TerminalDevice(int tty_nr) {
+  const auto number = static_cast<unsigned>(tty_nr);
+  return makedev(number >> 8 & 0xfff, (number & 0xff) | (number >> 12 & 0xfff00));
+}
 
 const FileKind kTerminal = {.name = "terminal",
                             .owns = Owns,

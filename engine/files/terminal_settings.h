@@ -15,6 +15,10 @@ namespace stasis::engine {
 bool IsPts(dev_t device);
 /// /dev/ptmx: an open file of it is the other end of a pseudo-terminal.
 bool IsMultiplexer(dev_t device);
+/// True for the console of a machine, its virtual and serial terminals.
+bool IsMachineTerminal(dev_t device);
+/// The device of the number that proc_pid_stat(5) has for a controlling terminal (the kernel's new_encode_dev()).
+dev_t TerminalDevice(int tty_nr);
 /// The number below /dev/pts, which runs on from one major to the next.
 std::uint32_t PtsIndex(dev_t device);
 
