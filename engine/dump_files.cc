@@ -159,11 +159,13 @@ Status FileDumper::CheckTerminals() const {
     const pid_t session = process.stat.session;
     if (process.zombie) continue;
     const bool is_ours = controlled.contains(session);
-    const dev_t terminal = TerminalDevice(process.stat.tty_nr);
-    const bool is_named = std::ranges::any_of(tree_.processes(), [&](const FrozenProcess& one) {
-      return one.stat.session == session && of_machine.contains({terminal, one.pid});
-    });
-    if (process.stat.tty_nr != 0 && session != tree_.root().stat.session && !is_ours && !is_named) {
+    const auto is_named = [&](dev_t terminal) {
+      return std::ranges::any_of(tree_.processes(), [&](const FrozenProcess& one) {
+        return one.stat.session == session && of_machine.contains({terminal, one.pid});
+      });
+    };
+    if (process.stat.tty_nr != 0 && session != tree_.root().stat.session && !is_ours &&
+        !is_named(TerminalDevice(process.stat.tty_nr))) {
       return Unimplemented(
           "pid " + std::to_string(process.ns_pid) + " (" + process.status.name +
           "): its session is not the root's, and is controlled by a terminal whose "
