@@ -73,6 +73,10 @@ struct Checkpoint {
   ImageFileBuilder segments{"ipcns-shm"};
   std::string run_id = {};
 
+  bool LocksWholeNetwork() const {
+    return request.fate == Fate::kKill && request.options.lock_network && namespaces.has_own_net();
+  }
+
   // Calls `step` for each living process, and asks in between whether the dump is still wanted.
   Status ForEach(const std::function<Status(DumpedProcess&)>& step) {
     for (DumpedProcess& process : processes) {
@@ -298,6 +302,7 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
   ids.set_fs_id(1);
   ids.set_sighand_id(1);
   checkpoint.namespaces.NumberOurs(ids);
+  if (checkpoint.LocksWholeNetwork()) inventory.set_network_lock_method(kNetworkLockNftables);
   RETURN_IF_ERROR(checkpoint.cgroups.WriteImage(inventory, sink));
   inventory.set_dump_criu_run_id(checkpoint.run_id);
   return PutOne(sink, ImageName("inventory"), "inventory", inventory);
@@ -352,14 +357,21 @@ Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
 }
 
 // Of a tree that is to end, so that its peers are not answered until it is restored.
-std::optional<NetworkLock> LockNetwork(Checkpoint& checkpoint) {
-  if (checkpoint.request.fate != Fate::kKill) return std::nullopt;
+Result<std::optional<NetworkLock>> LockNetwork(Checkpoint& checkpoint) {
+  std::optional<NetworkLock> lock;
+  if (checkpoint.request.fate != Fate::kKill) return lock;
+  if (checkpoint.LocksWholeNetwork()) {
+    ASSIGN_OR_RETURN(UniqueFd ns, OpenAt(checkpoint.tree.root().proc.get(), "ns/net", O_RDONLY));
+    ASSIGN_OR_RETURN(NetworkLock taken, NetworkLock::TakeWhole(std::move(ns), checkpoint.run_id));
+    lock.emplace(std::move(taken));
+    return lock;
+  }
   Result<std::optional<NetworkLock>> taken = checkpoint.files->LockNetwork(checkpoint.run_id);
   if (taken.ok()) return *std::move(taken);
   checkpoint.report.notes.push_back(
       "peers that send before the restore will reset their connections: " +
       Message(taken.status()));
-  return std::nullopt;
+  return lock;
 }
 
 Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
@@ -420,7 +432,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
     RETURN_IF_ERROR(checkpoint.files->links().MakeInMemory());
     RETURN_IF_ERROR(request.while_frozen(others));
   }
-  std::optional<NetworkLock> lock = LockNetwork(checkpoint);
+  ASSIGN_OR_RETURN(std::optional<NetworkLock> lock, LockNetwork(checkpoint));
   checkpoint.files->GiveBack();
   std::set<pid_t> pids;
   for (const FrozenProcess& process : tree.processes()) pids.insert(process.pid);
@@ -454,7 +466,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
     request.log.Info("the checkpoint is whole; the tree was " +
                      std::string(request.fate == Fate::kKill ? "ended" : "left stopped"));
   }
-  if (lock) lock->Keep();
+  if (lock) RETURN_IF_ERROR(lock->Keep());
   return report;
 }
 

@@ -24,6 +24,9 @@ struct Options {
   /// reset. Of a checkpoint that holds them, `tcp_close` restores them so all the same.
   bool tcp_established = false;
   bool tcp_close = false;
+  /// A dump that ends the tree locks all of its network namespace until the restore, where that is not ours; else only
+  /// established connections that are dumped.
+  bool lock_network = false;
   /// Connections that no accept(2) has taken yet are left out, not refused.
   bool skip_in_flight = false;
   /// Sockets connected to a peer outside the tree: datagram ones by the peer's path, others are severed.

@@ -73,8 +73,13 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
       ->option_text("[CONTROLLERS:]/PATH");
   static std::vector<std::string> ignored;  // what these say is found out unasked
   group
-      .add_option("--network-lock", ignored,
-                  "Accepted: kept connections are held one by one, not by rules of a firewall")
+      .add_option_function<std::string>(
+          "--network-lock",
+          [&options](const std::string& method) { options.lock_network = method != "skip"; },
+          "Until the restore of a tree that a dump ends, its network namespace passes nothing, "
+          "where that is not "
+          "ours (by nf_tables, whatever METHOD is; without this, or with skip: only kept "
+          "connections stand still)")
       ->option_text("METHOD")
       ->check(CLI::IsMember({"iptables", "nftables", "skip"}));
   group.add_option("--cgroup-yard", ignored, "Accepted: cgroups are found wherever they are")

@@ -2,6 +2,9 @@
 // Source  nft(8), linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c, nfnetlink.c; tested on 6.18
 // Rule    Messages between BATCH_BEGIN and BATCH_END take effect together or not at all; of a failed batch
 //         each bad message is answered by its error.
+// Rule    A table with NFT_TABLE_F_OWNER goes when the netlink socket that made it is closed (nft_rcv_nl_event()), so
+//         also when its process is killed. It cannot be turned into one that stays: that is another one.
+// Rule    What is sent to an address of the same namespace keeps its mark on the way.
 #include "engine/files/network_lock.h"
 
 #include <linux/netfilter.h>
@@ -26,12 +29,13 @@
 namespace stasis::engine {
 namespace {
 
-constexpr char kChain[] = "input";
+constexpr char kInput[] = "input", kOutput[] = "output";
 constexpr std::int32_t kPriority = -400;  // before connection tracking
 constexpr std::size_t kRunIdLimit = 64;
 constexpr int kBufferBytes = 8 << 20;
 constexpr std::uint32_t kIpv4Source = 12, kIpv6Source = 8;  // offsets in IP headers
 constexpr std::uint32_t kPortBytes = 2;
+constexpr std::uint32_t kPassingMark = 0xc114;  // CRIU's
 
 class Batch {
  public:
@@ -116,6 +120,7 @@ class Batch {
 };
 
 std::string TableOf(const std::string& run_id) { return "CRIU-" + run_id; }
+std::string OwnedTableOf(const std::string& run_id) { return "stasis-" + run_id; }
 
 bool IsRunId(const std::string& text) {
   return !text.empty() && text.size() <= kRunIdLimit && std::ranges::all_of(text, [](char c) {
@@ -132,12 +137,12 @@ void Compare(Batch& batch, std::string_view bytes) {
   });
 }
 
-void CompareMeta(Batch& batch, std::uint32_t key, char value) {
+void CompareMeta(Batch& batch, std::uint32_t key, std::string_view value) {
   batch.Expression("meta", [&] {
     batch.Number(NFTA_META_KEY, key);
     batch.Number(NFTA_META_DREG, NFT_REG_1);
   });
-  Compare(batch, {&value, 1});
+  Compare(batch, value);
 }
 
 void ComparePayload(Batch& batch, std::uint32_t base, std::uint32_t offset,
@@ -162,52 +167,95 @@ void ComparePort(Batch& batch, std::uint32_t offset, std::uint16_t port) {
                  {reinterpret_cast<const char*>(&big), sizeof(big)});
 }
 
-void Drop(Batch& batch) {
+void CompareMetaByte(Batch& batch, std::uint32_t key, char value) {
+  CompareMeta(batch, key, {&value, 1});
+}
+
+void Decide(Batch& batch, std::uint32_t verdict) {
   batch.Expression("immediate", [&] {
     batch.Number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
     batch.Nested(NFTA_IMMEDIATE_DATA, [&] {
-      batch.Nested(NFTA_DATA_VERDICT, [&] { batch.Number(NFTA_VERDICT_CODE, NF_DROP); });
+      batch.Nested(NFTA_DATA_VERDICT, [&] { batch.Number(NFTA_VERDICT_CODE, verdict); });
     });
+  });
+}
+
+void AddRule(Batch& batch, const std::string& table, const char* chain, const Batch::Fill& fill) {
+  batch.Message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, [&] {
+    batch.Text(NFTA_RULE_TABLE, table);
+    batch.Text(NFTA_RULE_CHAIN, chain);
+    batch.Nested(NFTA_RULE_EXPRESSIONS, fill);
   });
 }
 
 // What the peer of a connection sends to it.
-void AddRule(Batch& batch, const std::string& table, const ConnectionEnds& ends) {
+void DropFromPeer(Batch& batch, const std::string& table, const ConnectionEnds& ends) {
   const InetAddress from = Unmapped(ends.remote), to = Unmapped(ends.local);
   const bool v4 = from.family == AF_INET;
   const std::uint32_t source = v4 ? kIpv4Source : kIpv6Source;
-  batch.Message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, [&] {
-    batch.Text(NFTA_RULE_TABLE, table);
-    batch.Text(NFTA_RULE_CHAIN, kChain);
-    batch.Nested(NFTA_RULE_EXPRESSIONS, [&] {
-      CompareMeta(batch, NFT_META_NFPROTO, v4 ? NFPROTO_IPV4 : NFPROTO_IPV6);
-      CompareMeta(batch, NFT_META_L4PROTO, IPPROTO_TCP);
-      ComparePayload(batch, NFT_PAYLOAD_NETWORK_HEADER, source, AddressBytes(from));
-      ComparePayload(batch, NFT_PAYLOAD_NETWORK_HEADER,
-                     source + static_cast<std::uint32_t>(AddressBytes(from).size()),
-                     AddressBytes(to));
-      ComparePort(batch, 0, from.port);
-      ComparePort(batch, kPortBytes, to.port);
-      Drop(batch);
-    });
+  AddRule(batch, table, kInput, [&] {
+    CompareMetaByte(batch, NFT_META_NFPROTO, v4 ? NFPROTO_IPV4 : NFPROTO_IPV6);
+    CompareMetaByte(batch, NFT_META_L4PROTO, IPPROTO_TCP);
+    ComparePayload(batch, NFT_PAYLOAD_NETWORK_HEADER, source, AddressBytes(from));
+    ComparePayload(batch, NFT_PAYLOAD_NETWORK_HEADER,
+                   source + static_cast<std::uint32_t>(AddressBytes(from).size()),
+                   AddressBytes(to));
+    ComparePort(batch, 0, from.port);
+    ComparePort(batch, kPortBytes, to.port);
+    Decide(batch, NF_DROP);
   });
 }
 
-void AddTable(Batch& batch, const std::string& table) {
-  batch.Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, [&] { batch.Text(NFTA_TABLE_NAME, table); });
+void DropUnmarked(Batch& batch, const std::string& table, const char* chain) {
+  AddRule(batch, table, chain, [&] {
+    const std::uint32_t mark = kPassingMark;
+    CompareMeta(batch, NFT_META_MARK, {reinterpret_cast<const char*>(&mark), sizeof(mark)});
+    Decide(batch, NF_ACCEPT);
+  });
+  AddRule(batch, table, chain, [&] { Decide(batch, NF_DROP); });
+}
+
+void AddTable(Batch& batch, const std::string& table, std::uint32_t flags) {
+  batch.Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, [&] {
+    batch.Text(NFTA_TABLE_NAME, table);
+    if (flags != 0) batch.Number(NFTA_TABLE_FLAGS, flags);
+  });
+}
+
+void AddChain(Batch& batch, const std::string& table, const char* chain, std::uint32_t hook) {
   batch.Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, [&] {
     batch.Text(NFTA_CHAIN_TABLE, table);
-    batch.Text(NFTA_CHAIN_NAME, kChain);
+    batch.Text(NFTA_CHAIN_NAME, chain);
     batch.Nested(NFTA_CHAIN_HOOK, [&] {
-      batch.Number(NFTA_HOOK_HOOKNUM, NF_INET_LOCAL_IN);
+      batch.Number(NFTA_HOOK_HOOKNUM, hook);
       batch.Number(NFTA_HOOK_PRIORITY, static_cast<std::uint32_t>(kPriority));
     });
     batch.Text(NFTA_CHAIN_TYPE, "filter");
   });
 }
 
-Status SendBatch(const std::string& bytes) {
-  const UniqueFd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER));
+std::string ForConnections(const std::string& table, std::uint32_t flags,
+                           std::span<const ConnectionEnds> connections) {
+  Batch batch;
+  AddTable(batch, table, flags);
+  AddChain(batch, table, kInput, NF_INET_LOCAL_IN);
+  for (const ConnectionEnds& ends : connections) DropFromPeer(batch, table, ends);
+  return batch.Finish();
+}
+
+std::string ForWhole(const std::string& table, std::uint32_t flags) {
+  Batch batch;
+  AddTable(batch, table, flags);
+  AddChain(batch, table, kInput, NF_INET_LOCAL_IN);
+  AddChain(batch, table, kOutput, NF_INET_LOCAL_OUT);
+  DropUnmarked(batch, table, kInput);
+  DropUnmarked(batch, table, kOutput);
+  return batch.Finish();
+}
+
+// The socket over which it was sent.
+Result<UniqueFd> SendBatch(const std::string& bytes) {
+  UniqueFd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER));
   if (!netlink) {
     return SyscallError(errno, "netfilter socket");
   }
@@ -225,27 +273,45 @@ Status SendBatch(const std::string& bytes) {
     return SyscallError(errno, "answer of netfilter");
   }
   if (answer.header.nlmsg_type != NLMSG_ERROR) return Internal("netfilter: a strange answer");
-  return answer.error.error == 0 ? OkStatus() : SyscallError(-answer.error.error, "nf_tables");
+  if (answer.error.error != 0) return SyscallError(-answer.error.error, "nf_tables");
+  return netlink;
+}
+
+Result<UniqueFd> SendBatchIn(int ns, const std::string& bytes) {
+  UniqueFd socket;
+  RETURN_IF_ERROR(InNamespace(ns, CLONE_NEWNET, [&]() -> Status {
+    ASSIGN_OR_RETURN(socket, SendBatch(bytes));
+    return OkStatus();
+  }));
+  return socket;
 }
 
 }  // namespace
 
-Result<NetworkLock> NetworkLock::Take(UniqueFd ns, const std::string& run_id,
-                                      std::span<const ConnectionEnds> connections) {
-  Batch batch;
-  AddTable(batch, TableOf(run_id));
-  for (const ConnectionEnds& ends : connections) AddRule(batch, TableOf(run_id), ends);
-  const std::string& bytes = batch.Finish();
-  const Status status = InNamespace(ns.get(), CLONE_NEWNET, [&] { return SendBatch(bytes); });
-  if (ErrnoOf(status) == EOPNOTSUPP || ErrnoOf(status) == EPROTONOSUPPORT) {
+Result<NetworkLock> NetworkLock::Make(UniqueFd ns, const std::string& owned, std::string kept) {
+  Result<UniqueFd> owner = SendBatchIn(ns.get(), owned);
+  if (ErrnoOf(owner.status()) == EOPNOTSUPP || ErrnoOf(owner.status()) == EPROTONOSUPPORT) {
     return Unimplemented("this kernel has no nf_tables");
   }
-  RETURN_IF_ERROR(status);
-  return NetworkLock(std::move(ns), run_id);
+  RETURN_IF_ERROR(owner.status());
+  return NetworkLock(std::move(ns), *std::move(owner), std::move(kept));
 }
 
-NetworkLock::~NetworkLock() {
-  if (ns_) (void)UnlockNetwork(ns_.get(), run_id_);  // already reporting worse
+Result<NetworkLock> NetworkLock::Take(UniqueFd ns, const std::string& run_id,
+                                      std::span<const ConnectionEnds> connections) {
+  return Make(std::move(ns), ForConnections(OwnedTableOf(run_id), NFT_TABLE_F_OWNER, connections),
+              ForConnections(TableOf(run_id), 0, connections));
+}
+
+Result<NetworkLock> NetworkLock::TakeWhole(UniqueFd ns, const std::string& run_id) {
+  return Make(std::move(ns), ForWhole(OwnedTableOf(run_id), NFT_TABLE_F_OWNER),
+              ForWhole(TableOf(run_id), 0));
+}
+
+Status NetworkLock::Keep() {
+  RETURN_IF_ERROR(SendBatchIn(ns_.get(), kept_).status());
+  owner_.Reset();
+  return OkStatus();
 }
 
 Status UnlockNetwork(int ns, const std::string& run_id) {
@@ -253,7 +319,7 @@ Status UnlockNetwork(int ns, const std::string& run_id) {
   Batch batch;
   batch.Message(NFT_MSG_DELTABLE, 0, [&] { batch.Text(NFTA_TABLE_NAME, TableOf(run_id)); });
   const std::string& bytes = batch.Finish();
-  const Status status = InNamespace(ns, CLONE_NEWNET, [&] { return SendBatch(bytes); });
+  const Status status = SendBatchIn(ns, bytes).status();
   const int error = ErrnoOf(status);
   const bool none = error == ENOENT || error == EOPNOTSUPP || error == EPROTONOSUPPORT;
   return none ? OkStatus() : status;

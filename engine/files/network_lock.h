@@ -1,6 +1,7 @@
 // A firewall for TCP connections whose socket is gone between a dump and a restore.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -14,27 +15,33 @@ struct ConnectionEnds {
   InetAddress local, remote;
 };
 
-/// What arrives for the connections is dropped while it lives, and after Keep(): the kernel would answer
-/// with a reset.
+/// In the inventory, of a network namespace that is locked as a whole.
+constexpr std::uint32_t kNetworkLockNftables = 1;
+
+/// A firewall of ours. It ends with this object, and with us however we end, unless it was kept.
 class NetworkLock {
  public:
-  /// In the network namespace `ns`, under the run id that the inventory has. Unimplemented: a kernel
-  /// without nf_tables.
+  /// Drops what arrives for `connections` in the network namespace `ns`: the kernel would answer with a reset.
+  /// `run_id`: what the inventory has. Unimplemented: a kernel without nf_tables.
   static Result<NetworkLock> Take(UniqueFd ns, const std::string& run_id,
                                   std::span<const ConnectionEnds> connections);
 
+  /// Drops whatever is sent or arrives in `ns`, but packets with the mark 0xC114 (SO_MARK, socket(7)).
+  static Result<NetworkLock> TakeWhole(UniqueFd ns, const std::string& run_id);
+
   NetworkLock(NetworkLock&&) = default;
   NetworkLock& operator=(NetworkLock&&) = delete;
-  ~NetworkLock();
 
   /// Leaves it to the restore.
-  void Keep() { ns_.Reset(); }
+  Status Keep();
 
  private:
-  NetworkLock(UniqueFd ns, std::string run_id) : ns_(std::move(ns)), run_id_(std::move(run_id)) {}
+  NetworkLock(UniqueFd ns, UniqueFd owner, std::string kept)
+      : ns_(std::move(ns)), owner_(std::move(owner)), kept_(std::move(kept)) {}
+  static Result<NetworkLock> Make(UniqueFd ns, const std::string& owned, std::string kept);
 
-  UniqueFd ns_;
-  std::string run_id_;
+  UniqueFd ns_, owner_;
+  std::string kept_;  // what makes the table that stays
 };
 
 /// Takes away the lock that the dump of that run id left in the network namespace `ns`, if any.

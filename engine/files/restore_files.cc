@@ -198,7 +198,8 @@ class Restorer : public FileRestorer {
       return entry.type() == image::FD_INETSK && IsKeptState(entry.isk().state()) &&
              entry.isk().proto() == IPPROTO_TCP;
     });
-    if (had_any) {
+    const bool was_locked = images_.inventory.network_lock_method() == kNetworkLockNftables;
+    if (had_any || was_locked) {
       RETURN_IF_ERROR(UnlockNetwork(network_.get(), images_.inventory.dump_criu_run_id()));
     }
     return engine::ResumeConnections(connections_);

@@ -176,6 +176,7 @@ Status NamespaceDumper::FindOtherMounts(std::span<const FrozenProcess> processes
 
 bool NamespaceDumper::has_own_uts() const { return tree_[kUts] != ours_[kUts]; }
 bool NamespaceDumper::has_own_ipc() const { return tree_[kIpc] != ours_[kIpc]; }
+bool NamespaceDumper::has_own_net() const { return tree_[kNet] != ours_[kNet]; }
 bool NamespaceDumper::has_own_pid() const { return tree_[kPid] != ours_[kPid]; }
 std::uint64_t NamespaceDumper::pid_namespace() const { return tree_[kPid]; }
 

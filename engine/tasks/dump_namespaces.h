@@ -58,6 +58,7 @@ class NamespaceDumper {
   bool has_own_uts() const;
   bool has_own_ipc() const;
   bool has_own_pid() const;
+  bool has_own_net() const;
   std::uint64_t pid_namespace() const;  ///< Its inode.
 
   /// Reads what is dumped of the namespaces; the tree stands still. Unimplemented: mounts that processes made
