@@ -466,7 +466,10 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
     request.log.Info("the checkpoint is whole; the tree was " +
                      std::string(request.fate == Fate::kKill ? "ended" : "left stopped"));
   }
-  if (lock) RETURN_IF_ERROR(lock->Keep());
+  const Status kept = lock ? lock->Keep() : OkStatus();
+  if (!kept.ok()) {
+    report.notes.push_back("the network is not locked until the restore: " + Message(kept));
+  }
   return report;
 }
 
