@@ -69,8 +69,11 @@ class Server:
             ticks = self.threads.ticks, self.loop_ticks
             if not self.threads.check():
                 return "a thread that does not answer"
-            time.sleep(0.2)
-            if self.threads.ticks == ticks[0] or self.loop_ticks == ticks[1]:
+            for _ in range(200):
+                if self.threads.ticks != ticks[0] and self.loop_ticks != ticks[1]:
+                    break
+                time.sleep(0.05)
+            else:
                 return "a clock that stands still"
         return "ok"
 
