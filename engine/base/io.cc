@@ -1,6 +1,9 @@
 #include "engine/base/io.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -11,6 +14,17 @@ Result<UniqueFd> OpenAt(int dir_fd, const std::string& path, int flags, unsigned
   UniqueFd fd(::openat(dir_fd, path.c_str(), flags | O_CLOEXEC, mode));
   if (!fd) {
     return SyscallError(errno, "open " + path);
+  }
+  return fd;
+}
+
+Result<UniqueFd> OpenInRoot(int root_fd, const std::string& path, std::uint64_t flags) {
+  open_how how = {};
+  how.flags = flags | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, root_fd, path.c_str(), &how, sizeof(how))));
+  if (!fd) {
+    return SyscallError(errno, "look up " + path);
   }
   return fd;
 }

@@ -15,6 +15,10 @@ namespace stasis {
 /// Opens `path` below `dir_fd` (AT_FDCWD allowed) with O_CLOEXEC added to `flags`.
 Result<UniqueFd> OpenAt(int dir_fd, const std::string& path, int flags, unsigned mode = 0);
 
+/// Opens `path` as a process would whose root directory is `root_fd`, links too, but none of /proc that leads anywhere
+/// else (openat2(2)): somebody else's tree does not lead out of itself.
+Result<UniqueFd> OpenInRoot(int root_fd, const std::string& path, std::uint64_t flags);
+
 /// The whole content of `path` below `dir_fd`; ResourceExhausted when it is larger than `limit_bytes`.
 /// Works for /proc files, whose stat size is 0.
 Result<std::string> ReadFileAt(int dir_fd, const std::string& path,

@@ -2,15 +2,14 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <utility>
 
+#include "engine/base/io.h"
 #include "engine/files/description.h"
 
 namespace stasis::engine {
@@ -24,20 +23,13 @@ constexpr std::uint64_t kNoOffset = ~std::uint64_t{0};
 // Does `path` in the directory tree of `root_fd` lead to `file`? The text comes from d_path, so no
 // part of it is a symbolic link unless somebody put one there since.
 Result<bool> Reaches(int root_fd, const std::string& path, const OpenFile& file) {
-  open_how how = {};
-  how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-  const UniqueFd fd(
-      static_cast<int>(::syscall(SYS_openat2, root_fd, path.c_str(), &how, sizeof(how))));
-  if (!fd) {
-    const int error = errno;
-    const bool gone = error == ENOENT || error == ENOTDIR || error == ELOOP;
-    if (gone) return false;
-    return SyscallError(error, "look up " + path);
-  }
+  const Result<UniqueFd> found = OpenInRoot(root_fd, path, O_PATH | O_NOFOLLOW);
+  const int error = ErrnoOf(found.status());
+  if (error == ENOENT || error == ENOTDIR || error == ELOOP) return false;
+  RETURN_IF_ERROR(found.status());
   // stat against stat, in one view: on overlayfs and btrfs no other device number agrees.
   struct stat st = {};
-  if (::fstat(fd.get(), &st) != 0) {
+  if (::fstat(found->get(), &st) != 0) {
     return SyscallError(errno, "stat " + path);
   }
   if ((st.st_mode & S_IFMT) != (file.st.st_mode & S_IFMT)) return false;

@@ -25,7 +25,6 @@
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
-#include <optional>
 
 #include "engine/base/io.h"
 #include "engine/files/description.h"
@@ -64,11 +63,15 @@ bool IsSame(const struct stat& a, const struct stat& b) {
 // connected to before or after a chroot(2), nobody knows.
 bool IsTheSameFromBothRoots(const OpenFile& file, const std::string& path,
                             const FileDumpContext& context) {
-  const std::string own_root = "/proc/" + std::to_string(file.pid) + "/root";
-  struct stat from_own = {}, from_tree = {};
-  if (::stat((own_root + path).c_str(), &from_own) != 0) return true;
-  return ::fstatat(context.RootOf(file), ("." + path).c_str(), &from_tree, 0) == 0 &&
-         IsSame(from_own, from_tree);
+  const auto own_root =
+      OpenAt(AT_FDCWD, "/proc/" + std::to_string(file.pid) + "/root", O_PATH | O_DIRECTORY);
+  if (!own_root.ok()) return false;
+  const auto from_own = OpenInRoot(own_root->get(), path, O_PATH);
+  const auto from_tree = OpenInRoot(context.RootOf(file), path, O_PATH);
+  if (!from_own.ok()) return true;
+  struct stat own = {}, tree = {};
+  return from_tree.ok() && ::fstat(from_own->get(), &own) == 0 &&
+         ::fstat(from_tree->get(), &tree) == 0 && IsSame(own, tree);
 }
 
 // A datagram socket connected to one outside the tree sends to its name, which a restore connects to.
@@ -206,14 +209,23 @@ Status DumpPeer(const OpenFile& file, const UnixDiag& diag, FileDumpContext& con
   return OkStatus();
 }
 
+// Whether `path` leads to `own`; `found` is open there then.
+bool LeadsTo(int root, const std::string& path, const struct stat& own, UniqueFd& found) {
+  Result<UniqueFd> there = OpenInRoot(root, path, O_PATH | O_NOFOLLOW);
+  struct stat st = {};
+  if (!there.ok() || ::fstat(there->get(), &st) != 0 || !IsSame(st, own)) return false;
+  found = *std::move(there);
+  return true;
+}
+
 // A restore binds the path anew, which it cannot where something is mounted.
-Status CheckPath(const OpenFile& file, int root, const std::string& path) {
+Status CheckPath(const OpenFile& file, int bound, const std::string& path) {
   if (path.size() >= sizeof(sockaddr_un::sun_path)) {
     return Unimplemented(NameOf(file) + ": the socket path " + path +
                          " is too long to be bound as a whole, which cannot be checkpointed yet");
   }
   struct statx st = {};
-  if (::statx(root, ("." + path).c_str(), AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) != 0) {
+  if (::statx(bound, "", AT_EMPTY_PATH, STATX_TYPE, &st) != 0) {
     return SyscallError(errno, "statx " + path);
   }
   if ((st.stx_attributes & STATX_ATTR_MOUNT_ROOT) == 0) return OkStatus();
@@ -222,20 +234,23 @@ Status CheckPath(const OpenFile& file, int root, const std::string& path) {
 }
 
 // The path of another name of `own`, in the folder where it was bound: a program that makes its socket's path appear
-// whole binds another one, links it and unlinks the first. Paths are those below the root directory `root`.
-std::optional<std::string> OtherName(int root, const std::string& path, const struct stat& own) {
+// whole binds another one, links it and unlinks the first. "": none.
+std::string OtherName(int root, const std::string& path, const struct stat& own) {
   constexpr int kMost = 10'000;
   const std::string folder = path.substr(0, path.rfind('/') + 1);
-  const std::string place = "/proc/self/fd/" + std::to_string(root) + "/." + folder;
+  const Result<UniqueFd> place = OpenInRoot(root, folder, O_RDONLY | O_DIRECTORY);
+  if (!place.ok()) return "";
   std::error_code error;
   int seen = 0;
-  for (std::filesystem::directory_iterator entry(place, error), end;
-       !error && entry != end && ++seen <= kMost; entry.increment(error)) {
+  std::filesystem::directory_iterator entry("/proc/self/fd/" + std::to_string(place->get()), error);
+  for (; !error && entry != std::filesystem::directory_iterator() && ++seen <= kMost;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename();
     struct stat there = {};
-    const bool known = ::fstatat(AT_FDCWD, entry->path().c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
-    if (known && IsSame(there, own)) return folder + entry->path().filename().string();
+    const bool known = ::fstatat(place->get(), name.c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0;
+    if (known && IsSame(there, own)) return folder + name;
   }
-  return std::nullopt;
+  return "";
 }
 
 // Others connect to the path that leads to the socket's file, whatever bind(2) was given.
@@ -260,15 +275,11 @@ Status DumpBoundPath(const OpenFile& file, const std::string& name, FileDumpCont
                    ReadFileAt(AT_FDCWD, "/proc/thread-self/fdinfo/" + std::to_string(bound.get())));
   const int root = context.RootOf(place);
   if (const int mount = context.OtherMountOf(place); mount >= 0) entry.set_mnt_id(mount);
-  struct stat there = {};
-  std::optional<std::string> leading = path;
-  if (::fstatat(root, ("." + path).c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 ||
-      !IsSame(there, own)) {
-    leading = own.st_nlink > 0 ? OtherName(root, path, own) : std::nullopt;
-  }
-  if (leading) {
-    if (*leading != name) entry.set_name(*leading + '\0');
-    return CheckPath(file, root, *leading);
+  UniqueFd there;
+  if (!LeadsTo(root, path, own, there) && own.st_nlink > 0) path = OtherName(root, path, own);
+  if (there || LeadsTo(root, path, own, there)) {
+    if (path != name) entry.set_name(path + '\0');
+    return CheckPath(file, there.get(), path);
   }
   // Nobody can connect to it any more: it is enough that it has the name.
   entry.set_deleted(true);

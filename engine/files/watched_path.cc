@@ -5,7 +5,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -96,11 +95,8 @@ class Search {
   }
 
   UniqueFd Open(const std::string& path, std::uint64_t flags) const {
-    open_how how = {};
-    how.flags = flags | O_NOFOLLOW | O_CLOEXEC;
-    how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-    return UniqueFd(
-        static_cast<int>(::syscall(SYS_openat2, root_, path.c_str(), &how, sizeof(how))));
+    Result<UniqueFd> found = OpenInRoot(root_, path, flags | O_NOFOLLOW);
+    return found.ok() ? *std::move(found) : UniqueFd();
   }
 
   bool IsIt(const std::string& path) const {
