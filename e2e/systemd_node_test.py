@@ -142,7 +142,8 @@ def test_it_is_installed_and_taken_out_while_the_node_runs(host):
     assert CONTAINERD in host.told()
     assert host.run("ls", "/run/stasis/stasis.sock", "/opt/stasis", "/etc/stasis").stdout == ""
     assert (host.root / "var/lib/kubelet/kubeadm-flags.env").read_text() == FLAGS % CONTAINERD
-    assert "stasisd" not in host.run("systemctl", "list-units", "--all").stdout
+    # Of a unit whose file is gone systemd keeps the name, as "not-found", until it looks at it for another reason.
+    assert "stasisd" not in host.run("systemctl", "list-units", "--all", "--state=loaded").stdout
 
 
 def test_a_power_cut_leaves_the_kubelet_its_runtime(installed):
