@@ -1,6 +1,8 @@
 """Trees on the host with namespaces of their own: made again, joined, or refused with the next step."""
 
 import os
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -129,10 +131,123 @@ def test_a_network_with_a_loopback_device_alone_is_made_again(start, mounts, fol
     assert own != namespace("self", "net") and ("UP" in shown) is up
 
 
-def test_a_firewall_in_a_network_of_its_own_is_not_forgotten(start, mounts, folder):
-    rules = ["sh", "-ec", 'iptables -w -A INPUT -j ACCEPT; exec "$@"', "sh"]
+TABLES = """ip link set lo up; ip addr add 192.0.2.1 dev lo; ip addr add 2001:db8::1/64 dev lo; ip addr del 127.0.0.1/8 dev lo
+ip route add 192.0.2.9 dev lo; ip route add 198.51.100.0/24 via 192.0.2.9; ip route add blackhole 203.0.113.0/24 table 77
+ip -6 route add 2001:db8:1::/48 dev lo metric 7; ip rule add fwmark 7 lookup 77; ip rule del pref 32767"""
+
+
+def test_addresses_routes_and_rules_of_a_network_of_its_own_come_back(start, mounts, folder):
+    def shown():
+        look = "ip addr; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule"
+        return run("nsenter", "--target", program.pid, "--net", "sh", "-ec", look)
+
+    program = started(start, inside(mounts, "unshare", "--net", "sh", "-ec", TABLES + '\nexec "$@"', "sh"), folder)
+    before = shown()
+    restore(mounts, dumped(program, mounts))
+    after = shown()
+    kill(program)
+    assert after == before and "blackhole 203.0.113.0/24" in before
+
+
+FIREWALLS = {
+    "nft": ("nft", """nft -f - <<'END'
+table inet own {
+  chain other { accept; }
+  set seen { type ipv4_addr; flags timeout; elements = { 192.0.2.1 timeout 1h } }
+  chain input { type filter hook input priority 0; policy drop; ip saddr @seen counter packets 7 bytes 9 accept
+                iifname "lo" tcp dport { 80, 443 } ct state new jump other; }
+}
+END"""),
+    "iptables": ("iptables-nft", "iptables-nft -A INPUT -p tcp --dport 80 -m state --state NEW -j ACCEPT;"
+                 "iptables-nft -A INPUT -m hashlimit --hashlimit-name own --hashlimit-above 10/sec -j DROP;"
+                 "ip6tables-nft -t mangle -A OUTPUT -j MARK --set-mark 7; nft add table inet own"),
+    "legacy": ("iptables-legacy", "iptables-legacy -A INPUT -m comment --comment 'a word' -j ACCEPT;"
+               "iptables-legacy -t nat -N OTHER; ip6tables-legacy -P INPUT DROP"),
+}
+LISTS = """nft -s list ruleset 2>/dev/null | grep -v 'xt match'; iptables-nft-save; ip6tables-nft-save
+           iptables-legacy-save; ip6tables-legacy-save"""
+
+
+def rules_of(pid):
+    seen = subprocess.run(["nsenter", "--target", str(pid), "--net", "sh", "-c", LISTS], text=True, check=False,
+                          capture_output=True).stdout
+    # Chains that accept all are iptables' to make or not.
+    empty = re.compile(r"\tchain \w+ {\n\t\ttype [^\n]* policy accept;\n\t}\n\n?")
+    return [line for line in empty.sub("", seen).splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("kind", FIREWALLS)
+def test_the_firewall_of_a_network_of_its_own_comes_back(start, mounts, folder, kind):
+    program, script = FIREWALLS[kind]
+    if shutil.which(program) is None:
+        pytest.skip(f"this machine has no {program}")
+    rules = ["sh", "-ec", script + '\nexec "$@"', "sh"]
     program = started(start, inside(mounts, "unshare", "--net", *rules), folder)
-    assert "--join-ns net:" in restore(mounts, dumped(program, mounts), code=1)
+    before = rules_of(program.pid)
+    restore(mounts, dumped(program, mounts))
+    after = rules_of(program.pid)
+    kill(program)
+    assert after == before and len(before) > 3
+
+
+CONNECT = """
+import socket, sys
+client = socket.socket(); client.settimeout(0.5); client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(sys.argv[1]))
+try: client.connect(("127.0.0.1", 7078)); print("connected")
+except TimeoutError: print("nothing")
+"""
+SERVE = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 7078)); server.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0xc114)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def network():
+    """The file of a network namespace in which somebody listens."""
+    name = f"stasis-test-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    run("ip", "-n", name, "link", "set", "lo", "up")
+    path = f"/run/netns/{name}"
+    server = subprocess.Popen(["nsenter", f"--net={path}", "python3", "-c", SERVE], stdout=subprocess.PIPE)
+    assert server.stdout.readline() == b"ready\n"
+    yield path
+    server.kill()
+    server.communicate()
+    run("ip", "netns", "delete", name)
+
+
+def test_a_network_that_is_locked_passes_nothing_until_the_restore(start, network, folder):
+    def connects(mark):
+        return run("nsenter", f"--net={network}", "python3", "-c", CONNECT, mark)
+
+    program = started(start, ["nsenter", f"--net={network}"], folder)
+    left, images = folder / "left", folder / "images"
+    left.mkdir()
+    images.mkdir()
+    words = STASIS, "checkpoint", "--pid", program.pid, "--network-lock", "nftables", "--images-dir"
+    run(*words, left, "--leave-running")
+    assert connects(0) == "connected\n"
+    run(*words, images, "--kill")
+    program.parent.wait(10)
+    between = connects(0), connects(0xC114)
+    run(STASIS, "restore", "--images-dir", images, "--detach", "--join-ns", f"net:{network}")
+    after = connects(0)
+    kill(program)
+    assert between == ("nothing\n", "connected\n") and after == "connected\n"
+
+
+def test_a_child_in_a_network_with_other_devices_is_refused(start, mounts, folder):
+    script = 'cd "$0"; unshare --net sh -c "ip link add own type veth peer name other; touch made; exec sleep 601" & exec sleep 600'
+    program = start(*inside(mounts), "sh", "-c", script, folder)
+    until((folder / "made").exists, what="the device")
+    images = folder / "images"
+    images.mkdir()
+    refusal = run(*inside(mounts, STASIS, "checkpoint", "--pid", program.pid, "--images-dir", images), code=1)
+    kill(program)
+    assert "in another net namespace than the root of its tree: it has the network device o" in refusal
 
 
 def test_a_network_of_its_own_is_refused_unless_one_is_named(start, mounts, folder):

@@ -353,8 +353,8 @@ class TreeReader {
   Status CheckNamespaces(const std::string& name, const image::TaskKobjIdsEntry& own) const {
     if (images_.processes.empty()) return OkStatus();
     const auto kinds = [](const image::TaskKobjIdsEntry& ids) {
-      return std::tuple(ids.pid_ns_id(), ids.net_ns_id(), ids.ipc_ns_id(), ids.uts_ns_id(),
-                        ids.user_ns_id(), ids.cgroup_ns_id(), ids.time_ns_id());
+      return std::tuple(ids.pid_ns_id(), ids.ipc_ns_id(), ids.user_ns_id(), ids.cgroup_ns_id(),
+                        ids.time_ns_id());
     };
     if (kinds(own) == kinds(images_.processes.front().ids)) return OkStatus();
     return Unimplemented(name + ": the process is in other namespaces than the root of the tree");
@@ -458,12 +458,12 @@ const FileEntry* CheckpointImages::File(image::FdTypes type, std::uint32_t id) c
   return found != files.end() && KeyOf(*found) == std::tuple(type, id) ? &*found : nullptr;
 }
 
-std::vector<std::uint32_t> CheckpointImages::OtherMountNamespaces() const {
+std::vector<std::uint32_t> CheckpointImages::OtherNamespaces(NamespaceNumber number) const {
   std::set<std::uint32_t> numbers;
   for (const ProcessImage& process : processes) {
-    if (!process.zombie) numbers.insert(process.ids.mnt_ns_id());
+    if (!process.zombie) numbers.insert((process.ids.*number)());
   }
-  numbers.erase(processes.front().ids.mnt_ns_id());
+  numbers.erase((processes.front().ids.*number)());
   return {numbers.begin(), numbers.end()};
 }
 

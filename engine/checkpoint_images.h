@@ -52,8 +52,12 @@ struct CheckpointImages {
   std::vector<pid_t> TaskIds() const;
   /// Whether the tree had a mount namespace that was not the dumper's.
   bool HadOwnMounts() const;
-  /// The numbers of the mount namespaces that processes are in and the root is not, rising.
-  std::vector<std::uint32_t> OtherMountNamespaces() const;
+  /// The numbers of the namespaces of a kind that processes are in and the root is not, rising.
+  using NamespaceNumber = std::uint32_t (image::TaskKobjIdsEntry::*)() const;
+  std::vector<std::uint32_t> OtherNamespaces(NamespaceNumber number) const;
+  std::vector<std::uint32_t> OtherMountNamespaces() const {
+    return OtherNamespaces(&image::TaskKobjIdsEntry::mnt_ns_id);
+  }
 };
 
 /// Reads everything but memory pages and what belongs to single kinds of files. The errors name the

@@ -99,7 +99,7 @@ Status ReadTasks(Checkpoint& checkpoint, BesideLook& beside) {
     checkpoint.report.threads += process.threads.size();
   }
   RETURN_IF_ERROR(beside.TakeProcesses(checkpoint.processes));
-  RETURN_IF_ERROR(checkpoint.namespaces.FindOtherMounts(checkpoint.tree.processes()));
+  RETURN_IF_ERROR(checkpoint.namespaces.FindOthers(checkpoint.tree.processes()));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
   return checkpoint.namespaces.Read(checkpoint.tree.root(), checkpoint.request.compare_mounts,
@@ -142,8 +142,7 @@ std::set<std::uint64_t> ZeroFiles(const Checkpoint& checkpoint) {
 // Descriptors, and the files that executable, directories and mappings name.
 Status ReadFiles(Checkpoint& checkpoint) {
   FileDumper& files = *checkpoint.files;
-  files.SetNamespaces(checkpoint.processes.front().ids);
-  RETURN_IF_ERROR(files.SetOtherMounts(checkpoint.namespaces));
+  RETURN_IF_ERROR(files.SetNamespaces(checkpoint.namespaces));
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());

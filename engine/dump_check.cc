@@ -43,7 +43,7 @@ class Checker {
     if (!status.ok() && !Ends(process)) Add(Annotate(status, Name(process)));
   }
 
-  void Tasks(const CompareMounts& compare_mounts) {
+  void Tasks(const CompareMounts& compare_mounts, bool makes_namespaces) {
     Status shared = CheckTree(tree_);
     while (!shared.ok() && ForgetEnded()) shared = CheckTree(tree_);
     Add(shared);
@@ -63,8 +63,8 @@ class Checker {
     }
     if (!namespaces.ok()) return;
     NamespaceDumper reader = *namespaces;
-    Add(reader.FindOtherMounts(tree_.processes()));
-    Add(reader.Read(tree_.root(), compare_mounts, std::nullopt, false));
+    Add(reader.FindOthers(tree_.processes()));
+    Add(reader.Read(tree_.root(), compare_mounts, std::nullopt, makes_namespaces));
     for (FrozenProcess& process : tree_.processes()) {
       DumpedProcess& dumped = processes_.emplace_back();
       dumped.frozen = &process;
@@ -84,12 +84,11 @@ class Checker {
     ASSIGN_OR_RETURN(const std::unique_ptr<FileDumper> files,
                      FileDumper::Create(tree_, options, Fate::kLeaveRunning, found_.notes));
     files->OnlyLook();
-    files->SetNamespaces(processes_.front().ids);
-    if (namespaces_) Add(files->SetOtherMounts(*namespaces_));
+    if (namespaces_) Add(files->SetNamespaces(*namespaces_));
     Add(files->Collect(TableIds(processes_)));
     found_.files = files->files().size();
     for (const OpenFile& file : files->files()) {
-      Result<image::FileEntry> entry = DumpFile(file, *files);
+      Result<image::FileEntry> entry = files->DumpOne(file);
       Add(entry.status());
       if (entry.ok())
         files->AddEntry(*std::move(entry));  // what memory maps is looked for among them
@@ -148,7 +147,7 @@ Result<DumpCheck> CheckDump(pid_t root, const Options& options, const CompareMou
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Look(root));
   DumpCheck found;
   Checker checker(tree, look, found);
-  checker.Tasks(compare_mounts);
+  checker.Tasks(compare_mounts, options.own_namespaces);
   RETURN_IF_ERROR(checker.Files(options));
   return found;
 }
@@ -159,8 +158,7 @@ std::vector<std::string> NeedsOfRestore(pid_t root) {
   const Result<std::string> ours = ReadLinkAt(AT_FDCWD, "/proc/thread-self/ns/net");
   if (!own.ok() || !ours.ok() || *own == *ours) return {};
   const Result<UniqueFd> network = OpenAt(AT_FDCWD, folder + "/ns/net", O_RDONLY);
-  const auto loopback = network.ok() ? LoopbackOnly(network->get()) : network.status();
-  if (loopback.ok() && *loopback) return {};
+  if (network.ok() && ReadOwnNetwork(network->get()).ok()) return {};
   return {
       "it has a network namespace of its own, whose interfaces or firewall are not in a "
       "checkpoint: `stasis "

@@ -319,10 +319,39 @@ Status FileDumper::CollectLocks(const OpenFile& file, bool is_new) {
   return OkStatus();
 }
 
+Result<image::FileEntry> FileDumper::DumpOne(const OpenFile& file) {
+  ASSIGN_OR_RETURN(image::FileEntry entry, DumpFile(file, *this));
+  void (*set)(image::FileEntry&, std::uint32_t) = nullptr;
+  switch (entry.type()) {
+    case image::FD_INETSK:
+      set = [](auto& of, auto number) { of.mutable_isk()->set_ns_id(number); };
+      break;
+    case image::FD_UNIXSK:
+      set = [](auto& of, auto number) { of.mutable_usk()->set_ns_id(number); };
+      break;
+    case image::FD_NETLINKSK:
+      set = [](auto& of, auto number) { of.mutable_nlsk()->set_ns_id(number); };
+      break;
+    case image::FD_PACKETSK:
+      set = [](auto& of, auto number) { of.mutable_psk()->set_ns_id(number); };
+      break;
+    default:
+      return entry;
+  }
+  ASSIGN_OR_RETURN(const std::uint64_t network, NetworkOf(file));
+  const std::uint32_t number = NamespaceId(CLONE_NEWNET, network);
+  if (number == 0 && namespaces_ != nullptr) {
+    return Unimplemented(NameOf(file) +
+                         ": a socket of a network namespace that no process of the tree is in");
+  }
+  set(entry, number);
+  return entry;
+}
+
 Status FileDumper::DumpAll() {
   for (const OpenFile& file : files_) {
     dumping_ = &file;
-    ASSIGN_OR_RETURN(image::FileEntry entry, DumpFile(file, *this));
+    ASSIGN_OR_RETURN(image::FileEntry entry, DumpOne(file));
     dumping_ = nullptr;
     types_.push_back(entry.type());
     AddEntry(std::move(entry));
@@ -346,6 +375,9 @@ Result<std::optional<NetworkLock>> FileDumper::LockNetwork(const std::string& ru
     if (connections_.empty() || SocketFamily(file) < 0) continue;
     const int fd = file.borrowed.get();
     if (SocketOption(fd, IPPROTO_TCP, TCP_REPAIR).value_or(0) == 0) continue;
+    // Another one than the root's is made again with nobody else in it.
+    const Result<std::uint64_t> network = NetworkOf(file);
+    if (!network.ok() || !namespaces_->IsOfRoot(CLONE_NEWNET, *network)) continue;
     const Result<InetAddress> local = LocalAddress(fd), remote = RemoteAddress(fd);
     if (!local.ok() || !remote.ok()) continue;  // its peer has not answered yet
     connections.push_back({*local, *remote});
@@ -382,25 +414,8 @@ pid_t FileDumper::ToNamespacePid(pid_t pid) const {
   return found == namespace_pids_.end() ? 0 : found->second;
 }
 
-std::uint32_t FileDumper::NamespaceId(std::uint32_t type) const {
-  switch (type) {
-    case CLONE_NEWNET:
-      return namespaces_.net_ns_id();
-    case CLONE_NEWIPC:
-      return namespaces_.ipc_ns_id();
-    case CLONE_NEWUTS:
-      return namespaces_.uts_ns_id();
-    case CLONE_NEWNS:
-      return namespaces_.mnt_ns_id();
-    case CLONE_NEWPID:
-      return namespaces_.pid_ns_id();
-    case CLONE_NEWUSER:
-      return namespaces_.user_ns_id();
-    case CLONE_NEWCGROUP:
-      return namespaces_.cgroup_ns_id();
-    default:
-      return namespaces_.time_ns_id();
-  }
+std::uint32_t FileDumper::NamespaceId(std::uint32_t type, std::uint64_t inode) const {
+  return namespaces_ == nullptr ? 0 : namespaces_->NumberOf(type, inode);
 }
 
 bool FileDumper::IsOfTree(pid_t ns_pid) const {

@@ -36,15 +36,16 @@ class FileDumper : public FileDumpContext {
   static Result<std::unique_ptr<FileDumper>> Create(const FrozenTree& tree, const Options& options,
                                                     Fate fate, std::vector<std::string>& notes);
 
-  /// What the tree's namespaces are called in the images; before DumpAll().
-  void SetNamespaces(const image::TaskKobjIdsEntry& ids) { namespaces_ = ids; }
-  /// The mount namespaces that processes are in besides the root's; before Collect(). `namespaces` outlives the dumper.
-  Status SetOtherMounts(const NamespaceDumper& namespaces);
+  /// What the tree's namespaces are called in the images, and what else its processes are in; before Collect().
+  /// `namespaces` outlives the dumper.
+  Status SetNamespaces(const NamespaceDumper& namespaces);
   /// Borrows every open file description of the tree once, and reads the descriptor tables. `table_ids`:
   /// of each process, equal where processes share one; 0 for a zombie.
   Status Collect(std::vector<std::uint32_t> table_ids);
   /// Asks the kind of each file for its entry. Unimplemented for what cannot be restored.
   Status DumpAll();
+  /// The entry of one. A socket's has the network that it is in.
+  Result<image::FileEntry> DumpOne(const OpenFile& file);
   /// The id of a REG entry for what the link `path` in /proc/PID of `process` leads to ("exe",
   /// "cwd", "map_files/…"), opened with `flags` when it is restored. One entry for equal files.
   Result<std::uint32_t> AddLink(const FrozenProcess& process, const std::string& path,
@@ -90,7 +91,7 @@ class FileDumper : public FileDumpContext {
   pid_t ToNamespacePid(pid_t pid) const override;
   bool IsOfTree(pid_t ns_pid) const override;
   bool IsProcess(pid_t pid) const override;
-  std::uint32_t NamespaceId(std::uint32_t type) const override;
+  std::uint32_t NamespaceId(std::uint32_t type, std::uint64_t inode) const override;
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;
@@ -175,7 +176,7 @@ class FileDumper : public FileDumpContext {
   std::set<std::pair<dev_t, ino_t>> leased_;
   std::map<RemapKey, image::RemapFilePathEntry> remaps_;
   KeptLinks kept_links_;
-  image::TaskKobjIdsEntry namespaces_;
+  const NamespaceDumper* namespaces_ = nullptr;
   const OpenFile* dumping_ = nullptr;  // of files_
   std::map<std::string, std::shared_ptr<void>, std::less<>> found_;
   std::map<std::uint64_t, MemoryFile> memory_files_;

@@ -26,7 +26,8 @@ int MountIdOf(const OpenFile& file) {
 
 }  // namespace
 
-Status FileDumper::SetOtherMounts(const NamespaceDumper& namespaces) {
+Status FileDumper::SetNamespaces(const NamespaceDumper& namespaces) {
+  namespaces_ = &namespaces;
   for (const NamespaceDumper::OtherMounts& one : namespaces.other_mounts()) {
     OtherMounts& other = other_mounts_.emplace_back();
     other.number = one.number;

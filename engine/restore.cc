@@ -147,6 +147,7 @@ class Restoration {
     RETURN_IF_ERROR(RestoreNamespaces(root, images_, source_, request_.options, request_.fill_tmpfs,
                                       later, report.notes));
     mounts_ = std::move(later.mounts);
+    namespaces_ = std::move(later.others);
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     ASSIGN_OR_RETURN(
@@ -160,7 +161,8 @@ class Restoration {
     RETURN_IF_ERROR(RestoreMessageQueues(root, source_, ImageName("ipcns-msg", ipc), report.notes));
     // Files are opened by the root while it is still what the runtime started: with its rights.
     processes_.push_back(std::move(root));
-    files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options, &mounts_);
+    files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options, &mounts_,
+                              &namespaces_);
     RETURN_IF_ERROR(files_->RestoreAll());
     RETURN_IF_ERROR(MakeReadOnly(processes_.front(), later.read_only, mounts_));
     RETURN_IF_ERROR(EnterForProgram(processes_.front()));
@@ -258,6 +260,7 @@ class Restoration {
     RETURN_IF_ERROR(Goon());
     RETURN_IF_ERROR(Named(files_->Install(process), process));
     RETURN_IF_ERROR(Named(mounts_.Enter(process, process.image->ids.mnt_ns_id()), process));
+    RETURN_IF_ERROR(Named(namespaces_.EnterOwn(process), process));
     return Named(RestoreAttributes(process, images_, files_->pathless(), report.notes), process);
   }
 
@@ -303,6 +306,7 @@ class Restoration {
   const ImageSource& source_;
   CheckpointImages images_;
   MountNamespaces mounts_;
+  OtherNamespaces namespaces_;
   std::optional<PidReserver> reserver_;
   std::optional<LazyPages> lazy_;
   std::unique_ptr<FileRestorer> files_;

@@ -91,9 +91,11 @@ Status CheckWorkload(Options& options) {
     options.pid = facts.pid;
     compare = cri::CompareWithSpecification(facts);
   }
+  options.engine.own_namespaces =
+      options.container.empty();  // a container's are made by its runtime
   ASSIGN_OR_RETURN(engine::DumpCheck found,
                    engine::CheckDump(options.pid, options.engine, compare));
-  if (options.container.empty()) {  // a container's are made by its runtime
+  if (options.container.empty()) {
     std::ranges::move(engine::NeedsOfRestore(options.pid), std::back_inserter(found.notes));
   }
   Print(found, options.pid, options.json);

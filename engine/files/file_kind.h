@@ -78,7 +78,7 @@ class FileDumpContext {
   /// Is it, in the tree's own numbers, a task of the tree, or the group or session of one?
   virtual bool IsOfTree(pid_t ns_pid) const = 0;
   /// The number in the images of the tree's namespace of the kind `type` (CLONE_NEW*).
-  virtual std::uint32_t NamespaceId(std::uint32_t type) const = 0;
+  virtual std::uint32_t NamespaceId(std::uint32_t type, std::uint64_t inode) const = 0;
   /// A new file id, for entries that no descriptor has (paths of FIFOs).
   virtual std::uint32_t NewFileId() = 0;
   /// Adds an entry to files.img beside the one that Dump returns.
@@ -171,6 +171,8 @@ class FileRestoreContext {
   /// From here on paths are those of the mount namespace that had the mount `mnt_id` of the images, or that of the root
   /// when none had.
   virtual Status EnterMount(std::int32_t) { return OkStatus(); }
+  /// From here on sockets are made in the network namespace `number` of the images; 0: in that of the root.
+  virtual Status EnterNetwork(std::uint32_t) { return OkStatus(); }
   /// Our descriptor for file `id`, which is restored; for those that wait in messages.
   virtual Result<int> Restored(std::uint32_t id) = 0;
   /// The descriptor that takes the place of what was `link` ("pipe:[123]") on the root's descriptors 0 to

@@ -159,8 +159,7 @@ Status DumpListener(const OpenFile& file, const tcp_info& info, image::InetSkEnt
 // a raw one. `table`: "tcp", "raw".
 Status DumpPeerByTable(const OpenFile& file, std::string table, image::InetSkEntry& entry) {
   if (entry.family() == AF_INET6) table += "6";
-  const std::string path = "/proc/" + std::to_string(file.pid) + "/net/" + table;
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, path));
+  ASSIGN_OR_RETURN(const std::string text, ReadNetFile(file, table));
   ASSIGN_OR_RETURN(const NetSocket socket, FindNetSocket(text, file.st.st_ino));
   entry.clear_dst_addr();
   for (const std::uint32_t word : socket.remote_words) entry.add_dst_addr(word);
@@ -269,7 +268,6 @@ Status DumpDatagrams(const OpenFile& file, image::InetSkEntry& entry, FileDumpCo
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  RETURN_IF_ERROR(CheckNetworkNamespace(file));
   image::FileEntry result = NewEntry(file, image::FD_INETSK);
   image::InetSkEntry& entry = *result.mutable_isk();
   RETURN_IF_ERROR(DumpCommon(file, context, entry));
@@ -493,6 +491,7 @@ Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContex
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_isk()) return DataLoss("no internet socket in the entry");
   const image::InetSkEntry& entry = file.isk();
+  RETURN_IF_ERROR(context.EnterNetwork(entry.ns_id()));
   const int family = static_cast<int>(entry.family()), type = static_cast<int>(entry.type());
   if ((family != AF_INET && family != AF_INET6) ||
       !IsSupported(family, type, static_cast<int>(entry.proto()))) {

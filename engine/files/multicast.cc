@@ -138,9 +138,7 @@ Status DumpGroup(int fd, int family, const Group& group, image::InetSkEntry& ent
 }
 
 Status DumpFamily(const OpenFile& file, int family, image::InetSkEntry& entry) {
-  const std::string path =
-      "/proc/" + std::to_string(file.pid) + "/net/" + (family == AF_INET ? "igmp" : "igmp6");
-  const Result<std::string> text = ReadFileAt(AT_FDCWD, path);
+  const Result<std::string> text = ReadNetFile(file, family == AF_INET ? "igmp" : "igmp6");
   if (text.status().code() == StatusCode::kNotFound) return OkStatus();  // no such family here
   RETURN_IF_ERROR(text.status());
   for (const Group& group : family == AF_INET ? ParseIgmp(*text) : ParseIgmp6(*text)) {

@@ -58,18 +58,15 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   }
   const auto number = static_cast<std::uint32_t>(type);
   ASSIGN_OR_RETURN(const std::string name, NameFor(number));
-  const std::string own = "/proc/" + std::to_string(file.pid) + "/ns/" + name;
-  struct stat st = {};
-  if (::stat(own.c_str(), &st) != 0) {
-    return SyscallError(errno, "stat " + own);
-  }
-  if (st.st_dev != file.st.st_dev || st.st_ino != file.st.st_ino) {
-    return Unimplemented(NameOf(file) + ": a namespace that its holder does not live in");
+  const std::uint32_t id = context.NamespaceId(number, file.st.st_ino);
+  if (id == 0) {
+    return Unimplemented(NameOf(file) + ": a " + name +
+                         " namespace that no process of the tree lives in, or not its root");
   }
   RETURN_IF_ERROR(DumpOwner(file, context).status());
   image::FileEntry entry = NewEntry(file, image::FD_NS);
   entry.mutable_nsf()->set_id(file.id);
-  entry.mutable_nsf()->set_ns_id(context.NamespaceId(number));
+  entry.mutable_nsf()->set_ns_id(id);
   entry.mutable_nsf()->set_ns_cflag(number);
   entry.mutable_nsf()->set_flags(file.flags);
   return entry;

@@ -158,7 +158,6 @@ Status DumpAddresses(const OpenFile& file, image::NetlinkSkEntry& entry, FileDum
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  RETURN_IF_ERROR(CheckNetworkNamespace(file));
   const int fd = file.borrowed.get();
   image::FileEntry result = NewEntry(file, image::FD_NETLINKSK);
   image::NetlinkSkEntry& entry = *result.mutable_nlsk();
@@ -215,6 +214,7 @@ Status Bind(int fd, const image::NetlinkSkEntry& entry, FileRestoreContext& cont
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_nlsk()) return DataLoss("no netlink socket in the entry");
   const image::NetlinkSkEntry& entry = file.nlsk();
+  RETURN_IF_ERROR(context.EnterNetwork(entry.ns_id()));
   if (entry.groups_size() > 1 || !IsKnown(entry.protocol())) {
     return Unimplemented("a netlink socket of protocol " + std::to_string(entry.protocol()) +
                          " or with groups above 32");

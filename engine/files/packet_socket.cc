@@ -126,7 +126,6 @@ Status DumpInfo(std::string_view answer, image::PacketSockEntry& entry) {
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  RETURN_IF_ERROR(CheckNetworkNamespace(file));
   image::FileEntry result = NewEntry(file, image::FD_PACKETSK);
   image::PacketSockEntry& entry = *result.mutable_psk();
   RETURN_IF_ERROR(DumpCommon(file, context, entry));
@@ -255,6 +254,7 @@ Result<UniqueFd> Make(const image::PacketSockEntry& entry, FileActor& actor) {
 Result<UniqueFd> Restore(const image::FileEntry& file, FileRestoreContext& context) {
   if (!file.has_psk()) return DataLoss("no packet socket in the entry");
   const image::PacketSockEntry& entry = file.psk();
+  RETURN_IF_ERROR(context.EnterNetwork(entry.ns_id()));
   FileActor& actor = context.actor();
   ASSIGN_OR_RETURN(UniqueFd fd, Make(entry, actor));
   RETURN_IF_ERROR(RestoreShape(fd.get(), entry));

@@ -38,6 +38,7 @@
 #include "engine/image/image_file.h"
 #include "engine/memory/restore_pages.h"
 #include "engine/mounts/mount_namespaces.h"
+#include "engine/tasks/other_namespaces.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/restored_process.h"
 #include "engine/tracee/fd_channel.h"
@@ -292,9 +293,10 @@ class RestoreContext : public FileRestoreContext {
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
                  const Options& options, std::vector<PendingConnection>& connections,
                  const Files& files, DeadProcesses& dead, const MountNamespaces* mounts,
-                 std::vector<std::string>& notes)
+                 const OtherNamespaces* namespaces, std::vector<std::string>& notes)
       : root_(root),
         mounts_(mounts),
+        namespaces_(namespaces),
         actor_(root),
         images_(images),
         source_(source),
@@ -348,6 +350,9 @@ class RestoreContext : public FileRestoreContext {
   Status EnterMount(std::int32_t mnt_id) override {
     if (mounts_ == nullptr || mounts_->empty()) return OkStatus();
     return mounts_->Enter(root_, mounts_->NumberOf(mnt_id));
+  }
+  Status EnterNetwork(std::uint32_t number) override {
+    return namespaces_ == nullptr ? OkStatus() : namespaces_->Enter(root_, CLONE_NEWNET, number);
   }
   Result<int> Restored(std::uint32_t id) override {
     for (int type = image::FdTypes_MIN; type <= image::FD_PIDFD; ++type) {
@@ -419,7 +424,8 @@ class RestoreContext : public FileRestoreContext {
   }
 
   RestoredProcess& root_;
-  const MountNamespaces* const mounts_;  // null: one for all
+  const MountNamespaces* const mounts_;      // null: one for all
+  const OtherNamespaces* const namespaces_;  // null: the same
   RootActor actor_;
   const CheckpointImages& images_;
   const ImageSource& source_;

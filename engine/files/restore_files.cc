@@ -53,8 +53,13 @@ constexpr std::size_t kOwnDescriptors = 256;
 class Restorer : public FileRestorer {
  public:
   Restorer(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
-           const Options& options, const MountNamespaces* mounts)
-      : root_(root), images_(images), source_(source), options_(options), mounts_(mounts) {
+           const Options& options, const MountNamespaces* mounts, const OtherNamespaces* namespaces)
+      : root_(root),
+        images_(images),
+        source_(source),
+        options_(options),
+        mounts_(mounts),
+        namespaces_(namespaces) {
     std::vector<const ProcessImage*> processes;
     for (const ProcessImage& process : images.processes) processes.push_back(&process);
     std::ranges::sort(processes, {}, [](const ProcessImage* process) { return process->pid(); });
@@ -69,7 +74,7 @@ class Restorer : public FileRestorer {
     RETURN_IF_ERROR(RaiseOurLimit());
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
     RestoreContext context(root_, images_, source_, options_, connections_, files_, dead_, mounts_,
-                           notes_);
+                           namespaces_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
     RETURN_IF_ERROR(FindPassed(context));
@@ -84,6 +89,7 @@ class Restorer : public FileRestorer {
     RETURN_IF_ERROR(RestorePassed(context));
     RETURN_IF_ERROR(OpenPathless(context));
     RETURN_IF_ERROR(context.EnterMount(-1));
+    if (namespaces_ != nullptr) RETURN_IF_ERROR(namespaces_->EnterOwn(root_));
     RETURN_IF_ERROR(CompleteFiles(context));
     ASSIGN_OR_RETURN(terminals_, ControllingTerminals(context));
     return context.Finish();
@@ -234,9 +240,18 @@ class Restorer : public FileRestorer {
     return mounts_->RootOf(mounts_->NumberOf(MountOf(entry)));
   }
 
-  // From the mount namespace that it was in.
+  // The root goes to the namespace that was open.
+  Status EnterFor(const FileEntry& entry) {
+    const std::uint32_t kind = entry.nsf().ns_cflag();
+    const bool moves = kind == CLONE_NEWNET || kind == CLONE_NEWUTS;
+    if (namespaces_ == nullptr || entry.type() != image::FD_NS || !moves) return OkStatus();
+    return namespaces_->Enter(root_, static_cast<int>(kind), entry.nsf().ns_id());
+  }
+
+  // From the namespaces that it was in.
   Result<UniqueFd> RestoreInPlace(const FileEntry& entry, RestoreContext& context) {
     RETURN_IF_ERROR(context.EnterMount(MountOf(&entry)));
+    RETURN_IF_ERROR(EnterFor(entry));
     return RestoreFile(entry, context);
   }
 
@@ -465,7 +480,8 @@ class Restorer : public FileRestorer {
   const std::set<std::uint64_t> zero_files_ = OpenZeroFiles(images_);
   const ImageSource& source_;
   const Options options_;
-  const MountNamespaces* const mounts_;  // null: one for all
+  const MountNamespaces* const mounts_;      // null: one for all
+  const OtherNamespaces* const namespaces_;  // null: the same
   std::map<FileKey, Holder> holders_;
   std::vector<ControllingTerminal> terminals_;
   std::map<FileKey, UniqueFd> files_;
@@ -485,8 +501,9 @@ class Restorer : public FileRestorer {
 std::unique_ptr<FileRestorer> MakeFileRestorer(RestoredProcess& root,
                                                const CheckpointImages& images,
                                                const ImageSource& source, const Options& options,
-                                               const MountNamespaces* mounts) {
-  return std::make_unique<Restorer>(root, images, source, options, mounts);
+                                               const MountNamespaces* mounts,
+                                               const OtherNamespaces* namespaces) {
+  return std::make_unique<Restorer>(root, images, source, options, mounts, namespaces);
 }
 
 Result<int> OpenInProcess(RestoredProcess& process, const std::string& path, int flags) {

@@ -8,6 +8,7 @@
 
 #include "engine/files/file_kind.h"
 #include "engine/mounts/mount_namespaces.h"
+#include "engine/tasks/other_namespaces.h"
 #include "engine/tasks/restored_process.h"
 
 namespace stasis::engine {
@@ -48,11 +49,12 @@ class FileRestorer {
   virtual const std::vector<std::string>& notes() const = 0;
 };
 
-/// `images`, `source` and `mounts` outlive the restorer; `root` must stay where it is until RestoreAll() has ended.
+/// `images`, `source`, `mounts` and `namespaces` outlive the restorer; `root` must stay where it is until RestoreAll() has ended.
 std::unique_ptr<FileRestorer> MakeFileRestorer(RestoredProcess& root,
                                                const CheckpointImages& images,
                                                const ImageSource& source, const Options& options,
-                                               const MountNamespaces* mounts = nullptr);
+                                               const MountNamespaces* mounts = nullptr,
+                                               const OtherNamespaces* namespaces = nullptr);
 
 /// Opens the absolute `path` with `flags` in `process`, with its rights and in its root. The number is in
 /// its table. Uses the argument room of `process.remote` and gives all of it back.

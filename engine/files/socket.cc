@@ -263,20 +263,27 @@ Status RestoreSocketOptions(int fd, const image::SkOptsEntry& options) {
   return RestoreFilter(fd, options);
 }
 
-Status CheckNetworkNamespace(const OpenFile& file) {
+Result<std::uint64_t> NetworkOf(const OpenFile& file) {
   const Result<struct stat> socket = NamespaceOf(file.borrowed.get());
   if (!socket.ok()) return Annotate(socket.status(), NameOf(file));
-  const std::string path = "/proc/" + std::to_string(file.pid) + "/ns/net";
-  struct stat holder = {};
-  if (::stat(path.c_str(), &holder) != 0) {
-    return SyscallError(errno, "stat " + path);
+  return socket->st_ino;
+}
+
+Result<std::string> ReadNetFile(const OpenFile& file, const std::string& name) {
+  const std::string holder = "/proc/" + std::to_string(file.pid);
+  ASSIGN_OR_RETURN(const std::uint64_t network, NetworkOf(file));
+  struct stat st = {};
+  if (::stat((holder + "/ns/net").c_str(), &st) == 0 && st.st_ino == network) {
+    return ReadFileAt(AT_FDCWD, holder + "/net/" + name);
   }
-  if (holder.st_ino != socket->st_ino || holder.st_dev != socket->st_dev) {
-    return Unimplemented(NameOf(file) +
-                         ": a socket of another network namespace than its holder's "
-                         "cannot be checkpointed yet");
-  }
-  return OkStatus();
+  std::string text;
+  const UniqueFd ns(::ioctl(file.borrowed.get(), SIOCGSKNS));
+  if (!ns) return SyscallError(errno, "SIOCGSKNS " + NameOf(file));
+  RETURN_IF_ERROR(InNamespace(ns.get(), CLONE_NEWNET, [&]() -> Status {
+    ASSIGN_OR_RETURN(text, ReadFileAt(AT_FDCWD, "/proc/thread-self/net/" + name));
+    return OkStatus();
+  }));
+  return text;
 }
 
 Result<UniqueFd> NetlinkSocketBeside(const OpenFile& file, int protocol) {

@@ -59,9 +59,11 @@ Status RestorePrivilegedOptions(int fd, const image::SkOptsEntry& options, FileA
 /// Sets the others. InvalidArgument for one that would need a right, unless it is set already.
 Status RestoreSocketOptions(int fd, const image::SkOptsEntry& options);
 
-/// Unimplemented unless the socket belongs to the network namespace of its holder: a restore makes
-/// all sockets in the one that the process is in.
-Status CheckNetworkNamespace(const OpenFile& file);
+/// The inode of the network namespace that the socket is in.
+Result<std::uint64_t> NetworkOf(const OpenFile& file);
+
+/// The text of /proc/net/`name` in that namespace.
+Result<std::string> ReadNetFile(const OpenFile& file, const std::string& name);
 
 /// A netlink socket of `protocol` in the network namespace of the socket `file`, whatever ours is.
 Result<UniqueFd> NetlinkSocketBeside(const OpenFile& file, int protocol);

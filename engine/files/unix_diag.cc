@@ -163,13 +163,6 @@ Sockets& SocketsOf(FileDumpContext& context) {
   return sockets;
 }
 
-Result<ino_t> NetworkOf(const OpenFile& file) {
-  const UniqueFd ns(::ioctl(file.borrowed.get(), SIOCGSKNS));
-  struct stat st = {};
-  if (!ns || ::fstat(ns.get(), &st) != 0) return SyscallError(errno, "SIOCGSKNS " + NameOf(file));
-  return st.st_ino;
-}
-
 }  // namespace
 
 Result<UnixDiag> AskUnixDiag(const OpenFile& file, FileDumpContext& context) {

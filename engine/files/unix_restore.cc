@@ -262,6 +262,7 @@ Status MakeConnection(const FileEntry& file, const FileEntry* other, FileRestore
                                    kept.contains(Key(entry.peer())) || other == &file)) {
     return DataLoss("a unix socket whose peer is not in the images");
   }
+  RETURN_IF_ERROR(context.EnterNetwork(entry.ns_id()));
   ASSIGN_OR_RETURN(Ends ends,
                    Connection(entry, other != nullptr ? &other->usk() : nullptr, context));
   kept[Key(entry.ino())] = std::move(ends.one);
@@ -270,6 +271,7 @@ Status MakeConnection(const FileEntry& file, const FileEntry* other, FileRestore
 }
 
 Status MakeSingle(const UnixSkEntry& entry, FileRestoreContext& context) {
+  RETURN_IF_ERROR(context.EnterNetwork(entry.ns_id()));
   ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(AF_UNIX, static_cast<int>(entry.type()), 0));
   RETURN_IF_ERROR(Bind(fd.get(), entry, context));
   if (entry.state() == TCP_LISTEN && entry.type() != SOCK_DGRAM) {
@@ -378,14 +380,17 @@ class Senders {
     for (const FileEntry& file : context_.entries()) {
       const UnixSkEntry& entry = file.usk();
       if (name.empty() || !IsOurs(file, context_) || entry.type() != SOCK_DGRAM ||
-          entry.name() != name) {
+          entry.name() != name ||
+          (name.starts_with('\0') && entry.ns_id() != file_.usk().ns_id())) {
         continue;
       }
       return KeptFd(Key(entry.ino()), context_);
     }
     const auto [found, is_new] = made_.try_emplace(name);
     if (is_new) {
+      RETURN_IF_ERROR(context_.EnterNetwork(file_.usk().ns_id()));
       ASSIGN_OR_RETURN(found->second, context_.actor().Socket(AF_UNIX, SOCK_DGRAM, 0));
+      RETURN_IF_ERROR(context_.EnterNetwork(0));
       const Status status = name.empty() ? OkStatus() : BindUnseen(found->second.get(), name);
       if (!status.ok()) {
         context_.Note("a message that waits has lost the name of its sender " + NameText(name) +

@@ -334,7 +334,6 @@ Status DumpPeerCredentials(const OpenFile& file, FileDumpContext& context,
 }
 
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
-  RETURN_IF_ERROR(CheckNetworkNamespace(file));
   ASSIGN_OR_RETURN(const UnixDiag diag, AskUnixDiag(file, context));
   image::FileEntry result = NewEntry(file, image::FD_UNIXSK);
   image::UnixSkEntry& entry = *result.mutable_usk();

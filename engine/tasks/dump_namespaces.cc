@@ -9,7 +9,9 @@
 #include "engine/tasks/dump_namespaces.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <time.h>
 
 #include <algorithm>
@@ -21,6 +23,7 @@
 #include <vector>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/mounts/mount_entry.h"
@@ -29,8 +32,10 @@
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_ipc.h"
 #include "engine/tasks/dump_tree.h"
-#include "engine/tasks/net_settings.h"
-#include "engine/tasks/own_network.h"
+
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x80  // linux/sched.h
+#endif
 
 namespace stasis::engine {
 namespace {
@@ -39,18 +44,19 @@ using Ids = image::TaskKobjIdsEntry;
 
 struct Kind {
   const char* name;
+  std::uint32_t type;
   void (Ids::*set)(std::uint32_t);
 };
 // In the order in which CRIU numbers its own.
 constexpr std::array<Kind, 8> kKindTable = {{
-    {"pid", &Ids::set_pid_ns_id},
-    {"net", &Ids::set_net_ns_id},
-    {"ipc", &Ids::set_ipc_ns_id},
-    {"uts", &Ids::set_uts_ns_id},
-    {"time", &Ids::set_time_ns_id},
-    {"mnt", &Ids::set_mnt_ns_id},
-    {"user", &Ids::set_user_ns_id},
-    {"cgroup", &Ids::set_cgroup_ns_id},
+    {"pid", CLONE_NEWPID, &Ids::set_pid_ns_id},
+    {"net", CLONE_NEWNET, &Ids::set_net_ns_id},
+    {"ipc", CLONE_NEWIPC, &Ids::set_ipc_ns_id},
+    {"uts", CLONE_NEWUTS, &Ids::set_uts_ns_id},
+    {"time", CLONE_NEWTIME, &Ids::set_time_ns_id},
+    {"mnt", CLONE_NEWNS, &Ids::set_mnt_ns_id},
+    {"user", CLONE_NEWUSER, &Ids::set_user_ns_id},
+    {"cgroup", CLONE_NEWCGROUP, &Ids::set_cgroup_ns_id},
 }};
 enum KindIndex : std::size_t { kPid, kNet, kIpc, kUts, kTime, kMnt, kUser, kCgroup };
 
@@ -107,12 +113,19 @@ Result<NamespaceDumper> NamespaceDumper::Create(const FrozenProcess& root) {
   return dumper;
 }
 
-Status NamespaceDumper::CheckThread(int ns_fd, bool is_leader) const {
+Status NamespaceDumper::CheckThread(int ns_fd, const FrozenProcess& process, bool is_leader) const {
   for (std::size_t i = 0; i < kKinds; ++i) {
     const bool of_process = i == kPid || i == kUser || i == kTime;
     if (i == kMnt || (of_process && !is_leader)) continue;
     ASSIGN_OR_RETURN(const std::uint64_t inode, InodeOf(ns_fd, kKindTable[i].name));
     if (inode == tree_[i]) continue;
+    if (i == kNet || i == kUts) {
+      const std::string link = std::string("ns/") + kKindTable[i].name;
+      ASSIGN_OR_RETURN(const std::uint64_t of_leader, InodeOf(process.proc.get(), link.c_str()));
+      if (inode == of_leader) continue;
+      return Unimplemented(std::string("is in another ") + kKindTable[i].name +
+                           " namespace than other threads of its process");
+    }
     return Unimplemented(std::string("is in another ") + kKindTable[i].name +
                          " namespace than the root of its tree");
   }
@@ -127,7 +140,7 @@ Status NamespaceDumper::CheckThread(int ns_fd, bool is_leader) const {
 Status NamespaceDumper::CheckSame(const FrozenProcess& process, const FrozenThread& thread) const {
   UniqueFd opened;
   ASSIGN_OR_RETURN(const int ns, thread.files.Namespaces(opened));
-  return CheckThread(ns, thread.tid() == process.pid);
+  return CheckThread(ns, process, thread.tid() == process.pid);
 }
 
 Status NamespaceDumper::CheckSame(const FrozenProcess& process) const {
@@ -149,12 +162,55 @@ void NamespaceDumper::NumberProcess(pid_t pid, Ids& ids) const {
   NumberTree(ids);
   const auto found = elsewhere_.find(pid);
   if (found != elsewhere_.end()) ids.set_mnt_ns_id(found->second);
+  for (const std::size_t kind : {kNet, kUts}) {
+    const auto other = numbers_.find({kind, pid});
+    if (other != numbers_.end()) (ids.*kKindTable[kind].set)(other->second);
+  }
 }
 
-Status NamespaceDumper::FindOtherMounts(std::span<const FrozenProcess> processes) {
+std::uint32_t NamespaceDumper::NumberOf(std::uint32_t type, std::uint64_t inode) const {
+  const auto kind = std::ranges::find(kKindTable, type, &Kind::type);
+  if (kind == kKindTable.end()) return 0;
+  const auto index = static_cast<std::size_t>(kind - kKindTable.begin());
+  if (inode == tree_[index]) return tree_numbers_[index];
+  const auto other = std::ranges::find_if(
+      others_, [&](const Other& one) { return one.kind == index && one.inode == inode; });
+  return other == others_.end() ? 0 : other->number;
+}
+
+bool NamespaceDumper::IsOfRoot(std::uint32_t type, std::uint64_t inode) const {
+  const auto kind = std::ranges::find(kKindTable, type, &Kind::type);
+  return kind != kKindTable.end() &&
+         tree_[static_cast<std::size_t>(kind - kKindTable.begin())] == inode;
+}
+
+// One of ours has the number of ours, for the restore to give it its own.
+Status NamespaceDumper::FindOther(const FrozenProcess& process, std::size_t kind,
+                                  std::uint32_t& next) {
+  const std::string link = std::string("ns/") + kKindTable[kind].name;
+  const Result<std::uint64_t> inode = InodeOf(process.proc.get(), link.c_str());
+  if (!inode.ok()) {
+    return inode.status().code() == StatusCode::kNotFound ? OkStatus() : inode.status();
+  }
+  if (*inode == tree_[kind] || *inode == 0) return OkStatus();
+  auto known = std::ranges::find_if(
+      others_, [&](const Other& one) { return one.kind == kind && one.inode == *inode; });
+  if (known == others_.end()) {
+    const std::uint32_t number = *inode == ours_[kind] ? NumberOfOurs(kind) : next++;
+    others_.push_back({.kind = kind, .inode = *inode, .number = number, .process = &process});
+    known = std::prev(others_.end());
+  }
+  numbers_[{kind, process.pid}] = known->number;
+  return OkStatus();
+}
+
+Status NamespaceDumper::FindOthers(std::span<const FrozenProcess> processes) {
   std::uint32_t next = NumberOfOurs(kKinds) + kKinds;  // above all of tree_numbers_
   for (const FrozenProcess& process : processes) {
     if (process.zombie) continue;
+    for (const std::size_t kind : {kNet, kUts}) {
+      RETURN_IF_ERROR(FindOther(process, kind, next));
+    }
     const Result<std::uint64_t> inode = InodeOf(process.proc.get(), "ns/mnt");
     if (!inode.ok()) {
       if (inode.status().code() == StatusCode::kNotFound) continue;  // it ends
@@ -163,7 +219,7 @@ Status NamespaceDumper::FindOtherMounts(std::span<const FrozenProcess> processes
     if (*inode == tree_[kMnt] || *inode == 0) continue;
     auto known = std::ranges::find(other_mounts_, *inode, &OtherMounts::inode);
     if (known == other_mounts_.end()) {
-      other_mounts_.push_back({.inode = *inode, .number = next++});
+      other_mounts_.push_back({.inode = *inode, .number = next++, .mounts = {}});
       known = std::prev(other_mounts_.end());
     }
     elsewhere_[process.pid] = known->number;
@@ -266,8 +322,43 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
   return OkStatus();
 }
 
+namespace {
+
+Result<OwnNetwork> ReadNetwork(const FrozenProcess& process) {
+  ASSIGN_OR_RETURN(const UniqueFd ns, OpenAt(process.proc.get(), "ns/net", O_RDONLY));
+  return ReadOwnNetwork(ns.get());
+}
+
+Result<UtsNames> ReadNames(const FrozenProcess& process) {
+  ASSIGN_OR_RETURN(const UniqueFd ns, OpenAt(process.proc.get(), "ns/uts", O_RDONLY));
+  utsname names = {};
+  RETURN_IF_ERROR(InNamespace(ns.get(), CLONE_NEWUTS, [&]() -> Status {
+    return ::uname(&names) == 0 ? OkStatus() : SyscallError(errno, "uname");
+  }));
+  return UtsNames{names.nodename, names.domainname};
+}
+
+}  // namespace
+
+Status NamespaceDumper::ReadOthers(bool makes) {
+  for (Other& other : others_) {
+    const std::string what = Name(*other.process) + " is in another " +
+                             kKindTable[other.kind].name + " namespace than the root of its tree";
+    if (!makes) return Unimplemented(what);
+    if (other.inode == ours_[other.kind]) continue;
+    if (other.kind == kUts) {
+      ASSIGN_OR_RETURN(other.names, ReadNames(*other.process));
+      continue;
+    }
+    Result<OwnNetwork> network = ReadNetwork(*other.process);
+    if (!network.ok()) return Annotate(network.status(), what);
+    other.network = *std::move(network);
+  }
+  return OkStatus();
+}
+
 Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& compare,
-                             const OutsideMounts& outside, bool network) {
+                             const OutsideMounts& outside, bool makes) {
   if (tree_[kMnt] == ours_[kMnt] && !other_mounts_.empty()) {
     return InOtherMounts(*other_mounts_.front().process, "");
   }
@@ -275,17 +366,29 @@ Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& com
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
   }
-  if (network && tree_[kNet] != ours_[kNet]) {
-    ASSIGN_OR_RETURN(const UniqueFd own, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
-    const auto loopback = LoopbackOnly(own.get());
-    if (loopback.ok()) loopback_up_ = *loopback;  // else the restore wants to be given one
-    if (loopback_up_) RETURN_IF_ERROR(ReadNetSettings(own.get(), net_settings_));
+  if (makes && tree_[kNet] != ours_[kNet]) {
+    Result<OwnNetwork> network = ReadNetwork(root);
+    if (network.ok()) network_ = *std::move(network);  // else the restore wants to be given one
   }
+  RETURN_IF_ERROR(ReadOthers(makes));
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();
 }
 
 namespace {
+
+Status PutNetwork(const OwnNetwork& network, std::uint32_t number, ImageSink& sink) {
+  RETURN_IF_ERROR(PutOne(sink, ImageName("netns", number), "netns", network.entry));
+  const bool is_made = network.entry.has_stasis_loopback_up();
+  return is_made ? WriteNetworkTables(network.tables, number, sink) : OkStatus();
+}
+
+Status PutNames(const UtsNames& names, std::uint32_t number, ImageSink& sink) {
+  image::UtsnsEntry entry;
+  entry.set_nodename(names.node);
+  entry.set_domainname(names.domain);
+  return PutOne(sink, ImageName("utsns", number), "utsns", entry);
+}
 
 Status PutMounts(std::span<const image::MntEntry> mounts, std::uint32_t number, ImageSink& sink) {
   ImageFileBuilder file("mountpoints");
@@ -305,11 +408,11 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
   for (const OtherMounts& other : other_mounts_) {
     RETURN_IF_ERROR(PutMounts(other.mounts, other.number, sink));
   }
-  if (has_own_uts()) {
-    image::UtsnsEntry entry;
-    entry.set_nodename(names.node);
-    entry.set_domainname(names.domain);
-    RETURN_IF_ERROR(PutOne(sink, ImageName("utsns", tree_numbers_[kUts]), "utsns", entry));
+  if (has_own_uts()) RETURN_IF_ERROR(PutNames(names, tree_numbers_[kUts], sink));
+  for (const Other& other : others_) {
+    if (other.inode == ours_[other.kind]) continue;
+    RETURN_IF_ERROR(other.kind == kUts ? PutNames(other.names, other.number, sink)
+                                       : PutNetwork(other.network, other.number, sink));
   }
   if (ipc_) {
     const std::uint32_t number = tree_numbers_[kIpc];
@@ -320,10 +423,9 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
     }
   }
   if (tree_[kNet] != ours_[kNet]) {
-    image::NetnsEntry entry = net_settings_;
-    entry.set_ext_key(kExternalNetwork);
-    if (loopback_up_) entry.set_stasis_loopback_up(*loopback_up_);
-    RETURN_IF_ERROR(PutOne(sink, ImageName("netns", tree_numbers_[kNet]), "netns", entry));
+    OwnNetwork network = network_;
+    network.entry.set_ext_key(kExternalNetwork);
+    RETURN_IF_ERROR(PutNetwork(network, tree_numbers_[kNet], sink));
   }
   image::TimensEntry time;
   SetTime(clocks_.monotonic, *time.mutable_monotonic());

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/dump.h"
@@ -17,6 +18,7 @@
 #include "engine/tasks/clocks.h"
 #include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_ipc.h"
+#include "engine/tasks/own_network.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -27,8 +29,9 @@ class NamespaceDumper {
   /// own.
   static Result<NamespaceDumper> Create(const FrozenProcess& root);
 
-  /// Unimplemented when a thread of `process` is not in the root's namespaces, but that of mounts (Read() tells), or
-  /// would have its children elsewhere. Its threads share their directories (see CheckShares).
+  /// Unimplemented when a thread of `process` is not in the root's namespaces, or would have its children elsewhere.
+  /// Read() tells of those of mounts, networks and names (UTS), in which only all threads of a process may be elsewhere.
+  /// Its threads share their directories (see CheckShares).
   Status CheckSame(const FrozenProcess& process) const;
   /// The same of one thread; for any thread of ours.
   Status CheckSame(const FrozenProcess& process, const FrozenThread& thread) const;
@@ -41,8 +44,17 @@ class NamespaceDumper {
         nullptr;  ///< One that is in it, and whose root directory is its root.
     std::vector<image::MntEntry> mounts;  ///< After Read(), in the order of mountinfo.
   };
-  /// Finds these. Before processes are numbered, and before Read().
-  Status FindOtherMounts(std::span<const FrozenProcess> processes);
+  /// A network or UTS namespace that processes of the tree are in, and the root is not.
+  struct Other {
+    std::size_t kind = 0;
+    std::uint64_t inode = 0;
+    std::uint32_t number = 0;
+    const FrozenProcess* process = nullptr;  ///< One that is in it.
+    OwnNetwork network = {};                 ///< After Read(), as are the names.
+    UtsNames names = {};
+  };
+  /// Finds all of these. Before processes are numbered, and before Read().
+  Status FindOthers(std::span<const FrozenProcess> processes);
   std::span<const OtherMounts> other_mounts() const { return other_mounts_; }
   const std::map<pid_t, std::uint32_t>& elsewhere() const {
     return elsewhere_;
@@ -50,7 +62,7 @@ class NamespaceDumper {
 
   /// Numbers for ids-PID.img, and for the inventory's root_ids (ours).
   void NumberTree(image::TaskKobjIdsEntry& ids) const;
-  /// The same for `process`, once FindOtherMounts() has been called.
+  /// The same for `process`, once FindOthers() has been called.
   void NumberProcess(pid_t pid, image::TaskKobjIdsEntry& ids) const;
   void NumberOurs(image::TaskKobjIdsEntry& ids) const;
 
@@ -61,11 +73,17 @@ class NamespaceDumper {
   bool has_own_net() const;
   std::uint64_t pid_namespace() const;  ///< Its inode.
 
+  bool IsOfRoot(std::uint32_t type, std::uint64_t inode) const;
+
+  /// The number of the namespace of `type` (CLONE_NEWNET, …) with that inode; 0 when it is not the root's, nor a network
+  /// or UTS namespace that a process of the tree is in.
+  std::uint32_t NumberOf(std::uint32_t type, std::uint64_t inode) const;
+
   /// Reads what is dumped of the namespaces; the tree stands still. Unimplemented: mounts that processes made
-  /// and that cannot be made again. `compare` and `outside` as in DumpRequest; `network`: whether a restore
-  /// makes that namespace.
+  /// and that cannot be made again; processes in other networks or with other names than the root, where a restore does
+  /// not make these. `compare` and `outside` as in DumpRequest; `makes`: whether a restore makes namespaces.
   Status Read(const FrozenProcess& root, const CompareMounts& compare, const OutsideMounts& outside,
-              bool network);
+              bool makes);
   /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
   std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
 
@@ -81,16 +99,19 @@ class NamespaceDumper {
                     const OutsideMounts& outside);
   Status ReadOtherMounts(const std::vector<Mount>& of_root, const CompareMounts& compare,
                          const OutsideMounts& outside, MountChanges& changes);
-  Status CheckThread(int ns_fd, bool is_leader) const;
+  Status ReadOthers(bool makes);
+  Status FindOther(const FrozenProcess& process, std::size_t kind, std::uint32_t& next);
+  Status CheckThread(int ns_fd, const FrozenProcess& process, bool is_leader) const;
 
   Inodes ours_ = {}, tree_ = {};
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::vector<image::MntEntry> mounts_;  // in the order of mountinfo
   std::vector<OtherMounts> other_mounts_;
   std::map<pid_t, std::uint32_t> elsewhere_;  // numbers of other_mounts_, by our pids
+  std::vector<Other> others_;
+  std::map<std::pair<std::size_t, pid_t>, std::uint32_t> numbers_;  // of these, by our pids
   std::optional<IpcObjects> ipc_;
-  std::optional<bool> loopback_up_;  // of a network without anything else
-  image::NetnsEntry net_settings_;
+  OwnNetwork network_;  // with the state of its loopback device when a restore makes it
   Clocks clocks_;
 };
 

@@ -1,18 +1,31 @@
-// The network namespace of a tree that has no network: nothing but the loopback device, as unshare(1) --net and
-// systemd's PrivateNetwork= make it.
+// A network namespace that is made again: nothing but the loopback device, as unshare(1) --net and systemd's
+// PrivateNetwork= make it, with addresses, routes, rules, settings and a firewall.
 #pragma once
 
-#include <optional>
+#include <cstdint>
+#include <string>
+#include <vector>
 
 #include "engine/base/status.h"
+#include "engine/image/image_io.h"
+#include "engine/image/schema/namespaces.pb.h"
+#include "engine/tasks/network_tables.h"
 
 namespace stasis::engine {
 
-/// Whether the loopback device is up in the network namespace that `ns_fd` has open; nothing where there is
-/// more that a checkpoint does not have: other devices or addresses, rules of a firewall.
-Result<std::optional<bool>> LoopbackOnly(int ns_fd);
+struct OwnNetwork {
+  image::NetnsEntry entry;
+  NetworkTables tables;
+};
 
-/// Sets the loopback device of that namespace up, which gives it its addresses.
-Status SetLoopbackUp(int ns_fd);
+/// What is in the network namespace that `ns_fd` has open. Unimplemented for what cannot be made again.
+Result<OwnNetwork> ReadOwnNetwork(int ns_fd);
+
+/// ifaddr-N, route-N, rule-N and neighbour-N; netns-N is the caller's to write.
+Status WriteNetworkTables(const NetworkTables& tables, std::uint32_t number, ImageSink& sink);
+
+/// Makes what checkpoint `source` has under `number` in a new namespace; `notes` says which settings it does not take.
+Status MakeOwnNetwork(int ns_fd, const image::NetnsEntry& entry, std::uint32_t number,
+                      const ImageSource& source, std::vector<std::string>& notes);
 
 }  // namespace stasis::engine

@@ -27,7 +27,6 @@
 #include "engine/mounts/restore_mounts.h"
 #include "engine/mounts/restore_root.h"
 #include "engine/tasks/ipc_settings.h"
-#include "engine/tasks/net_settings.h"
 #include "engine/tasks/own_network.h"
 #include "engine/tasks/process_tree.h"
 
@@ -105,9 +104,8 @@ Status Unshare(RestoredProcess& root, const Kind& kind) {
   return root.remote->Call("unshare " + std::string(kind.name), SYS_unshare, kind.flag).status();
 }
 
-Status MakeUts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+Status MakeUts(RestoredProcess& root, const Kind& kind, std::uint32_t number,
                const ImageSource& source) {
-  const std::uint32_t number = images.processes.front().ids.uts_ns_id();
   ASSIGN_OR_RETURN(const auto names,
                    ReadOne<image::UtsnsEntry>(source, ImageName("utsns", number), "utsns"));
   RETURN_IF_ERROR(Unshare(root, kind));
@@ -212,9 +210,8 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
   return RestoreMounts(root, before, fill, notes);
 }
 
-Status MakeNetwork(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+Status MakeNetwork(RestoredProcess& root, const Kind& kind, std::uint32_t number,
                    const ImageSource& source, std::vector<std::string>& notes) {
-  const std::uint32_t number = images.processes.front().ids.net_ns_id();
   ASSIGN_OR_RETURN(const auto network,
                    ReadOne<image::NetnsEntry>(source, ImageName("netns", number), "netns"));
   if (!network.has_stasis_loopback_up()) {
@@ -226,8 +223,7 @@ Status MakeNetwork(RestoredProcess& root, const Kind& kind, const CheckpointImag
   }
   RETURN_IF_ERROR(Unshare(root, kind));
   ASSIGN_OR_RETURN(const UniqueFd made, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
-  if (network.stasis_loopback_up()) RETURN_IF_ERROR(SetLoopbackUp(made.get()));
-  return RestoreNetSettings(made.get(), network, notes);
+  return MakeOwnNetwork(made.get(), network, number, source, notes);
 }
 
 // What was in it comes with the rest of the checkpoint.
@@ -247,14 +243,62 @@ Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& ima
             LaterInNamespaces& later, std::vector<std::string>& notes) {
   switch (kind.flag) {
     case CLONE_NEWUTS:
-      return MakeUts(root, kind, images, source);
+      return MakeUts(root, kind, images.processes.front().ids.uts_ns_id(), source);
     case CLONE_NEWIPC:
       return MakeIpc(root, kind, images, source, later);
     case CLONE_NEWNS:
       return MakeMounts(root, kind, images, source, options, fill, later, notes);
     default:
-      return MakeNetwork(root, kind, images, source, notes);
+      return MakeNetwork(root, kind, images.processes.front().ids.net_ns_id(), source, notes);
   }
+}
+
+// Those of `kind` that processes are in and the root is not.
+Status MakeOthers(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+                  const ImageSource& source, const Options& options, OtherNamespaces& others,
+                  std::vector<std::string>& notes) {
+  if (kind.flag != CLONE_NEWNET && kind.flag != CLONE_NEWUTS) return OkStatus();
+  const std::vector<std::uint32_t> numbers = images.OtherNamespaces(kind.number);
+  if (numbers.empty()) return OkStatus();
+  if (!options.own_namespaces) {
+    return Unimplemented("processes of the tree are in other " + std::string(kind.name) +
+                         " namespaces than its root, which a container cannot make again");
+  }
+  const std::uint32_t of_root = (images.processes.front().ids.*kind.number)();
+  RETURN_IF_ERROR(others.Add(root.proc.get(), kind.flag, of_root));
+  for (const std::uint32_t number : numbers) {
+    if (number == (images.inventory.root_ids().*kind.number)()) {
+      ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
+      RETURN_IF_ERROR(others.Add(self.get(), kind.flag, number));
+      continue;
+    }
+    RETURN_IF_ERROR(kind.flag == CLONE_NEWUTS ? MakeUts(root, kind, number, source)
+                                              : MakeNetwork(root, kind, number, source, notes));
+    RETURN_IF_ERROR(others.Add(root.proc.get(), kind.flag, number));
+  }
+  return others.Enter(root, kind.flag, of_root);
+}
+
+Status EnterOrMake(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
+                   const ImageSource& source, const Options& options, const FillTmpfs& fill,
+                   LaterInNamespaces& later, std::vector<std::string>& notes) {
+  const auto joined = std::ranges::find(options.join_ns, kind.name,
+                                        [](const auto& text) { return Halves(text).first; });
+  const bool in_others = kind.flag == CLONE_NEWNS && !images.OtherMountNamespaces().empty();
+  if (joined != options.join_ns.end()) {
+    if (in_others) return InOtherMounts();
+    return Join(root, kind, PathOf(kind.name, Halves(*joined).second));
+  }
+  ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
+  if (in_others && (!is_missing || !options.own_namespaces)) return InOtherMounts();
+  if (!is_missing) return OkStatus();
+  if (options.own_namespaces) {
+    return Make(root, kind, images, source, options, fill, later, notes);
+  }
+  notes.push_back("the tree had a " + std::string(kind.name) +
+                  " namespace of its own, and is in that of its runtime now: the " + kind.holds +
+                  " are those of there");
+  return OkStatus();
 }
 
 }  // namespace
@@ -277,25 +321,8 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
                          LaterInNamespaces& later, std::vector<std::string>& notes) {
   for (const std::string& text : options.join_ns) RETURN_IF_ERROR(CheckJoinNs(text));
   for (const Kind& kind : kKinds) {
-    const auto joined = std::ranges::find(options.join_ns, kind.name,
-                                          [](const auto& text) { return Halves(text).first; });
-    const bool in_others = kind.flag == CLONE_NEWNS && !images.OtherMountNamespaces().empty();
-    if (joined != options.join_ns.end()) {
-      if (in_others) return InOtherMounts();
-      const std::string path = PathOf(kind.name, Halves(*joined).second);
-      RETURN_IF_ERROR(Join(root, kind, path));
-      continue;
-    }
-    ASSIGN_OR_RETURN(const bool is_missing, IsMissing(root, images, kind));
-    if (in_others && (!is_missing || !options.own_namespaces)) return InOtherMounts();
-    if (!is_missing) continue;
-    if (options.own_namespaces) {
-      RETURN_IF_ERROR(Make(root, kind, images, source, options, fill, later, notes));
-      continue;
-    }
-    notes.push_back("the tree had a " + std::string(kind.name) +
-                    " namespace of its own, and is in that of its runtime now: the " + kind.holds +
-                    " are those of there");
+    RETURN_IF_ERROR(EnterOrMake(root, kind, images, source, options, fill, later, notes));
+    RETURN_IF_ERROR(MakeOthers(root, kind, images, source, options, later.others, notes));
   }
   return OkStatus();
 }

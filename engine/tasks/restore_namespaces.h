@@ -12,6 +12,7 @@
 #include "engine/mounts/mount_namespaces.h"
 #include "engine/mounts/restore_root.h"
 #include "engine/options.h"
+#include "engine/tasks/other_namespaces.h"
 #include "engine/tasks/restored_process.h"
 
 namespace stasis::engine {
@@ -20,6 +21,7 @@ namespace stasis::engine {
 struct LaterInNamespaces {
   std::vector<PendingReadOnly> read_only;
   MountNamespaces mounts;                          ///< Where its processes are in several.
+  OtherNamespaces others;                          ///< The same.
   std::optional<image::IpcVarEntry> ipc_settings;  ///< See RestoreIpcSettings().
 };
 

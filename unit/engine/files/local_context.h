@@ -137,7 +137,7 @@ class LocalDumpContext : public FileDumpContext {
   pid_t ToNamespacePid(pid_t pid) const override { return pid == ::getpid() ? pid : 0; }
   bool IsProcess(pid_t pid) const override { return pid == ::getpid(); }
   bool IsOfTree(pid_t ns_pid) const override { return ns_pid == ::getpid(); }
-  std::uint32_t NamespaceId(std::uint32_t) const override { return 1; }
+  std::uint32_t NamespaceId(std::uint32_t, std::uint64_t) const override { return 1; }
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override {
