@@ -59,14 +59,24 @@ class ShellSession(Session):
         # By a signal, to the background, to the foreground, and by the terminal's key.
         self.expect("kill -STOP %1; sleep 0.2; out=$(jobs -s | wc -l)", "1")
         self.expect("bg %1 >/dev/null; sleep 0.2; out=$(jobs -r | wc -l)", "2")
-        self.typed("fg %2")
-        time.sleep(0.3)
-        os.write(self.pipe, b"\x1a")
-        self.expect("out=$(jobs -s | wc -l)", "1")
+        self.stop_in_foreground()
         self.expect("bg %2 >/dev/null; sleep 0.2; out=$(jobs -r | wc -l)", "2")
 
-    def expect(self, line, wanted):
-        answer = self.ask_shell(line)
+    def stop_in_foreground(self):
+        """The key throws away what was typed and not read yet, and does nothing before the job has the terminal."""
+        said = self.log().splitlines().count("sleep 1000001")
+        self.typed("fg %2")
+        until(lambda: self.log().splitlines().count("sleep 1000001") > said, 60, what="a job in the foreground")
+        for attempt in range(4):
+            os.write(self.pipe, b"\x1a")
+            try:
+                return self.expect("out=$(jobs -s | wc -l)", "1", 3)
+            except TimeoutError:
+                if attempt == 3:
+                    raise
+
+    def expect(self, line, wanted, seconds=60):
+        answer = self.ask_shell(line, seconds)
         if answer != wanted:
             raise Wrong(f"{line}: {answer}, not {wanted}")
 
