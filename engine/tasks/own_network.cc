@@ -97,13 +97,14 @@ constexpr Stream kStreams[] = {{"ifaddr", kAddressMagic, &NetworkTables::address
 
 Result<OwnNetwork> ReadOwnNetwork(int ns_fd) {
   OwnNetwork network;
-  RETURN_IF_ERROR(InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
+  const Status read = InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
     ASSIGN_OR_RETURN(const bool is_up, ReadDevices());
     network.entry.set_stasis_loopback_up(is_up);
     RETURN_IF_ERROR(CheckLoopback());
     ASSIGN_OR_RETURN(network.tables, ReadNetworkTables());
     return TryTables(network);
-  }));
+  });
+  RETURN_IF_ERROR(read);
   ASSIGN_OR_RETURN(const auto firewall, ReadFirewall(ns_fd));
   if (firewall) *network.entry.mutable_stasis_firewall() = *firewall;
   RETURN_IF_ERROR(ReadNetSettings(ns_fd, network.entry));
@@ -129,11 +130,12 @@ Status MakeOwnNetwork(int ns_fd, const image::NetnsEntry& entry, std::uint32_t n
     ASSIGN_OR_RETURN(tables.*stream.messages, FromStream(stream.magic, bytes));
     has_tables = true;
   }
-  RETURN_IF_ERROR(InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
+  const Status made = InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
     if (entry.stasis_loopback_up()) RETURN_IF_ERROR(SetLoopbackUp());
     if (has_tables) RETURN_IF_ERROR(RestoreNetworkTables(tables));
     return entry.stasis_loopback_up() ? AwaitAddresses() : OkStatus();
-  }));
+  });
+  RETURN_IF_ERROR(made);
   if (entry.has_stasis_firewall()) {
     RETURN_IF_ERROR(RestoreFirewall(ns_fd, entry.stasis_firewall()));
   }
