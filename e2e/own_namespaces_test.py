@@ -173,7 +173,7 @@ def rules_of(pid):
                           capture_output=True).stdout
     # Chains that accept all are iptables' to make or not.
     empty = re.compile(r"\tchain \w+ {\n\t\ttype [^\n]* policy accept;\n\t}\n\n?")
-    return [line for line in empty.sub("", seen).splitlines() if line and not line.startswith("#")]
+    return sorted(line for line in empty.sub("", seen).splitlines() if line and not line.startswith("#"))
 
 
 @pytest.mark.parametrize("kind", FIREWALLS)

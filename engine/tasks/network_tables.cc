@@ -260,6 +260,8 @@ Status RestoreNetworkTables(const NetworkTables& wanted) {
     std::vector<std::string> messages = wanted.*table.messages;
     std::ranges::sort(messages);
     RETURN_IF_ERROR(MakeTable(table, messages));
+    // The routes to an address come with it, once it is looked at.
+    if (table.made == RTM_NEWADDR) RETURN_IF_ERROR(AwaitAddresses());
   }
   return OkStatus();
 }

@@ -101,6 +101,7 @@ Result<OwnNetwork> ReadOwnNetwork(int ns_fd) {
     ASSIGN_OR_RETURN(const bool is_up, ReadDevices());
     network.entry.set_stasis_loopback_up(is_up);
     RETURN_IF_ERROR(CheckLoopback());
+    RETURN_IF_ERROR(AwaitAddresses());
     ASSIGN_OR_RETURN(network.tables, ReadNetworkTables());
     return TryTables(network);
   });
@@ -132,8 +133,7 @@ Status MakeOwnNetwork(int ns_fd, const image::NetnsEntry& entry, std::uint32_t n
   }
   const Status made = InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
     if (entry.stasis_loopback_up()) RETURN_IF_ERROR(SetLoopbackUp());
-    if (has_tables) RETURN_IF_ERROR(RestoreNetworkTables(tables));
-    return entry.stasis_loopback_up() ? AwaitAddresses() : OkStatus();
+    return has_tables ? RestoreNetworkTables(tables) : OkStatus();
   });
   RETURN_IF_ERROR(made);
   if (entry.has_stasis_firewall()) {
