@@ -3,6 +3,8 @@
 // Rule    nft prints most of what iptables-nft made as rules of its own, and takes them. Extensions that it does not
 //         know ("xt match …") it does not take: tables with such are what iptables-nft-save says. What one of them
 //         does not show exactly shows when it is made anew and listed again: that is tried before a tree depends on it.
+// Rule    nft reads files that its input includes; iptables runs the program of --modprobe, in any line, also by a
+//         shorter name or among other letters (getopt_long(3)). What is in a checkpoint may do neither.
 // Not here what the connections of a firewall are (conntrack), and its lists of seen addresses (hashlimit, recent)
 #include "engine/tasks/firewall.h"
 
@@ -15,11 +17,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/base/io.h"
@@ -146,8 +151,49 @@ bool ByIptables(const Entry& entry) {
   return entry.has_iptables_nft() || entry.has_ip6tables_nft();
 }
 
+Status Refuse(std::string_view what) {
+  return DataLoss("the rules of the firewall have " + std::string(what) +
+                  ", which no list of rules has");
+}
+
+Status CheckNft(std::string_view text) {
+  bool is_quoted = false, is_comment = false;
+  std::string word;
+  for (const char c : text) {
+    if (!is_quoted && (c == '#' || c == '\n')) is_comment = c == '#';
+    if (is_comment) continue;
+    if (c == '"') is_quoted = !is_quoted;
+    const bool in_word =
+        !is_quoted && (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_');
+    if (in_word) {
+      word += c;
+    } else if (std::exchange(word, {}) == "include") {
+      return Refuse("an include");
+    }
+  }
+  return word == "include" ? Refuse("an include") : OkStatus();
+}
+
+// Quotes are taken away, wherever they are: of a comment too much is refused.
+Status CheckIptables(const std::string& text) {
+  constexpr std::string_view kModprobe = "--modprobe";
+  std::string plain;
+  std::ranges::copy_if(text, std::back_inserter(plain),
+                       [](char c) { return c != '"' && c != '\'' && c != '\\'; });
+  for (const std::string_view word : text::Words(plain)) {
+    const bool is_long = word.starts_with("--");
+    const std::string_view name = word.substr(0, word.find('='));
+    const bool loads = is_long ? name.size() > 2 && kModprobe.starts_with(name)
+                               : word.starts_with('-') && word.find('M') != std::string_view::npos;
+    if (loads) return Refuse("an option that runs a program");
+  }
+  return OkStatus();
+}
+
 Status Take(const std::string& text, std::vector<std::string> words) {
-  return text.empty() ? OkStatus() : RunTool(std::move(words), text).status();
+  if (text.empty()) return OkStatus();
+  RETURN_IF_ERROR(words.front() == "nft" ? CheckNft(text) : CheckIptables(text));
+  return RunTool(std::move(words), text).status();
 }
 
 // In the namespace of this thread.
