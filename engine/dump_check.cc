@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <optional>
 #include <set>
 #include <utility>
@@ -115,11 +116,20 @@ class Checker {
     return any;
   }
 
+  Result<std::vector<Vma>> ReadVmas(const FrozenProcess& process) const {
+    if (look_ == MemoryLook::kQuick) {
+      ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "maps"));
+      ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseMaps(text));
+      // Of what has no path its flags tell what it is: memory of huge pages.
+      const auto has_path = [](const Vma& vma) { return !vma.path.ends_with(" (deleted)"); };
+      if (std::ranges::all_of(vmas, has_path)) return vmas;
+    }
+    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "smaps"));
+    return ParseSmaps(text);
+  }
+
   Status Memory(const FrozenProcess& process, dev_t shmem, FileDumper& files) {
-    const bool whole = look_ == MemoryLook::kWhole;
-    ASSIGN_OR_RETURN(const std::string text,
-                     ReadFileAt(process.proc.get(), whole ? "smaps" : "maps"));
-    ASSIGN_OR_RETURN(std::vector<Vma> vmas, whole ? ParseSmaps(text) : ParseMaps(text));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ReadVmas(process));
     ASSIGN_OR_RETURN(std::vector<Area> areas,
                      ClassifyAreas(std::move(vmas), process.ns_pid, shmem));
     for (Area& area : areas) {

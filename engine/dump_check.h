@@ -23,7 +23,7 @@ struct DumpCheck {
 };
 
 /// How memory is looked at: with the flags of its areas, for which the kernel looks at every page (20 ms for 1 GiB), or
-/// without.
+/// without where every mapped file has a path.
 enum class MemoryLook { kWhole, kQuick };
 
 /// Looks at the tree under `root`, which runs on undisturbed: nothing of it is stopped, traced or changed.

@@ -92,13 +92,8 @@ Candidates FindCandidates(pid_t root) {
 }
 
 bool CanBeDumped(const DumpRequest& request) {
-  const auto fine = [](const Result<DumpCheck>& check) {
-    return check.ok() && check->obstacles.empty();
-  };
-  Result<DumpCheck> check = CheckDump(request.root, request.options, {}, MemoryLook::kQuick);
-  // Memory of huge pages is known by its flags.
-  if (!fine(check)) check = CheckDump(request.root, request.options);
-  const bool can = fine(check);
+  const Result<DumpCheck> check = CheckDump(request.root, request.options, {}, MemoryLook::kQuick);
+  const bool can = check.ok() && check->obstacles.empty();
   if (!can) {
     request.log.Info(
         "no memory is saved while the tree runs, for it seems that it cannot be saved: " +

@@ -294,7 +294,7 @@ TEST(CheckpointImagesTest, SaysWhatCannotBeRestored) {
   EXPECT_THAT(LoadCheckpoint(shared), StatusIs(StatusCode::kUnimplemented, HasSubstr("memory")));
   MemorySource nested = CriuImages("containerd");
   Edit<image::TaskKobjIdsEntry>(nested, "ids", "ids-23.img",
-                                [](Ids& ids) { ids[0].set_net_ns_id(99); });
+                                [](Ids& ids) { ids[0].set_ipc_ns_id(99); });
   EXPECT_THAT(LoadCheckpoint(nested),
               StatusIs(StatusCode::kUnimplemented, HasSubstr("ids-23.img")));
   MemorySource next = CriuImages("containerd");
