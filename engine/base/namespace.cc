@@ -1,6 +1,7 @@
 #include "engine/base/namespace.h"
 
 #include <sched.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <system_error>
@@ -22,6 +23,12 @@ Status InNamespace(int ns_fd, int type, const std::function<Status()>& step) {
     return SyscallError(error.code().value(), "start a thread");
   }
   return status;
+}
+
+bool InFirstPidNamespace() {
+  constexpr ino_t kFirst = 0xEFFFFFFC;  // PROC_PID_INIT_INO in include/linux/proc_ns.h
+  struct stat st = {};
+  return ::stat("/proc/self/ns/pid", &st) == 0 && st.st_ino == kFirst;
 }
 
 }  // namespace stasis

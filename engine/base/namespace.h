@@ -12,4 +12,7 @@ namespace stasis {
 /// caller's must stay where it is, so `step` runs on another. Source: setns(2).
 Status InNamespace(int ns_fd, int type, const std::function<Status()>& step);
 
+/// Whether we see the pids of the whole machine.
+bool InFirstPidNamespace();
+
 }  // namespace stasis

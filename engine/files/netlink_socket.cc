@@ -17,12 +17,12 @@
 #include <linux/netlink.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include "engine/base/namespace.h"
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/socket.h"
@@ -79,14 +79,8 @@ Result<pid_t> AuditDaemon() {
   return static_cast<pid_t>(answer.status.pid);
 }
 
-bool IsFirstPidNamespace() {
-  constexpr ino_t kFirst = 0xEFFFFFFC;  // PROC_PID_INIT_INO in include/linux/proc_ns.h
-  struct stat st = {};
-  return ::stat("/proc/self/ns/pid", &st) == 0 && st.st_ino == kFirst;
-}
-
 Status CheckNoAuditDaemon(const OpenFile& file, const FileDumpContext& context) {
-  if (file.pid != file.ns_pid || !IsFirstPidNamespace()) return OkStatus();
+  if (file.pid != file.ns_pid || !InFirstPidNamespace()) return OkStatus();
   const Result<pid_t> daemon = AuditDaemon();
   if (!daemon.ok()) return Annotate(daemon.status(), NameOf(file));
   if (*daemon == 0 || context.ToNamespacePid(*daemon) == 0) return OkStatus();

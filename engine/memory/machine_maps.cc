@@ -16,12 +16,11 @@
 #include <string_view>
 
 #include "engine/base/io.h"
+#include "engine/base/namespace.h"
 #include "engine/proc/text.h"
 
 namespace stasis::engine {
 namespace {
-
-constexpr std::string_view kInitialNamespace = "pid:[4026531836]";  // PROC_PID_INIT_INO
 
 std::string Folder(pid_t pid) { return "/proc/" + std::to_string(pid); }
 
@@ -75,8 +74,7 @@ Status CheckInside(pid_t pid) {
 
 Status ForEachMaps(const std::vector<pid_t>& relatives,
                    const std::function<Status(pid_t pid, const std::string& maps)>& look) {
-  ASSIGN_OR_RETURN(const std::string ours, ReadLinkAt(AT_FDCWD, "/proc/self/ns/pid"));
-  if (ours != kInitialNamespace) {
+  if (!InFirstPidNamespace()) {
     for (const pid_t relative : relatives) RETURN_IF_ERROR(CheckInside(relative));
   }
   std::error_code error;
