@@ -9,7 +9,7 @@
 #include <sys/un.h>
 #include <sys/utsname.h>
 
-#include "target.h"
+#include "rights.h"
 
 namespace {
 
@@ -50,37 +50,9 @@ void SetLoopbackUp() {
   close(fd);
 }
 
-void Send(int channel, int fd) {
-  char byte = 'x';
-  iovec part = {&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  CHECK(sendmsg(channel, &message, 0) == 1);
-}
+void Send(int channel, int fd) { target::SendRights(channel, "x", {fd}); }
 
-int Receive(int channel) {
-  char byte = 0;
-  iovec part = {&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  CHECK(recvmsg(channel, &message, 0) == 1);
-  int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-  return fd;
-}
+int Receive(int channel) { return target::ReceiveRights(channel, "x", 0).at(0); }
 
 std::string Hostname() {
   utsname names = {};

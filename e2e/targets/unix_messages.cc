@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "target.h"
+#include "rights.h"
 
 namespace {
 
@@ -21,41 +21,10 @@ Pair Make(int type) {
   return {fds[0], fds[1]};
 }
 
-void Send(int via, const char* text, const std::vector<int>& rights) {
-  iovec part = {const_cast<char*>(text), strlen(text)};
-  alignas(cmsghdr) char control[256] = {};
-  msghdr message = {};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = CMSG_SPACE(rights.size() * sizeof(int));
-  cmsghdr* const head = CMSG_FIRSTHDR(&message);
-  head->cmsg_level = SOL_SOCKET;
-  head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(rights.size() * sizeof(int));
-  memcpy(CMSG_DATA(head), rights.data(), rights.size() * sizeof(int));
-  CHECK_EQ(sendmsg(via, &message, 0), strlen(text));
-}
+using target::SendRights;
 
-// The descriptors that come with `text`, read at once with at most `limit` bytes.
 std::vector<int> Receive(int fd, const std::string& text, size_t limit = 64) {
-  char bytes[64];
-  iovec part = {bytes, limit};
-  alignas(cmsghdr) char control[256] = {};
-  msghdr message = {};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  CHECK_EQ(recvmsg(fd, &message, MSG_DONTWAIT), text.size());
-  CHECK(text == std::string(bytes, text.size()));
-  std::vector<int> rights;
-  const cmsghdr* const head = CMSG_FIRSTHDR(&message);
-  if (head == nullptr) return rights;
-  CHECK_EQ(head->cmsg_type, SCM_RIGHTS);
-  rights.resize((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-  memcpy(rights.data(), CMSG_DATA(head), rights.size() * sizeof(int));
-  return rights;
+  return target::ReceiveRights(fd, text, MSG_DONTWAIT, limit);
 }
 
 void SendNamed(const sockaddr_un& to, socklen_t to_length, const char* name) {
@@ -89,12 +58,12 @@ int main(int, char** argv) {
   int ends[2];
   CHECK(pipe(ends) == 0);
   CHECK(write(ends[1], "in the pipe", 11) == 11);
-  Send(datagrams.a, "both ends", {ends[0], ends[1]});
+  SendRights(datagrams.a, "both ends", {ends[0], ends[1]});
   close(ends[0]);
   close(ends[1]);
 
   // The socket itself, alone in its own queue but for us.
-  Send(datagrams.a, "self", {datagrams.b});
+  SendRights(datagrams.a, "self", {datagrams.b});
 
   const Pair watched = Make(SOCK_STREAM);
   const int epoll = epoll_create1(0);
@@ -104,7 +73,7 @@ int main(int, char** argv) {
   CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, watched.a, &event) == 0);
   const Pair stream = Make(SOCK_STREAM);
   CHECK(write(stream.a, "plain", 5) == 5);
-  Send(stream.a, "epoll", {epoll});
+  SendRights(stream.a, "epoll", {epoll});
   close(epoll);
   CHECK(write(stream.a, "after", 5) == 5);
 
