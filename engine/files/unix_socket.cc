@@ -276,8 +276,11 @@ Status DumpBoundPath(const OpenFile& file, const std::string& name, FileDumpCont
   const int root = context.RootOf(place);
   if (const int mount = context.OtherMountOf(place); mount >= 0) entry.set_mnt_id(mount);
   UniqueFd there;
-  if (!LeadsTo(root, path, own, there) && own.st_nlink > 0) path = OtherName(root, path, own);
-  if (there || LeadsTo(root, path, own, there)) {
+  if (!LeadsTo(root, path, own, there) && own.st_nlink > 0) {
+    path = OtherName(root, path, own);
+    (void)LeadsTo(root, path, own, there);
+  }
+  if (there) {
     if (path != name) entry.set_name(path + '\0');
     return CheckPath(file, there.get(), path);
   }
