@@ -118,14 +118,12 @@ class Checker {
 
   Result<std::vector<Vma>> ReadVmas(const FrozenProcess& process) const {
     if (look_ == MemoryLook::kQuick) {
-      ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "maps"));
-      ASSIGN_OR_RETURN(std::vector<Vma> vmas, ParseMaps(text));
+      ASSIGN_OR_RETURN(std::vector<Vma> vmas, ReadMaps(process.proc.get()));
       // Of what has no path its flags tell what it is: memory of huge pages.
       const auto has_path = [](const Vma& vma) { return !vma.path.ends_with(" (deleted)"); };
       if (std::ranges::all_of(vmas, has_path)) return vmas;
     }
-    ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "smaps"));
-    return ParseSmaps(text);
+    return ReadSmaps(process.proc.get());
   }
 
   Status Memory(const FrozenProcess& process, dev_t shmem, FileDumper& files) {

@@ -142,17 +142,6 @@ void Recount(const FrozenProcess& process, EarlierStops& stops) {
   if (status.ok()) stops.Recount(process.pid, status->voluntary_switches);
 }
 
-Result<std::vector<Vma>> ReadMaps(int proc_fd) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "maps"));
-  return ParseMaps(text);
-}
-
-// Looks at every page.
-Result<std::vector<Vma>> ReadSmaps(int proc_fd) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "smaps"));
-  return ParseSmaps(text);
-}
-
 // Whether maps shows one line for both.
 bool SameArea(const Vma& a, const Vma& b) {
   const auto line = [](const Vma& vma) {

@@ -57,11 +57,6 @@ bool CanBeSaved(const Vma& vma) {
           vma.path == "/anon_hugepage (deleted)" || (IsSegment(vma) && vma.offset == 0));
 }
 
-Result<std::vector<Vma>> ReadMaps(int proc_fd) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "maps"));
-  return ParseMaps(text);
-}
-
 // That the object has, whoever has it in page tables; swapped out ones too.
 std::uint64_t BytesOfObject(const FrozenProcess& process, const Vma& vma) {
   constexpr std::uint64_t kBlockBytes = 512;
@@ -236,8 +231,8 @@ void SharedCopy::Forget(const std::function<Status(SavedObject&)>& check, const 
 void SharedCopy::Begin(const std::set<pid_t>& tree, const Log& log) {
   std::map<const Mapper*, std::vector<Vma>> smaps;
   for (const Mapper& mapper : mappers_) {
-    const Result<std::string> text = ReadFileAt(mapper.proc.get(), "smaps");
-    if (text.ok()) smaps[&mapper] = ParseSmaps(*text).value_or(std::vector<Vma>());
+    Result<std::vector<Vma>> vmas = ReadSmaps(mapper.proc.get());
+    if (vmas.ok()) smaps[&mapper] = *std::move(vmas);
   }
   for (const ObjectKey& key : wanted_) {
     const Status status = Watch(key, smaps);

@@ -45,8 +45,7 @@ Status MoveBy(RestoredProcess& process, std::vector<AddressRange>& parts, std::u
 }  // namespace
 
 Result<LiveVdso> FindVdso(const RestoredProcess& process) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(process.proc.get(), "maps"));
-  ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
+  ASSIGN_OR_RETURN(const std::vector<Vma> areas, ReadMaps(process.proc.get()));
   LiveVdso live;
   for (const Vma& vma : areas) {
     const bool is_code = vma.path == "[vdso]";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "engine/base/io.h"
 #include "engine/proc/text.h"
 
 namespace stasis::engine {
@@ -102,6 +103,16 @@ Result<std::vector<Vma>> ParseMaps(std::string_view text) { return Parse(text, "
 
 Result<std::vector<Vma>> ParseSmaps(std::string_view text) {
   return Parse(text, "/proc/PID/smaps");
+}
+
+Result<std::vector<Vma>> ReadMaps(int proc_fd) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "maps"));
+  return ParseMaps(text);
+}
+
+Result<std::vector<Vma>> ReadSmaps(int proc_fd) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "smaps"));
+  return ParseSmaps(text);
 }
 
 }  // namespace stasis::engine

@@ -1,4 +1,4 @@
-// Text of /proc/PID/smaps (or maps) into structs. No system call is made here.
+// Text of /proc/PID/smaps (or maps) into structs.
 #pragma once
 
 #include <cstdint>
@@ -35,5 +35,9 @@ struct Vma {
 
 Result<std::vector<Vma>> ParseMaps(std::string_view text);   ///< /proc/PID/maps
 Result<std::vector<Vma>> ParseSmaps(std::string_view text);  ///< /proc/PID/smaps
+
+/// Of the process whose directory /proc/PID `proc_fd` is. For smaps the kernel looks at every page.
+Result<std::vector<Vma>> ReadMaps(int proc_fd);
+Result<std::vector<Vma>> ReadSmaps(int proc_fd);
 
 }  // namespace stasis::engine
