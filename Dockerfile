@@ -7,7 +7,7 @@ FROM debian:bookworm AS build
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
     g++ cmake ninja-build pkgconf file patchelf \
     libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev libnghttp2-dev \
-    libcpprest-dev libarchive-dev libseccomp-dev libssl-dev libzstd-dev libcap-dev \
+    libcpprest-dev libarchive-dev libseccomp-dev libssl-dev libzstd-dev libxxhash-dev libcap-dev \
     nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev
 WORKDIR /src
 COPY . .

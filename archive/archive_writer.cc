@@ -60,6 +60,15 @@ class ArchiveWriter::Stream : public engine::ImageStream {
     return OkStatus();
   }
 
+  Status Fill(std::uint64_t size, const engine::ReadPiece& read,
+              const engine::PassedOn& passed_on) override {
+    if (sized_ && size > size_ - written_) return Internal(name_ + ": more bytes than announced");
+    const Status filled = writer_.Written(writer_.output_->Fill(size, read, passed_on), size);
+    if (!filled.ok()) return Annotate(filled, name_);
+    written_ += size;
+    return OkStatus();
+  }
+
   Status Finish() override {
     if (sized_ && written_ != size_) {
       return FailedPrecondition(name_ + ": fewer bytes than announced");
@@ -69,7 +78,7 @@ class ArchiveWriter::Stream : public engine::ImageStream {
       writer_.image_files_.push_back(
           {.header_position = writer_.header_position_, .member = writer_.members_.size()});
     }
-    writer_.members_.push_back({.name = name_, .size = written_, .sha256 = {}});
+    writer_.members_.push_back({.name = name_, .size = written_, .xxh128 = {}, .sha256 = {}});
     finished_ = true;
     return OkStatus();
   }
@@ -228,7 +237,7 @@ Status ArchiveWriter::Commit(const CheckpointTimes& times, const std::vector<std
   Result<std::vector<std::string>> digests = output_->Digests();
   RETURN_IF_ERROR(Written(digests.status(), 0));
   manifest.members = members_;
-  for (std::size_t at = 0; at < digests->size(); ++at) manifest.members[at].sha256 = (*digests)[at];
+  for (std::size_t at = 0; at < digests->size(); ++at) manifest.members[at].xxh128 = (*digests)[at];
 
   const std::string json = ManifestToJson(manifest);
   RETURN_IF_ERROR(WriteHeaders(std::string(kManifestName), json.size()));

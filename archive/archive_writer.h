@@ -5,7 +5,7 @@
 //     checkpoint/NAME            the engine's image files; pages-*.img begin at multiples of 4096
 //     checkpoint/parent/NAME     those of the checkpoint that it is based on
 //     config.dump, spec.dump …   what the caller adds
-//     stasis-manifest.json       SHA-256 and size of all the others
+//     stasis-manifest.json       size and digest of all the others
 //
 // The file has its name only once it is whole and durable:
 // docs/decisions/0004-the-archive-is-written-in-one-pass.md

@@ -32,6 +32,16 @@ class CompressedOutput : public TarOutput {
     return frames_.Write(bytes);
   }
 
+  Status Fill(std::uint64_t size, const engine::ReadPiece& read,
+              const engine::PassedOn& passed_on) override {
+    if (hurried_) {
+      const auto write = [this](std::span<const std::byte> bytes) { return Write(bytes); };
+      return engine::FillInOrder(size, read, write, passed_on);
+    }
+    RETURN_IF_ERROR(Drain());
+    return frames_.Fill(size, read, passed_on);
+  }
+
   Status WriteHeader(const TarHeader& header) override {
     if (hurried_ && Spool(Step::kHeader, BytesOf(header))) return OkStatus();
     RETURN_IF_ERROR(Drain());

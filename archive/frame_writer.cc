@@ -81,6 +81,12 @@ Status FrameWriter::Write(std::span<const std::byte> bytes) {
   return ring_.Write(bytes);
 }
 
+Status FrameWriter::Fill(std::uint64_t size, const engine::ReadPiece& read,
+                         const engine::PassedOn& passed_on) {
+  RETURN_IF_ERROR(ring_.SetKind(kCompressed));
+  return ring_.Fill(size, read, passed_on);
+}
+
 Status FrameWriter::WriteRaw(std::span<const std::byte, kRawBytes> bytes) {
   if (ring_.bytes() % kRawBytes != 0) return Internal("a raw frame could fall into two buffers");
   RETURN_IF_ERROR(ring_.SetKind(kCompressed));  // one that follows another is one of its own

@@ -31,6 +31,7 @@ class FrameWriter {
   FrameWriter& operator=(const FrameWriter&) = delete;
 
   Status Write(std::span<const std::byte> bytes);
+  Status Fill(std::uint64_t size, const engine::ReadPiece& read, const engine::PassedOn& passed_on);
   /// Writes `bytes` as they are, as a frame of their own and so that the next begins behind them.
   Status WriteRaw(std::span<const std::byte, kRawBytes> bytes);
   /// Replaces what WriteRaw wrote at `offset` of the content.
@@ -38,7 +39,7 @@ class FrameWriter {
 
   void BeginMember() { ring_.BeginMember(); }
   void EndMember() { ring_.EndMember(); }
-  /// SHA-256 of what was written between the two, for each time.
+  /// MemberDigest of what was written between the two, for each time.
   Result<std::vector<std::string>> Digests() { return ring_.Digests(); }
 
   /// Writes the rest, and the table of all frames.

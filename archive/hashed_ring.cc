@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "archive/sha256.h"
+#include "archive/member_digest.h"
 
 namespace stasis::archive {
 
@@ -28,16 +28,54 @@ HashedRing::~HashedRing() {
 Status HashedRing::Write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     RETURN_IF_ERROR(Begin());
-    std::span<std::byte>& content = current_->buffer.content;
-    const std::size_t size = std::min(bytes.size(), kBytes - bytes_ % kBytes);
-    std::memcpy(content.data() + content.size(), bytes.data(), size);
-    if (in_member_) LatestPiece().end += size;
-    content = {content.data(), content.size() + size};
-    bytes_ += size;
-    bytes = bytes.subspan(size);
+    const std::span<std::byte> room = Extend(bytes.size());
+    std::memcpy(room.data(), bytes.data(), room.size());
+    bytes = bytes.subspan(room.size());
     if (bytes_ % kBytes == 0) RETURN_IF_ERROR(Submit());
   }
   return OkStatus();
+}
+
+Status HashedRing::Fill(std::uint64_t size, const engine::ReadPiece& read,
+                        const engine::PassedOn& passed_on) {
+  Status status;
+  for (std::uint64_t offset = 0; status.ok() && offset < size;) {
+    status = Begin();
+    if (!status.ok()) break;
+    const std::span<std::byte> room = Extend(size - offset);
+    current_->gaps.push_back({.read = &read, .offset = offset, .target = room});
+    offset += room.size();
+    if (bytes_ % kBytes == 0) status = Submit();
+    if (status.ok()) status = passed_on(room.size());
+  }
+  // From here on `read` may be gone.
+  AwaitFilled();
+  if (current_ == nullptr) return status;
+  const Status filled = FillGaps(*current_);
+  return status.ok() ? filled : status;
+}
+
+std::span<std::byte> HashedRing::Extend(std::uint64_t most_bytes) {
+  std::span<std::byte>& content = current_->buffer.content;
+  const std::size_t size = std::min<std::uint64_t>(most_bytes, kBytes - bytes_ % kBytes);
+  if (in_member_) LatestPiece().end += size;
+  content = {content.data(), content.size() + size};
+  bytes_ += size;
+  return content.last(size);
+}
+
+Status HashedRing::FillGaps(Slot& slot) {
+  for (const Gap& gap : std::exchange(slot.gaps, {})) {
+    RETURN_IF_ERROR((*gap.read)(gap.offset, gap.target));
+  }
+  return OkStatus();
+}
+
+void HashedRing::AwaitFilled() {
+  std::unique_lock lock(mutex_);
+  for (std::uint64_t number = taken_back_; number < submitted_; ++number) {
+    ready_.wait(lock, [&] { return At(number).filled; });
+  }
 }
 
 Status HashedRing::SetKind(int kind) {
@@ -75,7 +113,7 @@ Status HashedRing::Begin() {
                  .offset = bytes_,
                  .content = {slot.memory.get() + bytes_ % kBytes, 0}};
   slot.pieces.clear();
-  slot.worked = slot.hashed = false;
+  slot.filled = slot.worked = slot.hashed = false;
   current_ = &slot;
   return OkStatus();
 }
@@ -129,7 +167,13 @@ void HashedRing::RunWorker(const std::function<Work()>& make_worker) {
     if (stop_) return;
     Slot& slot = At(taken_++);
     lock.unlock();
-    slot.status = work(slot.buffer);
+    slot.status = FillGaps(slot);
+    lock.lock();
+    slot.filled = true;
+    ready_.notify_one();
+    work_.notify_all();  // the hasher
+    lock.unlock();
+    if (slot.status.ok()) slot.status = work(slot.buffer);
     lock.lock();
     slot.worked = true;
     ready_.notify_one();
@@ -137,10 +181,10 @@ void HashedRing::RunWorker(const std::function<Work()>& make_worker) {
 }
 
 void HashedRing::Hash() {
-  Sha256 hash;
+  MemberDigest hash;
   std::unique_lock lock(mutex_);
   for (std::uint64_t number = 0;; ++number) {
-    work_.wait(lock, [&] { return stop_ || number < submitted_; });
+    work_.wait(lock, [&] { return stop_ || (number < submitted_ && At(number).filled); });
     if (stop_) return;
     Slot& slot = At(number);
     lock.unlock();

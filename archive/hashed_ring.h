@@ -1,7 +1,7 @@
 // A ring of few buffers between who writes a stream and what becomes of it:
 //
-//     caller     fills a buffer; is given each back in order, when the others are done with it
-//     workers    do their work on a full buffer each: write it, compress it
+//     caller     fills a buffer, or says who does; is given each back in order, when the others are done with it
+//     workers    fill a buffer each where the caller did not, and do their work on it: write it, compress it
 //     hasher     hashes the members that lie in the buffers
 //
 // Who writes is the thread that holds a container frozen, so it neither hashes nor compresses. Memory is bounded:
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/image/image_io.h"
 
 namespace stasis::archive {
 
@@ -51,6 +52,8 @@ class HashedRing {
   ~HashedRing();
 
   Status Write(std::span<const std::byte> bytes);
+  /// As ImageStream::Fill: what the workers read need not be copied, and there are several of them.
+  Status Fill(std::uint64_t size, const engine::ReadPiece& read, const engine::PassedOn& passed_on);
   /// Of what is written from here on, which begins a buffer.
   Status SetKind(int kind);
   /// Waits until all that was written is done.
@@ -62,7 +65,7 @@ class HashedRing {
 
   void BeginMember() { in_member_ = true; }
   void EndMember();
-  /// SHA-256 of what was written between the two, for each time.
+  /// MemberDigest of what was written between the two, for each time.
   Result<std::vector<std::string>> Digests();
 
  private:
@@ -71,6 +74,11 @@ class HashedRing {
     std::size_t end;
     bool last;
   };
+  struct Gap {  // in a buffer's content, to be filled from `offset` of what `read` reads
+    const engine::ReadPiece* read;
+    std::uint64_t offset;
+    std::span<std::byte> target;
+  };
   struct FreeAligned {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
@@ -78,12 +86,18 @@ class HashedRing {
     std::unique_ptr<std::byte[], FreeAligned> memory;
     Buffer buffer;
     std::vector<Piece> pieces;
+    std::vector<Gap> gaps;
     Status status;
-    bool worked = false;  // guarded by mutex_, like the next
+    bool filled = false;  // guarded by mutex_, like the next
+    bool worked = false;
     bool hashed = false;
   };
 
-  Status Begin();   // current_ is a free slot
+  Status Begin();  // current_ is a free slot
+  // Room in current_ that is content from now on.
+  std::span<std::byte> Extend(std::uint64_t most_bytes);
+  static Status FillGaps(Slot& slot);
+  void AwaitFilled();
   Status Submit();  // current_ goes on its way
   Status TakeBack();
   Piece& LatestPiece();

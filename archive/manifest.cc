@@ -9,7 +9,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kNewestFormat = 1;
+constexpr int kNewestFormat = 2;
 
 }  // namespace
 
@@ -28,7 +28,7 @@ std::string ManifestToJson(const Manifest& manifest) {
   std::string members;
   for (const Manifest::Member& member : manifest.members) {
     members += members.empty() ? "\n    " : ",\n    ";
-    members += json{{"name", member.name}, {"size", member.size}, {"sha256", member.sha256}}.dump(
+    members += json{{"name", member.name}, {"size", member.size}, {"xxh128", member.xxh128}}.dump(
         -1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
   }
   if (members.empty()) return text;
@@ -60,6 +60,7 @@ Result<Manifest> ManifestFromJson(std::string_view text) {
   for (const json& member : ArrayField(object, "members")) {
     manifest.members.push_back({.name = TextField(member, "name"),
                                 .size = NumberField<std::uint64_t>(member, "size"),
+                                .xxh128 = TextField(member, "xxh128"),
                                 .sha256 = TextField(member, "sha256")});
   }
   return manifest;

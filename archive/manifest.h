@@ -19,10 +19,11 @@ struct Manifest {
   struct Member {
     std::string name;
     std::uint64_t size = 0;
-    std::string sha256;  ///< Lower-case hexadecimal.
+    std::string xxh128;  ///< Lower-case hexadecimal: see MemberDigest.
+    std::string sha256;  ///< In its place in format 1.
   };
 
-  int format_version = 1;
+  int format_version = 2;
   std::string stasis_version;
   std::string host_arch;    ///< uname -m: "x86_64".
   std::string host_kernel;  ///< uname -r.

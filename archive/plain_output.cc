@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cerrno>
 #include <map>
+#include <mutex>
 #include <string>
 
 #include "archive/hashed_ring.h"
@@ -25,7 +26,11 @@ namespace stasis::archive {
 namespace {
 
 constexpr std::uint64_t kPage = HashedRing::kAlignment;
-constexpr HashedRing::Shape kShape = {.buffers = 3, .workers = 1};
+// Files grow by so much at a time: a write past the cache that makes its file longer waits for all others
+// (ext4_dio_write_checks() in fs/ext4/file.c).
+constexpr off_t kAllocation = off_t{16} << 20;
+// Two that read memory, and one that waits for the disk.
+constexpr HashedRing::Shape kShape = {.buffers = 5, .workers = 3};
 
 /// `fd`'s file, opened to write past the page cache; none where that cannot be in pages.
 UniqueFd OpenDirect(int fd) {
@@ -47,6 +52,11 @@ class PlainOutput : public TarOutput {
   explicit PlainOutput(int fd) : fd_(fd), direct_(OpenDirect(fd)), use_direct_(bool{direct_}) {}
 
   Status Write(std::span<const std::byte> bytes) override { return ring_.Write(bytes); }
+
+  Status Fill(std::uint64_t size, const engine::ReadPiece& read,
+              const engine::PassedOn& passed_on) override {
+    return ring_.Fill(size, read, passed_on);
+  }
 
   Status WriteHeader(const TarHeader& header) override {
     return Write(std::as_bytes(std::span(&header, 1)));
@@ -71,6 +81,9 @@ class PlainOutput : public TarOutput {
     RETURN_IF_ERROR(ring_.Flush());
     for (const auto& [position, header] : late_headers_) {
       RETURN_IF_ERROR(WriteAllAt(fd_, std::as_bytes(std::span(&header, 1)), position));
+    }
+    if (allocated_ > 0 && ::ftruncate(fd_, static_cast<off_t>(ring_.bytes())) != 0) {
+      return SyscallError(errno, "set the size");
     }
     return OkStatus();
   }
@@ -109,6 +122,7 @@ class PlainOutput : public TarOutput {
 
   // What the file system does not take this way after all goes through the cache, as everything does then.
   Status WriteDirect(std::span<const std::byte> bytes, std::uint64_t offset) {
+    AllocateUpTo(offset + bytes.size());
     while (!bytes.empty()) {
       const ssize_t put =
           ::pwrite(direct_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
@@ -124,7 +138,18 @@ class PlainOutput : public TarOutput {
     return OkStatus();
   }
 
+  // What it can not do here the writes say, or do without.
+  void AllocateUpTo(std::uint64_t end) {
+    const std::lock_guard lock(mutex_);
+    while (allocated_ < end) {
+      if (::fallocate(fd_, 0, static_cast<off_t>(allocated_), kAllocation) != 0) return;
+      allocated_ += kAllocation;
+    }
+  }
+
   const int fd_;
+  std::mutex mutex_;
+  std::uint64_t allocated_ = 0;  // guarded by mutex_
   const UniqueFd direct_;
   std::atomic<bool> use_direct_;
   bool hurried_ = false;

@@ -12,6 +12,7 @@
 #include "archive/compression.h"
 #include "archive/tar_format.h"
 #include "engine/base/status.h"
+#include "engine/image/image_io.h"
 
 namespace stasis::archive {
 
@@ -20,6 +21,9 @@ class TarOutput {
   virtual ~TarOutput() = default;
 
   virtual Status Write(std::span<const std::byte> bytes) = 0;
+  /// As ImageStream::Fill.
+  virtual Status Fill(std::uint64_t size, const engine::ReadPiece& read,
+                      const engine::PassedOn& passed_on) = 0;
   /// A header that may be put anew, by PutHeader with its offset in the tar.
   virtual Status WriteHeader(const TarHeader& header) = 0;
   virtual Status PutHeader(std::uint64_t position, const TarHeader& header) = 0;
@@ -27,7 +31,7 @@ class TarOutput {
   /// What is written between the two is one member's content.
   virtual void BeginMember() = 0;
   virtual void EndMember() = 0;
-  /// SHA-256 of the members so far, in their order. No member follows.
+  /// MemberDigest of the members so far, in their order. No member follows.
   virtual Result<std::vector<std::string>> Digests() = 0;
 
   /// Puts into the file what is still on its way.

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "archive/archive.h"
+#include "archive/member_digest.h"
 #include "archive/member_name.h"
 #include "archive/sha256.h"
 
@@ -10,10 +11,11 @@ namespace {
 
 constexpr std::size_t kPiece = std::size_t{256} << 10;
 
+template <class Hash>
 Result<std::string> DigestOf(const engine::ImageSource& members, const std::string& name,
                              std::uint64_t size,
                              const std::function<Status(std::uint64_t)>& read_bytes) {
-  Sha256 hash;
+  Hash hash;
   std::vector<std::byte> piece(std::min<std::uint64_t>(size, kPiece));
   for (std::uint64_t offset = 0; offset < size;) {
     const std::span<std::byte> part =
@@ -36,8 +38,12 @@ Result<std::string> Compare(const engine::ImageSource& members, const Manifest::
     return shown + ": has " + std::to_string(*size) + " bytes instead of " +
            std::to_string(wanted.size);
   }
-  ASSIGN_OR_RETURN(const std::string digest, DigestOf(members, wanted.name, *size, read_bytes));
-  return digest == wanted.sha256 ? "" : shown + ": its content was altered (SHA-256 differs)";
+  const bool is_old = wanted.xxh128.empty();
+  ASSIGN_OR_RETURN(const std::string digest,
+                   is_old ? DigestOf<Sha256>(members, wanted.name, *size, read_bytes)
+                          : DigestOf<MemberDigest>(members, wanted.name, *size, read_bytes));
+  if (digest == (is_old ? wanted.sha256 : wanted.xxh128)) return "";
+  return shown + ": its content was altered (its digest differs)";
 }
 
 }  // namespace

@@ -211,12 +211,13 @@ class Round {
     const std::uint32_t pages_id = ++last_pages_id_;
     ASSIGN_OR_RETURN(const auto stream,
                      sink_.Open(ImageName("pages", pages_id), PageCount(taken) * kPageBytes));
-    PageCopier copier(source, buffer_, [&](std::span<const std::byte> bytes) {
-      const Status status = stream->Write(bytes);
-      return status.ok() ? Progress(bytes.size()) : status;
-    });
-    for (const PageRange& range : taken) RETURN_IF_ERROR(copier.Add(range, false));
-    RETURN_IF_ERROR(copier.Flush());
+    PageReader reader(source);
+    for (const PageRange& range : taken) reader.Add(range, false);
+    const auto read = [&](std::uint64_t offset, std::span<std::byte> target) {
+      return reader.ReadAt(offset, target);
+    };
+    RETURN_IF_ERROR(
+        stream->Fill(reader.size(), read, [this](std::uint64_t bytes) { return Progress(bytes); }));
     RETURN_IF_ERROR(stream->Finish());
     const auto runs = MergeRuns(taken, kRunPresent, Subtract(saved, taken), kRunInParent);
     return WritePageRuns(sink_, ImageName(type, id), type, pages_id, runs);
@@ -233,7 +234,6 @@ class Round {
   const std::uint64_t total_bytes_;
   std::uint64_t done_bytes_ = 0;
   std::uint32_t last_pages_id_ = 0;
-  const PageBuffer buffer_;
 };
 
 }  // namespace

@@ -18,6 +18,13 @@ class Stream : public engine::ImageStream {
     RETURN_IF_ERROR(space_.Wrote(bytes.size()));
     return stream_->Write(bytes);
   }
+  Status Fill(std::uint64_t size, const engine::ReadPiece& read,
+              const engine::PassedOn& passed_on) override {
+    return stream_->Fill(size, read, [&](std::uint64_t bytes) -> Status {
+      RETURN_IF_ERROR(space_.Wrote(bytes));
+      return passed_on(bytes);
+    });
+  }
   Status Finish() override { return stream_->Finish(); }
 
  private:

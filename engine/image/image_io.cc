@@ -4,7 +4,9 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <memory>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -89,6 +91,25 @@ class DirectorySource : public ImageSource {
 };
 
 }  // namespace
+
+Status FillInOrder(std::uint64_t size, const ReadPiece& read, const WritePiece& write,
+                   const PassedOn& passed_on) {
+  constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;  // stays in the processor's cache
+  const auto buffer = std::make_unique_for_overwrite<std::byte[]>(std::min(size, kPiece));
+  for (std::uint64_t offset = 0; offset < size;) {
+    const std::span piece(buffer.get(), std::min(size - offset, kPiece));
+    RETURN_IF_ERROR(read(offset, piece));
+    RETURN_IF_ERROR(write(piece));
+    RETURN_IF_ERROR(passed_on(piece.size()));
+    offset += piece.size();
+  }
+  return OkStatus();
+}
+
+Status ImageStream::Fill(std::uint64_t size, const ReadPiece& read, const PassedOn& passed_on) {
+  const auto write = [this](std::span<const std::byte> bytes) { return Write(bytes); };
+  return FillInOrder(size, read, write, passed_on);
+}
 
 Status ImageSink::Put(std::string_view name, std::string_view bytes) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ImageStream> stream, Open(name, bytes.size()));

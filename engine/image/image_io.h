@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,12 +15,25 @@
 
 namespace stasis::engine {
 
+/// Fills `target` with what is at `offset` of something; called by several threads at once.
+using ReadPiece = std::function<Status(std::uint64_t offset, std::span<std::byte> target)>;
+/// Told of so many bytes more that are on their way; an error of it ends the rest.
+using PassedOn = std::function<Status(std::uint64_t bytes)>;
+using WritePiece = std::function<Status(std::span<const std::byte> bytes)>;
+
+/// Reads `size` bytes, and writes them, piece by piece.
+Status FillInOrder(std::uint64_t size, const ReadPiece& read, const WritePiece& write,
+                   const PassedOn& passed_on);
+
 /// One image file that is being written. Destroying it before Finish() leaves the checkpoint broken:
 /// the sink's owner then drops the whole.
 class ImageStream {
  public:
   virtual ~ImageStream() = default;
   virtual Status Write(std::span<const std::byte> bytes) = 0;
+  /// The next `size` bytes, which `read` gives, in pieces of some size and in any order. All of them have been read
+  /// when it returns, whatever it returns. `passed_on` is called by the caller's thread.
+  virtual Status Fill(std::uint64_t size, const ReadPiece& read, const PassedOn& passed_on);
   /// Ends the file. FailedPrecondition when fewer bytes came than announced.
   virtual Status Finish() = 0;
 };

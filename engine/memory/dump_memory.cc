@@ -262,14 +262,18 @@ Status MemoryDumper::AddBorrowed(std::uint64_t id, int fd) {
 }
 
 // `again`: where the source is open, for as long as it is read, when the content has only borrowed it.
-Result<PageSource> MemoryDumper::SourceOf(const Content& content, UniqueFd& again) {
+Result<PageReader> MemoryDumper::ReaderOf(const Content& content, UniqueFd& again) {
   if (content.borrowed >= 0) {
     ASSIGN_OR_RETURN(again, OpenAgain(content.borrowed));
   }
-  return PageSource{
-      .kind = content.pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
-      .fd = again ? again.get() : content.memory.get(),
-      .pid = content.pid};
+  PageReader reader(
+      {.kind = content.pid != 0 ? PageSource::Kind::kFrozen : PageSource::Kind::kObject,
+       .fd = again ? again.get() : content.memory.get(),
+       .pid = content.pid});
+  for (const Run& run : content.runs) {
+    if ((run.flags & kRunPresent) != 0) reader.Add(run.pages, run.copied_on_write);
+  }
+  return reader;
 }
 
 Status MemoryDumper::WritePages(HeldSink& sink) {
@@ -290,8 +294,8 @@ Status MemoryDumper::WritePages(HeldSink& sink) {
   const Status filled = InHalves(std::span(held), [this](const Held& file) -> Status {
     RETURN_IF_ERROR(StillWanted(request_));
     UniqueFd again;
-    ASSIGN_OR_RETURN(const PageSource source, SourceOf(*file.content, again));
-    return Fill(*file.content, PageCopier(source, file.room));
+    ASSIGN_OR_RETURN(const PageReader reader, ReaderOf(*file.content, again));
+    return reader.size() == 0 ? OkStatus() : reader.ReadAt(0, file.room);
   });
   RETURN_IF_ERROR(filled);
   std::uint64_t bytes = 0;
@@ -301,25 +305,17 @@ Status MemoryDumper::WritePages(HeldSink& sink) {
   return OkStatus();
 }
 
-Status MemoryDumper::Fill(const Content& content, PageCopier copier) {
-  for (const Run& run : content.runs) {
-    if ((run.flags & kRunPresent) == 0) continue;
-    RETURN_IF_ERROR(copier.Add(run.pages, run.copied_on_write));
-  }
-  return copier.Flush();
-}
-
 Status MemoryDumper::Write(const Content& content, HeldSink& sink) {
   ASSIGN_OR_RETURN(
       const std::unique_ptr<ImageStream> stream,
       sink.Open(ImageName("pages", content.pages_id), content.page_count() * kPageBytes));
   UniqueFd again;
-  ASSIGN_OR_RETURN(const PageSource source, SourceOf(content, again));
-  const auto pass_on = [&](std::span<const std::byte> bytes) {
-    const Status status = stream->Write(bytes);
-    return status.ok() ? Progress(bytes.size()) : status;
+  ASSIGN_OR_RETURN(const PageReader reader, ReaderOf(content, again));
+  const auto read = [&](std::uint64_t offset, std::span<std::byte> target) {
+    return reader.ReadAt(offset, target);
   };
-  RETURN_IF_ERROR(Fill(content, PageCopier(source, buffer_, pass_on)));
+  RETURN_IF_ERROR(
+      stream->Fill(reader.size(), read, [this](std::uint64_t bytes) { return Progress(bytes); }));
   return stream->Finish();
 }
 

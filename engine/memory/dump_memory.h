@@ -87,8 +87,7 @@ class MemoryDumper {
     const Content* content;
     std::span<std::byte> room;
   };
-  static Result<PageSource> SourceOf(const Content& content, UniqueFd& again);
-  static Status Fill(const Content& content, PageCopier copier);
+  static Result<PageReader> ReaderOf(const Content& content, UniqueFd& again);
   Status Write(const Content& content, HeldSink& sink);
   Status Progress(std::uint64_t bytes);
 
@@ -99,7 +98,6 @@ class MemoryDumper {
   std::map<std::uint64_t, PageRanges> clean_objects_;
   std::uint32_t next_pages_id_ = 1;
   std::uint64_t total_bytes_ = 0, done_bytes_ = 0;
-  const PageBuffer buffer_;
 };
 
 }  // namespace stasis::engine

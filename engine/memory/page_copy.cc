@@ -49,36 +49,41 @@ void ReadWhatIsThere(int fd, std::span<std::byte> bytes, std::uint64_t offset) {
 
 }  // namespace
 
-PageCopier::PageCopier(const PageSource& source, const PageBuffer& buffer, Take take)
-    : source_(source), take_(std::move(take)), buffer_(buffer.bytes()) {}
+// What one call reads.
+struct PageReader::Pieces {
+  std::vector<iovec> all;
+  std::size_t bytes = 0;
+  bool copied_on_write = false;  // all of them
+};
 
-PageCopier::PageCopier(const PageSource& source, std::span<std::byte> target)
-    : source_(source), take_(), buffer_(target) {}
+void PageReader::Add(PageRange pages, bool copied_on_write) {
+  if (pages.start == pages.end) return;
+  runs_.push_back({.offset = size_, .start = pages.start, .copied_on_write = copied_on_write});
+  size_ += pages.end - pages.start;
+}
 
-Status PageCopier::Add(PageRange pages, bool copied_on_write) {
-  if (copied_on_write != copied_on_write_) RETURN_IF_ERROR(Flush());
-  copied_on_write_ = copied_on_write;
-  while (pages.start < pages.end) {
-    const auto size = std::min<std::uint64_t>(pages.end - pages.start, buffer_.size() - used_);
-    pieces_.push_back({reinterpret_cast<void*>(pages.start), size});
-    used_ += size;
-    pages.start += size;
-    if (used_ == buffer_.size() || pieces_.size() == kMaxPieces) RETURN_IF_ERROR(Flush());
+Status PageReader::ReadAt(std::uint64_t offset, std::span<std::byte> target) const {
+  auto run = std::ranges::upper_bound(runs_, offset, {}, &Run::offset) - 1;
+  while (!target.empty()) {
+    Pieces pieces;
+    pieces.copied_on_write = run->copied_on_write;
+    while (pieces.bytes < target.size() && pieces.all.size() < kMaxPieces &&
+           run->copied_on_write == pieces.copied_on_write) {
+      const std::uint64_t end = run + 1 == runs_.end() ? size_ : (run + 1)->offset;
+      const auto size = std::min<std::uint64_t>(end - offset, target.size() - pieces.bytes);
+      pieces.all.push_back({reinterpret_cast<void*>(run->start + (offset - run->offset)), size});
+      pieces.bytes += size;
+      offset += size;
+      if (offset < end || offset == size_) break;
+      ++run;
+    }
+    RETURN_IF_ERROR(Read(pieces, target.first(pieces.bytes)));
+    target = target.subspan(pieces.bytes);
   }
   return OkStatus();
 }
 
-Status PageCopier::Flush() {
-  if (used_ == 0) return OkStatus();
-  RETURN_IF_ERROR(Fill());
-  const std::size_t size = std::exchange(used_, 0);
-  pieces_.clear();
-  if (take_) return take_(buffer_.first(size));
-  buffer_ = buffer_.subspan(size);
-  return OkStatus();
-}
-
-Status PageCopier::Read(std::span<std::byte> bytes, std::uint64_t offset) const {
+Status PageReader::ReadOne(std::span<std::byte> bytes, std::uint64_t offset) const {
   switch (source_.kind) {
     case PageSource::Kind::kFrozen:
       return ReadExactAt(source_.fd, bytes, offset);
@@ -91,22 +96,22 @@ Status PageCopier::Read(std::span<std::byte> bytes, std::uint64_t offset) const 
   return Internal("no such source of pages");
 }
 
-Status PageCopier::Fill() {
+Status PageReader::Read(const Pieces& pieces, std::span<std::byte> target) const {
   std::size_t done = 0;
-  if (source_.kind == PageSource::Kind::kFrozen && !copied_on_write_) {
-    const iovec local = {buffer_.data(), used_};
+  if (source_.kind == PageSource::Kind::kFrozen && !pieces.copied_on_write) {
+    const iovec local = {target.data(), target.size()};
     const ssize_t got =
-        ::process_vm_readv(source_.pid, &local, 1, pieces_.data(), pieces_.size(), 0);
+        ::process_vm_readv(source_.pid, &local, 1, pieces.all.data(), pieces.all.size(), 0);
     done = got > 0 ? static_cast<std::size_t>(got) : 0;
   }
   std::size_t begin = 0;
-  for (const iovec& piece : pieces_) {
+  for (const iovec& piece : pieces.all) {
     const std::size_t end = begin + piece.iov_len;
     if (done < end) {
       const std::size_t skip = std::max(done, begin) - begin;
       const auto offset = reinterpret_cast<std::uint64_t>(piece.iov_base) + skip;
-      const auto rest = buffer_.subspan(begin + skip, piece.iov_len - skip);
-      RETURN_IF_ERROR(Annotate(Read(rest, offset), "read memory at " + std::to_string(offset)));
+      const auto rest = target.subspan(begin + skip, piece.iov_len - skip);
+      RETURN_IF_ERROR(Annotate(ReadOne(rest, offset), "read memory at " + std::to_string(offset)));
     }
     begin = end;
   }

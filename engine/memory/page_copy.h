@@ -28,41 +28,30 @@ struct PageSource {
   pid_t pid = 0;
 };
 
-/// Room for what is on its way; many copiers use it one after another. What is read stays in the processor's cache
-/// until it is written on.
-class PageBuffer {
+/// Runs of pages of a source, one behind the other: any part of that can be read, by several threads at once.
+class PageReader {
  public:
-  static constexpr std::size_t kBytes = std::size_t{1} << 20;
-  std::span<std::byte> bytes() const { return {bytes_.get(), kBytes}; }
-
- private:
-  std::unique_ptr<std::byte[]> bytes_ = std::make_unique_for_overwrite<std::byte[]>(kBytes);
-};
-
-/// Gathers pieces of a source in a buffer and hands it on whenever that is full.
-class PageCopier {
- public:
-  using Take = std::function<Status(std::span<const std::byte>)>;
-
-  PageCopier(const PageSource& source, const PageBuffer& buffer, Take take);
-  /// Fills `target`, which has room for all, and hands nothing on.
-  PageCopier(const PageSource& source, std::span<std::byte> target);
+  explicit PageReader(const PageSource& source) : source_(source) {}
 
   /// `copied_on_write`: the process may have them in common with its parent or children.
-  Status Add(PageRange pages, bool copied_on_write);
-  /// Hands on what is left.
-  Status Flush();
+  void Add(PageRange pages, bool copied_on_write);
+  std::uint64_t size() const { return size_; }  ///< Bytes.
+  /// Fills `target` from `offset`; both are within size().
+  Status ReadAt(std::uint64_t offset, std::span<std::byte> target) const;
 
  private:
-  Status Fill();
-  Status Read(std::span<std::byte> bytes, std::uint64_t offset) const;
+  struct Run {
+    std::uint64_t offset;
+    std::uint64_t start;
+    bool copied_on_write;
+  };
+  struct Pieces;
+  Status Read(const Pieces& pieces, std::span<std::byte> target) const;
+  Status ReadOne(std::span<std::byte> bytes, std::uint64_t offset) const;
 
   const PageSource source_;
-  Take take_;
-  std::span<std::byte> buffer_;
-  std::vector<iovec> pieces_;
-  std::size_t used_ = 0;
-  bool copied_on_write_ = false;  // of all pieces
+  std::vector<Run> runs_;
+  std::uint64_t size_ = 0;
 };
 
 }  // namespace stasis::engine

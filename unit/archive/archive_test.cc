@@ -220,7 +220,7 @@ TEST(VerifyTest, NotesWhatFollowsTheEnd) {
 TEST(VerifyTest, RefusesAManifestOfANewerFormat) {
   const TempFolder folder;
   Spill(folder / "a.tar",
-        TarMember(kManifestName, R"({"formatVersion":2,"stasisVersion":"9.0"})") + TarEnd());
+        TarMember(kManifestName, R"({"formatVersion":3,"stasisVersion":"9.0"})") + TarEnd());
   EXPECT_THAT(Verify(**Archive::Open(folder / "a.tar")),
               StatusIs(StatusCode::kUnimplemented, HasSubstr("9.0")));
 }
