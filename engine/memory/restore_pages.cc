@@ -25,6 +25,7 @@
 
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
+#include "engine/memory/mapped_image.h"
 #include "engine/memory/page_installer.h"
 #include "engine/memory/page_runs.h"
 #include "engine/tracee/tracee.h"
@@ -329,7 +330,9 @@ class Filling {
         targets_(targets),
         pid_(pid),
         mem_fd_(mem_fd),
-        installer_(installer) {}
+        installer_(installer) {
+    for (const std::string& file : set.files) mapped_.emplace_back(source, file);
+  }
 
   std::uint64_t bytes() const {
     std::uint64_t bytes = 0;
@@ -373,6 +376,14 @@ class Filling {
   }
 
   Status Write(const Batch& batch, std::span<std::byte> buffer) const {
+    if (IsCopied(batch.pieces.front())) {
+      const std::span mapped = mapped_[batch.file].Get(batch.offset, batch.size);
+      if (!mapped.empty()) {
+        const Status status = WriteBatch(pid_, mem_fd_, installer_, mapped, batch.pieces);
+        MappedImage::Forget(mapped);
+        return status;
+      }
+    }
     const std::span<std::byte> bytes = buffer.first(batch.size);
     RETURN_IF_ERROR(source_.ReadAt(set_.files[batch.file], batch.offset, bytes));
     return WriteBatch(pid_, mem_fd_, installer_, bytes, batch.pieces);
@@ -384,6 +395,7 @@ class Filling {
   const pid_t pid_;
   const int mem_fd_;
   const PageInstaller* const installer_;
+  std::vector<MappedImage> mapped_;  // the set's files
   std::mutex mutex_;
   Pieces pieces_{set_, targets_};
   std::atomic<std::uint64_t> copied_ = 0;  // pages not reported yet
