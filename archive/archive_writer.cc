@@ -62,6 +62,14 @@ class ArchiveWriter::Stream : public engine::ImageStream {
 
   Status Fill(std::uint64_t size, const engine::ReadPiece& read,
               const engine::PassedOn& passed_on) override {
+    const Status status = FillLater(size, read, passed_on);
+    const Status filled = writer_.AwaitFilled();
+    return status.ok() ? filled : status;
+  }
+
+  // Until AwaitFilled().
+  Status FillLater(std::uint64_t size, const engine::ReadPiece& read,
+                   const engine::PassedOn& passed_on) {
     if (sized_ && size > size_ - written_) return Internal(name_ + ": more bytes than announced");
     const Status filled = writer_.Written(writer_.output_->Fill(size, read, passed_on), size);
     if (!filled.ok()) return Annotate(filled, name_);
@@ -96,6 +104,23 @@ Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::Images::Open(std::st
                                                                          std::uint64_t size_bytes) {
   if (name.find('/') != std::string_view::npos) return InvalidArgument("image file name");
   return writer_.BeginMember(std::string(kImagesPrefix) + std::string(name), &size_bytes);
+}
+
+Status ArchiveWriter::Images::Fill(std::span<const engine::ImageContent> files,
+                                   const engine::PassedOn& passed_on) {
+  const auto fill = [&](const engine::ImageContent& file) -> Status {
+    ASSIGN_OR_RETURN(const auto stream,
+                     writer_.BeginMember(std::string(kImagesPrefix) + file.name, &file.size));
+    RETURN_IF_ERROR(stream->FillLater(file.size, file.read, passed_on));
+    return stream->Finish();
+  };
+  Status status;
+  for (const engine::ImageContent& file : files) {
+    status = fill(file);
+    if (!status.ok()) break;
+  }
+  const Status filled = writer_.AwaitFilled();
+  return status.ok() ? filled : status;
 }
 
 Result<std::unique_ptr<ArchiveWriter>> ArchiveWriter::Create(
@@ -151,8 +176,8 @@ Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::OpenMember(std::stri
   return BeginMember(std::string(name), nullptr);
 }
 
-Result<std::unique_ptr<engine::ImageStream>> ArchiveWriter::BeginMember(const std::string& name,
-                                                                        const std::uint64_t* size) {
+Result<std::unique_ptr<ArchiveWriter::Stream>> ArchiveWriter::BeginMember(
+    const std::string& name, const std::uint64_t* size) {
   RETURN_IF_ERROR(CheckMemberName(name));
   if (stream_open_) return FailedPrecondition(name + ": another member is still being written");
   if (!names_.insert(name).second) return AlreadyExists(name + ": written twice");
@@ -252,6 +277,8 @@ Status ArchiveWriter::Commit(const CheckpointTimes& times, const std::vector<std
 std::optional<CompressionReport> ArchiveWriter::compression_report() const {
   return compressed_ ? std::optional(output_->report()) : std::nullopt;
 }
+
+Status ArchiveWriter::AwaitFilled() { return Written(output_->AwaitFilled(), 0); }
 
 Status ArchiveWriter::Write(std::span<const std::byte> bytes) {
   return Written(output_->Write(bytes), bytes.size());

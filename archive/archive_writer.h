@@ -93,6 +93,8 @@ class ArchiveWriter {
     explicit Images(ArchiveWriter& writer) : writer_(writer) {}
     Result<std::unique_ptr<engine::ImageStream>> Open(std::string_view name,
                                                       std::uint64_t size_bytes) override;
+    Status Fill(std::span<const engine::ImageContent> files,
+                const engine::PassedOn& passed_on) override;
     Status BeginIncrement() override { return writer_.BeginIncrement(); }
 
    private:
@@ -100,13 +102,13 @@ class ArchiveWriter {
   };
 
   ArchiveWriter(PendingFile file, const std::optional<Compression>& compression);
-  Result<std::unique_ptr<engine::ImageStream>> BeginMember(const std::string& name,
-                                                           const std::uint64_t* size);
+  Result<std::unique_ptr<Stream>> BeginMember(const std::string& name, const std::uint64_t* size);
   Status WriteHeaders(const std::string& name, std::uint64_t size);
   Status EndMember(std::uint64_t size, bool size_was_known);
   Status BeginIncrement();
   Status WriteHeader(const TarHeader& header);
   Status PutHeader(std::uint64_t position, const TarHeader& header);
+  Status AwaitFilled();
   Status Write(std::span<const std::byte> bytes);
   Status Write(std::string_view text);
   Status Written(const Status& status, std::uint64_t bytes);

@@ -41,6 +41,7 @@ class CompressedOutput : public TarOutput {
     RETURN_IF_ERROR(Drain());
     return frames_.Fill(size, read, passed_on);
   }
+  Status AwaitFilled() override { return frames_.AwaitFilled(); }
 
   Status WriteHeader(const TarHeader& header) override {
     if (hurried_ && Spool(Step::kHeader, BytesOf(header))) return OkStatus();

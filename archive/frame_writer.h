@@ -32,6 +32,7 @@ class FrameWriter {
 
   Status Write(std::span<const std::byte> bytes);
   Status Fill(std::uint64_t size, const engine::ReadPiece& read, const engine::PassedOn& passed_on);
+  Status AwaitFilled() { return ring_.AwaitFilled(); }
   /// Writes `bytes` as they are, as a frame of their own and so that the next begins behind them.
   Status WriteRaw(std::span<const std::byte, kRawBytes> bytes);
   /// Replaces what WriteRaw wrote at `offset` of the content.

@@ -48,11 +48,7 @@ Status HashedRing::Fill(std::uint64_t size, const engine::ReadPiece& read,
     if (bytes_ % kBytes == 0) status = Submit();
     if (status.ok()) status = passed_on(room.size());
   }
-  // From here on `read` may be gone.
-  AwaitFilled();
-  if (current_ == nullptr) return status;
-  const Status filled = FillGaps(*current_);
-  return status.ok() ? filled : status;
+  return status;
 }
 
 std::span<std::byte> HashedRing::Extend(std::uint64_t most_bytes) {
@@ -71,11 +67,13 @@ Status HashedRing::FillGaps(Slot& slot) {
   return OkStatus();
 }
 
-void HashedRing::AwaitFilled() {
+Status HashedRing::AwaitFilled() {
+  const Status status = current_ != nullptr ? FillGaps(*current_) : OkStatus();
   std::unique_lock lock(mutex_);
   for (std::uint64_t number = taken_back_; number < submitted_; ++number) {
     ready_.wait(lock, [&] { return At(number).filled; });
   }
+  return status;
 }
 
 Status HashedRing::SetKind(int kind) {

@@ -52,8 +52,10 @@ class HashedRing {
   ~HashedRing();
 
   Status Write(std::span<const std::byte> bytes);
-  /// As ImageStream::Fill: what the workers read need not be copied, and there are several of them.
+  /// As ImageStream::Fill, but that `read`, which outlives it, may be called until AwaitFilled() returns: what the
+  /// workers read need not be copied, and there are several of them.
   Status Fill(std::uint64_t size, const engine::ReadPiece& read, const engine::PassedOn& passed_on);
+  Status AwaitFilled();
   /// Of what is written from here on, which begins a buffer.
   Status SetKind(int kind);
   /// Waits until all that was written is done.
@@ -97,7 +99,6 @@ class HashedRing {
   // Room in current_ that is content from now on.
   std::span<std::byte> Extend(std::uint64_t most_bytes);
   static Status FillGaps(Slot& slot);
-  void AwaitFilled();
   Status Submit();  // current_ goes on its way
   Status TakeBack();
   Piece& LatestPiece();

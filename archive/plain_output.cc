@@ -57,6 +57,7 @@ class PlainOutput : public TarOutput {
               const engine::PassedOn& passed_on) override {
     return ring_.Fill(size, read, passed_on);
   }
+  Status AwaitFilled() override { return ring_.AwaitFilled(); }
 
   Status WriteHeader(const TarHeader& header) override {
     return Write(std::as_bytes(std::span(&header, 1)));

@@ -21,9 +21,10 @@ class TarOutput {
   virtual ~TarOutput() = default;
 
   virtual Status Write(std::span<const std::byte> bytes) = 0;
-  /// As ImageStream::Fill.
+  /// As HashedRing::Fill and AwaitFilled.
   virtual Status Fill(std::uint64_t size, const engine::ReadPiece& read,
                       const engine::PassedOn& passed_on) = 0;
+  virtual Status AwaitFilled() = 0;
   /// A header that may be put anew, by PutHeader with its offset in the tar.
   virtual Status WriteHeader(const TarHeader& header) = 0;
   virtual Status PutHeader(std::uint64_t position, const TarHeader& header) = 0;

@@ -17,6 +17,11 @@ class CountingSink : public ImageSink {
     return sink_.Open(name, size_bytes);
   }
 
+  Status Fill(std::span<const ImageContent> files, const PassedOn& passed_on) override {
+    for (const ImageContent& file : files) bytes_ += file.size;
+    return sink_.Fill(files, passed_on);
+  }
+
   void Prepare(std::size_t files) override { sink_.Prepare(files); }
   Status BeginIncrement() override { return sink_.BeginIncrement(); }
 

@@ -36,6 +36,10 @@ class HeldSink : public ImageSink {
   /// A file of `size_bytes` that is held, for the caller to fill before PassOn(), by any thread; nothing when there is
   /// no room for it.
   std::optional<std::span<std::byte>> Hold(std::string_view name, std::uint64_t size_bytes);
+  /// Those are not held.
+  Status Fill(std::span<const ImageContent> files, const PassedOn& passed_on) override {
+    return sink_.Fill(files, passed_on);
+  }
   /// FailedPrecondition while files are held.
   Status BeginIncrement() override;
 

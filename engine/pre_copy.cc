@@ -189,13 +189,18 @@ class Round {
     for (const SavedProcess& process : processes) {
       if (!process.tracker) continue;
       const PageSource source = {.kind = PageSource::Kind::kRunning, .fd = process.memory.get()};
-      RETURN_IF_ERROR(WriteOne("pagemap", process.id, source, process.taken, process.saved));
+      Add("pagemap", process.id, source, process.taken, process.saved);
     }
     if (shared != nullptr) {
       for (const SavedObject& object : shared->objects()) {
         const PageSource source = {.kind = PageSource::Kind::kObject, .fd = object.content.get()};
-        RETURN_IF_ERROR(WriteOne("pagemap-shmem", object.id(), source, object.taken, object.saved));
+        Add("pagemap-shmem", object.id(), source, object.taken, object.saved);
       }
+    }
+    RETURN_IF_ERROR(sink_.Fill(pages_, [this](std::uint64_t bytes) { return Progress(bytes); }));
+    for (const Map& map : maps_) {
+      RETURN_IF_ERROR(
+          WritePageRuns(sink_, ImageName(map.type, map.id), map.type, map.pages_id, map.runs));
     }
     image::InventoryEntry inventory;
     inventory.set_img_version(2);
@@ -206,21 +211,21 @@ class Round {
   }
 
  private:
-  Status WriteOne(std::string_view type, std::uint64_t id, const PageSource& source,
-                  const PageRanges& taken, const PageRanges& saved) {
+  struct Map {
+    std::string_view type;
+    std::uint64_t id;
+    std::uint32_t pages_id;
+    std::vector<PageRun> runs;
+  };
+
+  void Add(std::string_view type, std::uint64_t id, const PageSource& source,
+           const PageRanges& taken, const PageRanges& saved) {
     const std::uint32_t pages_id = ++last_pages_id_;
-    ASSIGN_OR_RETURN(const auto stream,
-                     sink_.Open(ImageName("pages", pages_id), PageCount(taken) * kPageBytes));
     PageReader reader(source);
     for (const PageRange& range : taken) reader.Add(range, false);
-    const auto read = [&](std::uint64_t offset, std::span<std::byte> target) {
-      return reader.ReadAt(offset, target);
-    };
-    RETURN_IF_ERROR(
-        stream->Fill(reader.size(), read, [this](std::uint64_t bytes) { return Progress(bytes); }));
-    RETURN_IF_ERROR(stream->Finish());
-    const auto runs = MergeRuns(taken, kRunPresent, Subtract(saved, taken), kRunInParent);
-    return WritePageRuns(sink_, ImageName(type, id), type, pages_id, runs);
+    pages_.push_back(FileOf(pages_id, std::move(reader)));
+    maps_.push_back(
+        {type, id, pages_id, MergeRuns(taken, kRunPresent, Subtract(saved, taken), kRunInParent)});
   }
 
   Status Progress(std::uint64_t bytes) {
@@ -234,6 +239,8 @@ class Round {
   const std::uint64_t total_bytes_;
   std::uint64_t done_bytes_ = 0;
   std::uint32_t last_pages_id_ = 0;
+  std::vector<ImageContent> pages_;
+  std::vector<Map> maps_;  // of these
 };
 
 }  // namespace

@@ -20,10 +20,7 @@ class Stream : public engine::ImageStream {
   }
   Status Fill(std::uint64_t size, const engine::ReadPiece& read,
               const engine::PassedOn& passed_on) override {
-    return stream_->Fill(size, read, [&](std::uint64_t bytes) -> Status {
-      RETURN_IF_ERROR(space_.Wrote(bytes));
-      return passed_on(bytes);
-    });
+    return stream_->Fill(size, read, space_.Counting(passed_on));
   }
   Status Finish() override { return stream_->Finish(); }
 
@@ -53,6 +50,18 @@ Status FreeSpace::Wrote(std::uint64_t bytes) {
   unchecked_ = 0;
   if (part_ != nullptr) RETURN_IF_ERROR(part_->Takes(bytes_()));
   return Check();
+}
+
+engine::PassedOn FreeSpace::Counting(const engine::PassedOn& passed_on) {
+  return [this, &passed_on](std::uint64_t bytes) -> Status {
+    RETURN_IF_ERROR(Wrote(bytes));
+    return passed_on(bytes);
+  };
+}
+
+Status SpaceKeepingSink::Fill(std::span<const engine::ImageContent> files,
+                              const engine::PassedOn& passed_on) {
+  return sink_.Fill(files, space_.Counting(passed_on));
 }
 
 Result<std::unique_ptr<engine::ImageStream>> SpaceKeepingSink::Open(std::string_view name,

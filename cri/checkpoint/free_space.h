@@ -33,6 +33,8 @@ class FreeSpace {
   Status Check() const;
   /// To be told of all that is written; checks every few MiB. As Check, or with EDQUOT: the share is taken.
   Status Wrote(std::uint64_t bytes);
+  /// Wrote(), then `passed_on`, which outlives what it gives.
+  engine::PassedOn Counting(const engine::PassedOn& passed_on);
 
  private:
   const std::string folder_;
@@ -50,6 +52,8 @@ class SpaceKeepingSink : public engine::ImageSink {
 
   Result<std::unique_ptr<engine::ImageStream>> Open(std::string_view name,
                                                     std::uint64_t size_bytes) override;
+  Status Fill(std::span<const engine::ImageContent> files,
+              const engine::PassedOn& passed_on) override;
   Status BeginIncrement() override { return sink_.BeginIncrement(); }
 
  private:

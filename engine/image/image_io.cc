@@ -106,6 +106,15 @@ Status FillInOrder(std::uint64_t size, const ReadPiece& read, const WritePiece& 
   return OkStatus();
 }
 
+Status ImageSink::Fill(std::span<const ImageContent> files, const PassedOn& passed_on) {
+  for (const ImageContent& file : files) {
+    ASSIGN_OR_RETURN(const auto stream, Open(file.name, file.size));
+    RETURN_IF_ERROR(stream->Fill(file.size, file.read, passed_on));
+    RETURN_IF_ERROR(stream->Finish());
+  }
+  return OkStatus();
+}
+
 Status ImageStream::Fill(std::uint64_t size, const ReadPiece& read, const PassedOn& passed_on) {
   const auto write = [this](std::span<const std::byte> bytes) { return Write(bytes); };
   return FillInOrder(size, read, write, passed_on);

@@ -38,6 +38,13 @@ class ImageStream {
   virtual Status Finish() = 0;
 };
 
+/// A file of `size` bytes, which `read` gives.
+struct ImageContent {
+  std::string name;
+  std::uint64_t size = 0;
+  ReadPiece read;
+};
+
 /// Takes the files of one checkpoint, in the order in which they become ready. One stream at a time.
 /// Names are plain file names ("core-1.img"), each used once.
 class ImageSink {
@@ -46,6 +53,8 @@ class ImageSink {
   /// A file of exactly `size_bytes`, whose content follows. ResourceExhausted: the disk is full.
   virtual Result<std::unique_ptr<ImageStream>> Open(std::string_view name,
                                                     std::uint64_t size_bytes) = 0;
+  /// Several files, which are read at the same time where that is faster; as ImageStream::Fill.
+  virtual Status Fill(std::span<const ImageContent> files, const PassedOn& passed_on);
   /// Makes ready for some `files` to come, while nobody waits for them.
   virtual void Prepare(std::size_t files) { (void)files; }
   /// What was put so far becomes the checkpoint that the files to come are based on: all its names get

@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <mutex>
 
+#include "engine/base/in_halves.h"
 #include "engine/base/io.h"
 
 namespace stasis::engine {
@@ -166,6 +168,27 @@ Result<std::unique_ptr<ImageStream>> PendingImages::Open(std::string_view name,
   const File& made = files_.back();
   return std::make_unique<FileStream>(made.fd.get(), path_ + "/" + made.name, size_bytes,
                                       made.whole);
+}
+
+Status PendingImages::Fill(std::span<const ImageContent> files, const PassedOn& passed_on) {
+  struct Pair {
+    const ImageContent* file;
+    std::unique_ptr<ImageStream> stream;
+  };
+  std::vector<Pair> pairs;
+  for (const ImageContent& file : files) {
+    ASSIGN_OR_RETURN(auto stream, Open(file.name, file.size));
+    pairs.push_back({&file, std::move(stream)});
+  }
+  std::mutex mutex;  // of `passed_on`, which knows of no threads
+  const auto passed = [&](std::uint64_t bytes) {
+    const std::lock_guard lock(mutex);
+    return passed_on(bytes);
+  };
+  return InHalves(std::span(pairs), [&](const Pair& pair) -> Status {
+    RETURN_IF_ERROR(pair.stream->Fill(pair.file->size, pair.file->read, passed));
+    return pair.stream->Finish();
+  });
 }
 
 Status PendingImages::LetGoOfWhole() {

@@ -28,6 +28,7 @@ class PendingImages : public ImageSink {
                                             std::uint64_t size_bytes) override;
 
   /// Makes files without names: for some file systems that takes longer than to fill them.
+  Status Fill(std::span<const ImageContent> files, const PassedOn& passed_on) override;
   void Prepare(std::size_t files) override;
   Status BeginIncrement() override;
 

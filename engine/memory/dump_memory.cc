@@ -301,22 +301,23 @@ Status MemoryDumper::WritePages(HeldSink& sink) {
   std::uint64_t bytes = 0;
   for (const Held& file : held) bytes += file.room.size();
   RETURN_IF_ERROR(Progress(bytes));
-  for (const Content* const content : others) RETURN_IF_ERROR(Write(*content, sink));
-  return OkStatus();
+  return WriteOthers(others, sink);
 }
 
-Status MemoryDumper::Write(const Content& content, HeldSink& sink) {
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<ImageStream> stream,
-      sink.Open(ImageName("pages", content.pages_id), content.page_count() * kPageBytes));
-  UniqueFd again;
-  ASSIGN_OR_RETURN(const PageReader reader, ReaderOf(content, again));
-  const auto read = [&](std::uint64_t offset, std::span<std::byte> target) {
-    return reader.ReadAt(offset, target);
-  };
-  RETURN_IF_ERROR(
-      stream->Fill(reader.size(), read, [this](std::uint64_t bytes) { return Progress(bytes); }));
-  return stream->Finish();
+Status MemoryDumper::WriteOthers(std::span<const Content* const> contents, ImageSink& sink) {
+  constexpr std::size_t kAtOnce = 128;  // that are open, and wait for each other at the end
+  while (!contents.empty()) {
+    const auto some = contents.first(std::min(contents.size(), kAtOnce));
+    contents = contents.subspan(some.size());
+    std::vector<UniqueFd> again(some.size());
+    std::vector<ImageContent> files;
+    for (std::size_t at = 0; at < some.size(); ++at) {
+      ASSIGN_OR_RETURN(PageReader reader, ReaderOf(*some[at], again[at]));
+      files.push_back(FileOf(some[at]->pages_id, std::move(reader)));
+    }
+    RETURN_IF_ERROR(sink.Fill(files, [this](std::uint64_t bytes) { return Progress(bytes); }));
+  }
+  return OkStatus();
 }
 
 Status MemoryDumper::Progress(std::uint64_t bytes) {

@@ -88,7 +88,7 @@ class MemoryDumper {
     std::span<std::byte> room;
   };
   static Result<PageReader> ReaderOf(const Content& content, UniqueFd& again);
-  Status Write(const Content& content, HeldSink& sink);
+  Status WriteOthers(std::span<const Content* const> contents, ImageSink& sink);
   Status Progress(std::uint64_t bytes);
 
   const DumpRequest& request_;

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/image/image_file.h"
 
 namespace stasis::engine {
 namespace {
@@ -116,6 +117,15 @@ Status PageReader::Read(const Pieces& pieces, std::span<std::byte> target) const
     begin = end;
   }
   return OkStatus();
+}
+
+ImageContent FileOf(std::uint32_t pages_id, PageReader reader) {
+  const std::uint64_t size = reader.size();
+  return {.name = ImageName("pages", pages_id),
+          .size = size,
+          .read = [reader = std::move(reader)](std::uint64_t offset, std::span<std::byte> target) {
+            return reader.ReadAt(offset, target);
+          }};
 }
 
 }  // namespace stasis::engine

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/image/image_io.h"
 #include "engine/memory/page_map.h"
 
 namespace stasis::engine {
@@ -53,5 +54,8 @@ class PageReader {
   std::vector<Run> runs_;
   std::uint64_t size_ = 0;
 };
+
+/// pages-`pages_id`.img with all that `reader` reads.
+ImageContent FileOf(std::uint32_t pages_id, PageReader reader);
 
 }  // namespace stasis::engine
