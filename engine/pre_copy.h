@@ -25,14 +25,14 @@
 
 namespace stasis::engine {
 
-/// A process whose memory was saved while it ran.
+/// A process that was looked at while it ran, and of whose memory some may be saved.
 struct SavedProcess {
   pid_t pid = 0;                 ///< As we see it.
   std::uint64_t id = 0;          ///< In the images: the pid that it has itself.
   std::uint64_t start_time = 0;  ///< TaskStat's, against a pid that is used again.
   UniqueFd proc;                 ///< Directory /proc/PID.
   UniqueFd memory;               ///< /proc/PID/mem, of the address space that it had then.
-  /// None where it is here for the shared memory that it maps alone.
+  /// None where nothing of its own memory is saved.
   std::optional<WriteTracker> tracker;
   PageRanges
       saved;  ///< In the checkpoint that the final one is based on, as of some time or other.
@@ -71,9 +71,8 @@ class PreCopy {
   /// 1 GiB), and only what was told of the pages is left out of maps, and flags.
   Result<std::vector<Vma>> ReadVmas(const FrozenProcess& process, Fate fate);
 
-  /// After the tree runs again. Unavailable: flags of an area that ReadVmas gave are others now, so that
-  /// nobody knows which it had when the tree stood still. They change by madvise(2), mlock(2) and the like. Of
-  /// an area that has gone since, they do not matter.
+  /// After the tree runs again. Unavailable: flags of an area that ReadVmas gave, or of a part, are others now, so
+  /// that nobody knows which it had when the tree stood still. They change by madvise(2), mlock(2) and the like.
   Status CheckAdvices();
 
   /// The tree may run: it is watched no longer.
@@ -84,7 +83,8 @@ class PreCopy {
   Status Begin(const DumpRequest& request, DumpReport& report);
   void HideFrom(const SavedProcess& process, Vma& vma) const;
   std::uint64_t Take(const Log& log);  // what is to be saved next, in pages
-  std::uint64_t Keep();                // ... is saved; gives the pages that were written meanwhile
+  void LookAtOthers(const DumpRequest& request);
+  std::uint64_t Keep();  // ... is saved; gives the pages that were written meanwhile
 
   EarlierStops earlier_stops_;
   std::list<SavedProcess> processes_;

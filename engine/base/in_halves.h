@@ -9,17 +9,16 @@
 
 namespace stasis {
 
-/// Calls `step` for each of `items`, for the second half of them in a thread of its own when they are many:
-/// for files of /proc, which anybody may read, not for ptrace(2), which belongs to a thread. The error of the
-/// first item that has one; what follows it in its half is left out.
+/// Calls `step` for each of `items`, for the second half of them in a thread of its own when they are `many`, for a
+/// thread costs some 50 us, a file of /proc 10. Anybody may read those; ptrace(2) belongs to a thread. The error of
+/// the first item that has one; what follows it in its half is left out.
 template <typename Item, typename Step>
-Status InHalves(std::span<Item> items, const Step& step) {
-  constexpr std::size_t kMany = 32;  // a thread costs some 50 us, a file of /proc 10
+Status InHalves(std::span<Item> items, const Step& step, std::size_t many = 32) {
   const auto each = [&step](std::span<Item> part) -> Status {
     for (Item& item : part) RETURN_IF_ERROR(step(item));
     return OkStatus();
   };
-  if (items.size() < kMany) return each(items);
+  if (items.size() < many) return each(items);
   const std::size_t half = items.size() / 2;
   std::future<Status> second =
       std::async(std::launch::async, [&] { return each(items.subspan(half)); });

@@ -185,10 +185,11 @@ Status PendingImages::Fill(std::span<const ImageContent> files, const PassedOn& 
     const std::lock_guard lock(mutex);
     return passed_on(bytes);
   };
-  return InHalves(std::span(pairs), [&](const Pair& pair) -> Status {
+  const auto fill = [&](const Pair& pair) -> Status {
     RETURN_IF_ERROR(pair.stream->Fill(pair.file->size, pair.file->read, passed));
     return pair.stream->Finish();
-  });
+  };
+  return InHalves(std::span(pairs), fill, 2);
 }
 
 Status PendingImages::LetGoOfWhole() {

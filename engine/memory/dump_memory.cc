@@ -305,7 +305,7 @@ Status MemoryDumper::WritePages(HeldSink& sink) {
 }
 
 Status MemoryDumper::WriteOthers(std::span<const Content* const> contents, ImageSink& sink) {
-  constexpr std::size_t kAtOnce = 128;  // that are open, and wait for each other at the end
+  constexpr std::size_t kAtOnce = 512;  // that are open, and wait for each other at the end
   while (!contents.empty()) {
     const auto some = contents.first(std::min(contents.size(), kAtOnce));
     contents = contents.subspan(some.size());

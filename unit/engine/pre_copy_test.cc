@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <thread>
+#include <vector>
 
 #include "engine/memory/restore_pages.h"
 #include "unit/engine/dump_fixture.h"
@@ -12,6 +14,7 @@ namespace {
 using ::stasis::testing::Child;
 using ::stasis::testing::IsOk;
 using ::stasis::testing::MemoryImages;
+using ::stasis::testing::StatusIs;
 using ::stasis::testing::WaitForState;
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
@@ -173,6 +176,41 @@ TEST(PreCopyTest, IsNotForLittleMemoryOrWhenItIsNotWanted) {
   ASSERT_THAT(report, IsOk());
   EXPECT_EQ(report->stops.count, 1u);
   EXPECT_THAT(images.Names(), Not(Contains(StartsWith("parent/"))));
+  Unmap(memory);
+}
+
+// Of many tasks smaps is read before they stand still.
+TEST(PreCopyTest, AnAdviceThatChangesAfterItWasReadIsSeen) {
+  SharedWords words;
+  Word* const memory = MapPages();
+  Child child = Program([&] {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 40; ++i) threads.emplace_back([] { ::pause(); });
+    words[0] = 1;
+    while (words[1] == 0) ::usleep(1000);
+    ::madvise(const_cast<std::uint64_t*>(memory), kPages * 4096, MADV_DONTFORK);
+    words[2] = 1;
+    return stasis::testing::Sleep();
+  });
+  ASSERT_TRUE(words.WaitAbove(0, 0));
+  MemoryImages images;
+  DumpReport report;
+  DumpRequest request;
+  request.root = child.pid();
+  auto copy = PreCopy::Run(request, images, report);
+  ASSERT_THAT(copy, IsOk());
+  {
+    const auto tree = FrozenTree::Freeze(
+        child.pid(), std::chrono::steady_clock::now() + std::chrono::seconds(30), {});
+    ASSERT_THAT(tree, IsOk());
+    const auto areas = copy->ReadVmas(tree->root(), Fate::kLeaveRunning);
+    ASSERT_THAT(areas, IsOk());
+    EXPECT_TRUE(std::ranges::any_of(*areas, [](const Vma& vma) { return vma.Has("mr"); }));
+  }
+  EXPECT_THAT(copy->CheckAdvices(), IsOk());
+  words[1] = 1;
+  ASSERT_TRUE(words.WaitAbove(2, 0));
+  EXPECT_THAT(copy->CheckAdvices(), StatusIs(StatusCode::kUnavailable));
   Unmap(memory);
 }
 
