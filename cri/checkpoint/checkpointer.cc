@@ -111,12 +111,11 @@ Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std:
                                     " checkpoints are under way on this node, as many as "
                                     "--checkpoint-limit allows; try again later");
   }
-  ASSIGN_OR_RETURN(const ContainerFacts found, DescribeContainer(upstream_, id, limits));
-  of = SubjectOf(found.status.labels());
-  // The runtime may have been given a beginning of the id; what it answers has all of it.
-  ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(found.status.id(), limits));
-  ASSIGN_OR_RETURN(const ContainerFacts facts,
-                   DescribeRunning(upstream_, found.status.id(), limits));
+  ASSIGN_OR_RETURN(const std::string whole_id, WholeId(id, limits));
+  ASSIGN_OR_RETURN(const KeyedLocks::Guard guard, locks_.Take(whole_id, limits));
+  ASSIGN_OR_RETURN(const ContainerFacts facts, DescribeContainer(upstream_, whole_id, limits));
+  of = SubjectOf(facts.status.labels());
+  RETURN_IF_ERROR(CheckRunning(facts));
   if (const auto record = records_.Find(facts.status.id()); record && !IsWhole(record->phase)) {
     return FailedPrecondition("container " + facts.status.id() +
                               " is not restored yet; try again when it is ready");
@@ -124,6 +123,14 @@ Result<ContainerCheckpoint> Checkpointer::Make(const std::string& id, const std:
   ASSIGN_OR_RETURN(const std::optional<archive::Compression> compression,
                    CompressionOf(facts, chosen, limits));
   return Write(facts, location, limits, compression);
+}
+
+// The runtime may be given a beginning of the id, and answers with all of it; the kubelet gives all.
+Result<std::string> Checkpointer::WholeId(const std::string& id, const CallLimits& limits) {
+  constexpr std::size_t kWhole = 64;  // of containerd and CRI-O
+  if (id.size() >= kWhole) return id;
+  ASSIGN_OR_RETURN(const ContainerFacts found, DescribeContainer(upstream_, id, limits));
+  return found.status.id();
 }
 
 Result<std::optional<archive::Compression>> Checkpointer::CompressionOf(

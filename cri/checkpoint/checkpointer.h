@@ -58,6 +58,7 @@ class Checkpointer {
   Result<ContainerCheckpoint> Make(const std::string& id, const std::string& location,
                                    const CallLimits& limits,
                                    const archive::ChosenCompression& chosen, EventSubject& of);
+  Result<std::string> WholeId(const std::string& id, const CallLimits& limits);
   Result<std::optional<archive::Compression>> CompressionOf(
       const ContainerFacts& facts, const archive::ChosenCompression& chosen,
       const CallLimits& limits);

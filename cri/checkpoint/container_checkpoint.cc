@@ -66,9 +66,7 @@ std::chrono::microseconds Since(steady_clock::time_point begin) {
 
 }  // namespace
 
-Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id,
-                                       const CallLimits& limits) {
-  ASSIGN_OR_RETURN(ContainerFacts facts, DescribeContainer(upstream, id, limits));
+Status CheckRunning(const ContainerFacts& facts) {
   const std::string& whole_id = facts.status.id();
   if (facts.status.state() != runtime::v1::ContainerState::CONTAINER_RUNNING || facts.pid <= 0) {
     return FailedPrecondition("container " + whole_id + " " + StateText(facts.status.state()) +
@@ -79,6 +77,13 @@ Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id
     return FailedPrecondition("container " + whole_id +
                               " is not restored yet; try again when it is ready");
   }
+  return OkStatus();
+}
+
+Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id,
+                                       const CallLimits& limits) {
+  ASSIGN_OR_RETURN(ContainerFacts facts, DescribeContainer(upstream, id, limits));
+  RETURN_IF_ERROR(CheckRunning(facts));
   return facts;
 }
 

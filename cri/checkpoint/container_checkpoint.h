@@ -16,8 +16,10 @@
 
 namespace stasis::cri {
 
-/// What the runtime knows of container `id`, which runs and is whole. NotFound: no such container.
-/// FailedPrecondition: it does not run, or is not restored yet.
+/// FailedPrecondition: the container does not run, or is not restored yet.
+Status CheckRunning(const ContainerFacts& facts);
+
+/// What the runtime knows of container `id`, which CheckRunning. NotFound: no such container.
 Result<ContainerFacts> DescribeRunning(Upstream& upstream, const std::string& id,
                                        const CallLimits& limits);
 
