@@ -335,7 +335,7 @@ Result<PreCopy> PreCopy::Run(const DumpRequest& request, ImageSink& sink, DumpRe
 // then it has to tell which areas are empty.
 void PreCopy::LookAtOthers(const DumpRequest& request) {
   constexpr std::size_t kManyTasks = 32;
-  constexpr std::size_t kTooMany = 1000;  // processes, for a descriptor each
+  constexpr std::size_t kTooMany = 400;  // processes, for 18 KiB each
   if (request.fate != Fate::kLeaveRunning || !request.options.pre_copy) return;
   Result<FrozenTree> tree = FrozenTree::Look(request.root);
   if (!tree.ok() || tree->processes().size() > kTooMany) return;
