@@ -51,6 +51,7 @@ class PendingImages : public ImageSink {
   Status GiveName(File& file);
   Status LetGoOfWhole();
   Status Sync(const File& file) const;
+  Status SyncAll() const;
   Status MakeParents(int depth);
   int FolderAt(int depth) const;
 
