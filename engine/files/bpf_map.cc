@@ -148,7 +148,9 @@ Status Fill(int fd, const image::BpfmapFileEntry& map, FileRestoreContext& conte
   ASSIGN_OR_RETURN(const auto records, context.Records("bpfmap-data"));
   for (const FileRestoreContext::Record& record : records) {
     image::BpfmapDataEntry data;
-    if (!data.ParseFromString(record.message)) return DataLoss("bpfmap-data does not parse");
+    if (!data.ParsePartialFromString(record.message) || !data.IsInitialized()) {
+      return DataLoss("bpfmap-data does not parse");
+    }
     if (data.map_id() != map.map_id()) continue;
     const std::uint64_t keys = std::uint64_t{data.count()} * map.key_size();
     const std::uint64_t values = std::uint64_t{data.count()} * map.value_size();
