@@ -270,7 +270,7 @@ class Restoration {
       RETURN_IF_ERROR(lazy_->Begin());
       report.lazy_bytes = lazy_->bytes();
     }
-    RETURN_IF_ERROR(files_->ResumeConnections());
+    RETURN_IF_ERROR(files_->ResumeConnections({}));
     reserver_.reset();
     if (const Status status = files_->RemoveLinks(); !status.ok()) {
       report.notes.push_back(Message(status));

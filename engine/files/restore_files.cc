@@ -198,7 +198,7 @@ class Restorer : public FileRestorer {
     return OkStatus();
   }
 
-  Status ResumeConnections() override {
+  Status ResumeConnections(const std::function<Status()>& make_rules) override {
     // The dump's firewall. All sockets are there by now: nothing is answered by a reset any more.
     const bool had_any = std::ranges::any_of(images_.files, [](const FileEntry& entry) {
       return entry.type() == image::FD_INETSK && IsKeptState(entry.isk().state()) &&
@@ -208,7 +208,7 @@ class Restorer : public FileRestorer {
     if (had_any || was_locked) {
       RETURN_IF_ERROR(UnlockNetwork(network_.get(), images_.inventory.dump_criu_run_id()));
     }
-    return engine::ResumeConnections(connections_);
+    return engine::ResumeConnections(connections_, make_rules);
   }
 
   const std::vector<std::string>& notes() const override { return notes_; }

@@ -1,6 +1,7 @@
 // The open files of a tree under restore, and the descriptor tables of its processes.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -42,8 +43,8 @@ class FileRestorer {
   virtual Status Finish(std::vector<RestoredProcess>& processes) = 0;
 
   /// Lets TCP connections go on: the last step before the tree runs, since their peers hear of it. Until
-  /// then closing them is silent.
-  virtual Status ResumeConnections() = 0;
+  /// then closing them is silent. `make_rules` as in tcp_connection.h.
+  virtual Status ResumeConnections(const std::function<Status()>& make_rules) = 0;
 
   /// What the report has to say of the files.
   virtual const std::vector<std::string>& notes() const = 0;

@@ -12,12 +12,14 @@
 #include "engine/files/tcp_connection.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <string_view>
 #include <utility>
@@ -141,6 +143,20 @@ Status BeginRepair(int fd) {
       "namespace (TCP_REPAIR)");
 }
 
+// Nothing but segments of our own making reaches it: what its peer, or who is in its place, answers does not.
+Status TakeOwnSegments(int fd) {
+  constexpr std::array<sock_filter, 4> kMarked = {{
+      {.code = BPF_LD | BPF_W | BPF_ABS,
+       .jt = 0,
+       .jf = 0,
+       .k = static_cast<std::uint32_t>(SKF_AD_OFF + SKF_AD_MARK)},
+      {.code = BPF_JMP | BPF_JEQ | BPF_K, .jt = 0, .jf = 1, .k = kSegmentMark},
+      {.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0xFFFFFFFF},
+      {.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0},
+  }};
+  return SetSocketFilter(fd, kMarked);
+}
+
 Status BindLocal(int fd, const InetAddress& local, FileRestoreContext& context) {
   const Status status = context.actor().Bind(fd, InetSockaddr(local).bytes());
   if (ErrnoOf(status) == EADDRNOTAVAIL) {
@@ -241,8 +257,11 @@ Status Knock(const PendingConnection& connection) {
 Status Resume(PendingConnection& connection) {
   const int fd = connection.fd.get();
   RETURN_IF_ERROR(SetSocketOption(fd, IPPROTO_TCP, TCP_REPAIR, 0));
-  RETURN_IF_ERROR(connection.entry.state() == TCP_SYN_SENT ? Knock(connection)
-                                                           : Replay(connection));
+  return connection.entry.state() == TCP_SYN_SENT ? Knock(connection) : Replay(connection);
+}
+
+Status Settle(const PendingConnection& connection) {
+  const int fd = connection.fd.get();
   RETURN_IF_ERROR(SettleBuffers(fd, connection.entry.opts()));
   RETURN_IF_ERROR(RestoreOptionsBeforeBind(fd, connection.entry.opts()));
   return RestoreSocketOptions(fd, connection.entry.opts());
@@ -282,15 +301,27 @@ Result<UniqueFd> MakeConnection(const image::InetSkEntry& entry, TcpStream strea
   return fd;
 }
 
-Status ResumeConnections(std::vector<PendingConnection>& connections) {
-  // All take packets before one sends any: both ends of a connection may be here.
-  for (PendingConnection& connection : connections) {
-    RETURN_IF_ERROR(SetSocketFilter(connection.fd.get(), {}));
-  }
-  for (PendingConnection& connection : connections) {
-    RETURN_IF_ERROR(Annotate(Resume(connection), "TCP connection " + connection.local.ToText() +
+Status ResumeConnections(std::vector<PendingConnection>& connections,
+                         const std::function<Status()>& make_rules) {
+  const auto for_each = [&](const std::function<Status(PendingConnection&)>& step) -> Status {
+    for (PendingConnection& connection : connections) {
+      RETURN_IF_ERROR(Annotate(step(connection), "TCP connection " + connection.local.ToText() +
                                                      " to " + connection.remote.ToText()));
+    }
+    return OkStatus();
+  };
+  // All take packets before one sends any: both ends of a connection may be here.
+  RETURN_IF_ERROR(for_each([&](PendingConnection& connection) {
+    return make_rules ? TakeOwnSegments(connection.fd.get())
+                      : SetSocketFilter(connection.fd.get(), {});
+  }));
+  RETURN_IF_ERROR(for_each(Resume));
+  if (make_rules) {
+    RETURN_IF_ERROR(make_rules());
+    RETURN_IF_ERROR(for_each(
+        [](PendingConnection& connection) { return SetSocketFilter(connection.fd.get(), {}); }));
   }
+  RETURN_IF_ERROR(for_each(Settle));
   connections.clear();
   return OkStatus();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,9 @@ Result<UniqueFd> MakeConnection(const image::InetSkEntry& entry, TcpStream strea
                                 const InetAddress& local, const InetAddress& remote,
                                 FileRestoreContext& context);
 
-/// Lets all of them go on. Their peers hear of them from here on.
-Status ResumeConnections(std::vector<PendingConnection>& connections);
+/// Lets all of them go on. Their peers hear of them from here on. `make_rules`, unless empty, makes the rules of their
+/// network, which may drop what a connection is made again with, and what would have ended one: it is called in between.
+Status ResumeConnections(std::vector<PendingConnection>& connections,
+                         const std::function<Status()>& make_rules = {});
 
 }  // namespace stasis::engine

@@ -76,6 +76,7 @@ Status Send(const TcpSegment& segment) {
   if (!raw) {
     return SyscallError(errno, "raw socket");
   }
+  RETURN_IF_ERROR(SetSocketOption(raw.get(), SOL_SOCKET, SO_MARK, kSegmentMark));
   if (family == AF_INET6) {
     constexpr int kHeaderIncluded = 36;  // IPV6_HDRINCL
     RETURN_IF_ERROR(SetSocketOption(raw.get(), IPPROTO_IPV6, kHeaderIncluded, 1));

@@ -21,6 +21,9 @@ struct TcpSegment {
 /// The bytes of the segment with its IP header, as a raw socket takes them.
 std::string ToBytes(const TcpSegment& segment);
 
+/// The mark (SO_MARK) of such a segment on its way, for filters that let pass nothing else.
+inline constexpr std::uint32_t kSegmentMark = 0xC114;
+
 /// Lets the kernel receive `segment`, whose receiver is in the network namespace of the socket `fd`.
 /// Needs CAP_NET_RAW there.
 Status ReceiveSegment(int fd, const TcpSegment& segment);
