@@ -46,11 +46,15 @@ class TmpfsWriter {
     if (written_.contains(device)) return OkStatus();
     const bool is_own = changes_.made.contains(mount.id);
     const bool is_alone = is_own && !IsUnbindable(mount);
-    ASSIGN_OR_RETURN(const UniqueFd folder, is_alone ? OpenMountAlone(pid_, mount) : Open(mount));
-    if (!folder) return OkStatus();
+    Result<UniqueFd> folder = is_alone ? OpenMountAlone(pid_, mount) : Open(mount);
+    if (is_alone && folder.status().code() == StatusCode::kNotFound) {
+      folder = OpenHiddenMount(pid_, mount);
+    }
+    RETURN_IF_ERROR(folder.status());
+    if (!*folder) return OkStatus();
     written_.insert(device);
     const Result<std::string> content =
-        archive::ReadTmpfsContent(folder.get(), is_own ? kMaxBytesOfOwn : kMaxBytes);
+        archive::ReadTmpfsContent(folder->get(), is_own ? kMaxBytesOfOwn : kMaxBytes);
     if (content.status().code() == StatusCode::kResourceExhausted && !is_own) {
       notes_.push_back(mount.mountpoint +
                        ": too large for a copy, without which CRIU restores nothing");
