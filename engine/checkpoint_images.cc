@@ -123,6 +123,8 @@ bool HasStateOfItsType(const FileEntry& entry) {
       return entry.has_tty();
     case image::FD_NETLINKSK:
       return entry.has_nlsk();
+    case image::FD_TUNF:
+      return entry.has_tunf();
     default:
       return true;  // no kind restores it, so nobody looks
   }

@@ -102,9 +102,12 @@ Status ReadTasks(Checkpoint& checkpoint, BesideLook& beside) {
   RETURN_IF_ERROR(checkpoint.namespaces.FindOthers(checkpoint.tree.processes()));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
-  return checkpoint.namespaces.Read(checkpoint.tree.root(), checkpoint.request.compare_mounts,
-                                    checkpoint.request.outside_mounts,
-                                    checkpoint.request.options.own_namespaces);
+  RETURN_IF_ERROR(checkpoint.namespaces.Read(
+      checkpoint.tree.processes(), checkpoint.request.compare_mounts,
+      checkpoint.request.outside_mounts, checkpoint.request.options.own_namespaces));
+  std::ranges::move(checkpoint.namespaces.NeedsOfNetworks(),
+                    std::back_inserter(checkpoint.report.notes));
+  return OkStatus();
 }
 
 Status ReadAioRings(DumpedProcess& process, DumpReport& report) {

@@ -14,7 +14,6 @@
 #include "engine/proc/task.h"
 #include "engine/tasks/dump_namespaces.h"
 #include "engine/tasks/dump_tree.h"
-#include "engine/tasks/own_network.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -65,7 +64,7 @@ class Checker {
     if (!namespaces.ok()) return;
     NamespaceDumper reader = *namespaces;
     Add(reader.FindOthers(tree_.processes()));
-    Add(reader.Read(tree_.root(), compare_mounts, std::nullopt, makes_namespaces));
+    Add(reader.Read(tree_.processes(), compare_mounts, std::nullopt, makes_namespaces));
     for (FrozenProcess& process : tree_.processes()) {
       DumpedProcess& dumped = processes_.emplace_back();
       dumped.frozen = &process;
@@ -161,16 +160,13 @@ Result<DumpCheck> CheckDump(pid_t root, const Options& options, const CompareMou
 }
 
 std::vector<std::string> NeedsOfRestore(pid_t root) {
-  const std::string folder = "/proc/" + std::to_string(root);
-  const Result<std::string> own = ReadLinkAt(AT_FDCWD, folder + "/ns/net");
-  const Result<std::string> ours = ReadLinkAt(AT_FDCWD, "/proc/thread-self/ns/net");
-  if (!own.ok() || !ours.ok() || *own == *ours) return {};
-  const Result<UniqueFd> network = OpenAt(AT_FDCWD, folder + "/ns/net", O_RDONLY);
-  if (network.ok() && ReadOwnNetwork(network->get()).ok()) return {};
-  return {
-      "it has a network namespace of its own, whose interfaces or firewall are not in a "
-      "checkpoint: `stasis "
-      "restore` is to be given one (--join-ns net:PID or net:/run/netns/NAME), else it refuses"};
+  Result<FrozenTree> tree = FrozenTree::Look(root);
+  if (!tree.ok() || tree->processes().empty()) return {};
+  Result<NamespaceDumper> namespaces = NamespaceDumper::Create(tree->root());
+  if (!namespaces.ok() || !namespaces->FindOthers(tree->processes()).ok()) return {};
+  // What is refused is among the obstacles.
+  (void)namespaces->ReadNetworks(tree->processes());
+  return namespaces->NeedsOfNetworks();
 }
 
 }  // namespace stasis::engine

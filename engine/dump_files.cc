@@ -332,6 +332,9 @@ Result<image::FileEntry> FileDumper::DumpOne(const OpenFile& file) {
     case image::FD_NETLINKSK:
       set = [](auto& of, auto number) { of.mutable_nlsk()->set_ns_id(number); };
       break;
+    case image::FD_TUNF:
+      set = [](auto& of, auto number) { of.mutable_tunf()->set_ns_id(number); };
+      break;
     case image::FD_PACKETSK:
       set = [](auto& of, auto number) { of.mutable_psk()->set_ns_id(number); };
       break;

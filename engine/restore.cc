@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <ranges>
 #include <utility>
 
@@ -148,6 +149,7 @@ class Restoration {
                                       later, report.notes));
     mounts_ = std::move(later.mounts);
     namespaces_ = std::move(later.others);
+    firewalls_ = std::move(later.firewalls);
     RETURN_IF_ERROR(cgroups_->MakeNamespace(root, images_));
     ASSIGN_OR_RETURN(live_filters_, ReadSeccompFilters(request_.placeholder));
     ASSIGN_OR_RETURN(
@@ -270,7 +272,9 @@ class Restoration {
       RETURN_IF_ERROR(lazy_->Begin());
       report.lazy_bytes = lazy_->bytes();
     }
-    RETURN_IF_ERROR(files_->ResumeConnections({}));
+    std::function<Status()> make_rules;
+    if (!firewalls_.empty()) make_rules = [this] { return MakeFirewalls(firewalls_); };
+    RETURN_IF_ERROR(files_->ResumeConnections(make_rules));
     reserver_.reset();
     if (const Status status = files_->RemoveLinks(); !status.ok()) {
       report.notes.push_back(Message(status));
@@ -307,6 +311,7 @@ class Restoration {
   CheckpointImages images_;
   MountNamespaces mounts_;
   OtherNamespaces namespaces_;
+  std::vector<PendingFirewall> firewalls_;
   std::optional<PidReserver> reserver_;
   std::optional<LazyPages> lazy_;
   std::unique_ptr<FileRestorer> files_;

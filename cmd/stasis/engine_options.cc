@@ -41,7 +41,7 @@ void AddEngineOptions(CLI::App& command, engine::Options& options) {
       ->option_text("SIZE");
   group
       .add_option("--external", options.external,
-                  "KIND[THING]:NAME, what is outside; may be repeated")
+                  "KIND[THING]:NAME, what is outside (mnt, veth, macvlan, netdev); may be repeated")
       ->option_text("KEY");
   group
       .add_option_function<std::vector<std::string>>(

@@ -1,11 +1,14 @@
 #include "engine/base/namespace.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/stat.h>
 
 #include <cerrno>
 #include <system_error>
 #include <thread>
+
+#include "engine/base/io.h"
 
 namespace stasis {
 
@@ -23,6 +26,16 @@ Status InNamespace(int ns_fd, int type, const std::function<Status()>& step) {
     return SyscallError(error.code().value(), "start a thread");
   }
   return status;
+}
+
+Result<UniqueFd> MakeNetwork(int ns_fd) {
+  UniqueFd made;
+  RETURN_IF_ERROR(InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
+    if (::unshare(CLONE_NEWNET) != 0) return SyscallError(errno, "unshare");
+    ASSIGN_OR_RETURN(made, OpenAt(AT_FDCWD, "/proc/thread-self/ns/net", O_RDONLY));
+    return OkStatus();
+  }));
+  return made;
 }
 
 bool InFirstPidNamespace() {

@@ -242,6 +242,7 @@ struct FileKind {
 #define STASIS_FILE_KINDS(X) \
   X(kTerminal)               \
   X(kMemfd)                  \
+  X(kTun)                    \
   X(kRegularFile)            \
   X(kPipe)                   \
   X(kFifo)                   \

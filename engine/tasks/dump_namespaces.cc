@@ -9,16 +9,21 @@
 #include "engine/tasks/dump_namespaces.h"
 
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <iterator>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -32,6 +37,7 @@
 #include "engine/proc/text.h"
 #include "engine/tasks/dump_ipc.h"
 #include "engine/tasks/dump_tree.h"
+#include "engine/tasks/make_devices.h"
 
 #ifndef CLONE_NEWTIME
 #define CLONE_NEWTIME 0x80  // linux/sched.h
@@ -324,11 +330,6 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
 
 namespace {
 
-Result<OwnNetwork> ReadNetwork(const FrozenProcess& process) {
-  ASSIGN_OR_RETURN(const UniqueFd ns, OpenAt(process.proc.get(), "ns/net", O_RDONLY));
-  return ReadOwnNetwork(ns.get());
-}
-
 Result<UtsNames> ReadNames(const FrozenProcess& process) {
   ASSIGN_OR_RETURN(const UniqueFd ns, OpenAt(process.proc.get(), "ns/uts", O_RDONLY));
   utsname names = {};
@@ -342,23 +343,113 @@ Result<UtsNames> ReadNames(const FrozenProcess& process) {
 
 Status NamespaceDumper::ReadOthers(bool makes) {
   for (Other& other : others_) {
-    const std::string what = Name(*other.process) + " is in another " +
-                             kKindTable[other.kind].name + " namespace than the root of its tree";
-    if (!makes) return Unimplemented(what);
-    if (other.inode == ours_[other.kind]) continue;
-    if (other.kind == kUts) {
-      ASSIGN_OR_RETURN(other.names, ReadNames(*other.process));
-      continue;
-    }
-    Result<OwnNetwork> network = ReadNetwork(*other.process);
-    if (!network.ok()) return Annotate(network.status(), what);
-    other.network = *std::move(network);
+    if (!makes) return InOther(other);
+    if (other.inode == ours_[other.kind] || other.kind != kUts) continue;
+    ASSIGN_OR_RETURN(other.names, ReadNames(*other.process));
   }
   return OkStatus();
 }
 
-Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& compare,
+Status NamespaceDumper::InOther(const Other& other) {
+  return Unimplemented(Name(*other.process) + " is in another " + kKindTable[other.kind].name +
+                       " namespace than the root of its tree");
+}
+
+namespace {
+
+// A descriptor for what a process of the tree has open of a device of /dev/net/tun. Rule: "iff:" in fdinfo names it
+// (tun_chr_show_fdinfo() in drivers/net/tun.c), in whichever namespace.
+Result<UniqueFd> FindTunOf(std::span<const FrozenProcess> processes, const std::string& name,
+                           std::uint64_t network) {
+  for (const FrozenProcess& process : processes) {
+    if (process.zombie) continue;
+    std::error_code error;
+    const std::string folder = "/proc/" + std::to_string(process.pid) + "/fd";
+    for (const auto& at : std::filesystem::directory_iterator(folder, error)) {
+      const std::string number = at.path().filename();
+      const Result<std::string> info = ReadFileAt(process.proc.get(), "fdinfo/" + number);
+      if (!info.ok() || text::Field(*info, "iff").value_or("") != name) continue;
+      const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, process.pid, 0)));
+      UniqueFd fd(static_cast<int>(
+          ::syscall(SYS_pidfd_getfd, pidfd.get(), text::Number<int>(number).value_or(-1), 0)));
+      if (!fd) return SyscallError(errno, "pidfd_getfd of " + name);
+      const UniqueFd ns(::ioctl(fd.get(), TUNGETDEVNETNS));
+      struct stat st = {};
+      if (ns && ::fstat(ns.get(), &st) == 0 && st.st_ino == network) return fd;
+    }
+  }
+  return NotFound("nobody has " + name + " open");
+}
+
+}  // namespace
+
+Status NamespaceDumper::ReadNetworks(std::span<const FrozenProcess> processes) {
+  std::vector<UniqueFd> opened;
+  std::vector<NumberedNetwork> all;
+  const auto add = [&](const FrozenProcess& process, std::uint32_t number) -> Status {
+    ASSIGN_OR_RETURN(UniqueFd ns, OpenAt(process.proc.get(), "ns/net", O_RDONLY));
+    all.push_back({number, ns.get()});
+    opened.push_back(std::move(ns));
+    return OkStatus();
+  };
+  if (has_own_net()) RETURN_IF_ERROR(add(processes.front(), tree_numbers_[kNet]));
+  for (const Other& other : others_) {
+    if (other.kind != kNet || other.inode == ours_[kNet]) continue;
+    RETURN_IF_ERROR(add(*other.process, other.number));
+  }
+  const auto read = [&](std::uint32_t number, std::uint64_t inode) {
+    const auto where = std::ranges::find(all, number, &NumberedNetwork::number);
+    return ReadOwnNetwork(
+        *where, all, [&](const std::string& name) { return FindTunOf(processes, name, inode); });
+  };
+  std::vector<NetworkToTry> to_try;
+  network_obstacle_.clear();
+  if (has_own_net()) {
+    Result<OwnNetwork> network = read(tree_numbers_[kNet], tree_[kNet]);
+    if (network.ok()) {
+      network_ = *std::move(network);
+      to_try.push_back({all.front(), &network_});
+    } else {
+      network_obstacle_ = Message(network.status());
+    }
+  }
+  const Other* first = nullptr;
+  for (Other& other : others_) {
+    if (other.kind != kNet || other.inode == ours_[kNet]) continue;
+    if (first == nullptr) first = &other;
+    Result<OwnNetwork> network = read(other.number, other.inode);
+    if (!network.ok()) return Annotate(network.status(), Message(InOther(other)));
+    other.network = *std::move(network);
+    to_try.push_back(
+        {*std::ranges::find(all, other.number, &NumberedNetwork::number), &other.network});
+  }
+  const Status tried = TryOwnNetworks(to_try);
+  if (tried.ok()) return tried;
+  if (first != nullptr) return Annotate(tried, Message(InOther(*first)));
+  network_ = {};
+  network_obstacle_ = Message(tried);
+  return OkStatus();
+}
+
+std::vector<std::string> NamespaceDumper::NeedsOfNetworks() const {
+  std::vector<std::string> needs;
+  if (!network_obstacle_.empty()) {
+    needs.push_back("it has a network namespace of its own, which is not in a checkpoint (" +
+                    network_obstacle_ +
+                    "): `stasis restore` is to be given one (--join-ns net:PID or "
+                    "net:/run/netns/NAME), else it refuses");
+  }
+  const auto add = [&](const OwnNetwork& network) {
+    for (const std::string& need : NeedsOfDevices(network.devices)) needs.push_back(need);
+  };
+  add(network_);
+  for (const Other& other : others_) add(other.network);
+  return needs;
+}
+
+Status NamespaceDumper::Read(std::span<const FrozenProcess> processes, const CompareMounts& compare,
                              const OutsideMounts& outside, bool makes) {
+  const FrozenProcess& root = processes.front();
   if (tree_[kMnt] == ours_[kMnt] && !other_mounts_.empty()) {
     return InOtherMounts(*other_mounts_.front().process, "");
   }
@@ -366,11 +457,8 @@ Status NamespaceDumper::Read(const FrozenProcess& root, const CompareMounts& com
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
   }
-  if (makes && tree_[kNet] != ours_[kNet]) {
-    Result<OwnNetwork> network = ReadNetwork(root);
-    if (network.ok()) network_ = *std::move(network);  // else the restore wants to be given one
-  }
   RETURN_IF_ERROR(ReadOthers(makes));
+  if (makes) RETURN_IF_ERROR(ReadNetworks(processes));
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
   return OkStatus();
 }
@@ -380,7 +468,7 @@ namespace {
 Status PutNetwork(const OwnNetwork& network, std::uint32_t number, ImageSink& sink) {
   RETURN_IF_ERROR(PutOne(sink, ImageName("netns", number), "netns", network.entry));
   const bool is_made = network.entry.has_stasis_loopback_up();
-  return is_made ? WriteNetworkTables(network.tables, number, sink) : OkStatus();
+  return is_made ? WriteOwnNetwork(network, number, sink) : OkStatus();
 }
 
 Status PutNames(const UtsNames& names, std::uint32_t number, ImageSink& sink) {

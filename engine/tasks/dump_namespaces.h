@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -82,8 +83,12 @@ class NamespaceDumper {
   /// Reads what is dumped of the namespaces; the tree stands still. Unimplemented: mounts that processes made
   /// and that cannot be made again; processes in other networks or with other names than the root, where a restore does
   /// not make these. `compare` and `outside` as in DumpRequest; `makes`: whether a restore makes namespaces.
-  Status Read(const FrozenProcess& root, const CompareMounts& compare, const OutsideMounts& outside,
-              bool makes);
+  Status Read(std::span<const FrozenProcess> processes, const CompareMounts& compare,
+              const OutsideMounts& outside, bool makes);
+  /// The part of it that is about networks which a restore makes again. `processes`: all, the root first.
+  Status ReadNetworks(std::span<const FrozenProcess> processes);
+  /// What a restore has to be told about these, a sentence each.
+  std::vector<std::string> NeedsOfNetworks() const;
   /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
   std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
 
@@ -100,6 +105,7 @@ class NamespaceDumper {
   Status ReadOtherMounts(const std::vector<Mount>& of_root, const CompareMounts& compare,
                          const OutsideMounts& outside, MountChanges& changes);
   Status ReadOthers(bool makes);
+  static Status InOther(const Other& other);
   Status FindOther(const FrozenProcess& process, std::size_t kind, std::uint32_t& next);
   Status CheckThread(int ns_fd, const FrozenProcess& process, bool is_leader) const;
 
@@ -111,7 +117,8 @@ class NamespaceDumper {
   std::vector<Other> others_;
   std::map<std::pair<std::size_t, pid_t>, std::uint32_t> numbers_;  // of these, by our pids
   std::optional<IpcObjects> ipc_;
-  OwnNetwork network_;  // with the state of its loopback device when a restore makes it
+  OwnNetwork network_;            // with the state of its loopback device when a restore makes it
+  std::string network_obstacle_;  // why none does
   Clocks clocks_;
 };
 

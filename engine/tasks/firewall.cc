@@ -212,17 +212,6 @@ Status TryIn(int fresh, const Entry& entry) {
   return InNamespace(fresh, CLONE_NEWNET, [&] { return Make(entry); });
 }
 
-// A network namespace without rules.
-Result<UniqueFd> MakeFresh(int ns_fd) {
-  UniqueFd fresh;
-  RETURN_IF_ERROR(InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
-    if (::unshare(CLONE_NEWNET) != 0) return SyscallError(errno, "unshare");
-    ASSIGN_OR_RETURN(fresh, OpenAt(AT_FDCWD, "/proc/thread-self/ns/net", O_RDONLY));
-    return OkStatus();
-  }));
-  return fresh;
-}
-
 Status ReadNft(Entry& entry, bool by_iptables) {
   ASSIGN_OR_RETURN(std::string ruleset, RunTool({"nft", "list", "ruleset"}));
   if (by_iptables) {
@@ -274,7 +263,7 @@ Result<std::optional<image::FirewallEntry>> ReadFirewall(int ns_fd) {
       return OkStatus();
     });
     if (!status.ok()) break;
-    ASSIGN_OR_RETURN(const UniqueFd fresh, MakeFresh(ns_fd));
+    ASSIGN_OR_RETURN(const UniqueFd fresh, MakeNetwork(ns_fd));
     status = TryIn(fresh.get(), entry);
     if (status.ok()) return entry;
   }

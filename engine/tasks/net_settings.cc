@@ -122,6 +122,30 @@ Status ReadNetSettings(int ns_fd, image::NetnsEntry& entry) {
   });
 }
 
+Result<image::NetnsEntry> StopLookingForDuplicates(int ns_fd,
+                                                   const std::set<std::string>& but_for) {
+  image::NetnsEntry before;
+  const Status set = InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
+    ASSIGN_OR_RETURN(const UniqueFd top, OpenAt(AT_FDCWD, kFolder, O_PATH | O_DIRECTORY));
+    image::NetnsEntry all;
+    const Status read = Walk(top.get(), "ipv6/conf", 0, all);
+    if (!read.ok()) return ErrnoOf(read) == ENOENT ? OkStatus() : read;
+    for (const image::NetSetting& setting : all.stasis_settings()) {
+      constexpr std::string_view kFolderOfAll = "ipv6/conf/", kEnd = "/accept_dad";
+      if (!setting.name().ends_with(kEnd)) continue;
+      const std::string device = setting.name().substr(
+          kFolderOfAll.size(), setting.name().size() - kFolderOfAll.size() - kEnd.size());
+      if (but_for.contains(device)) continue;
+      *before.add_stasis_settings() = setting;
+      ASSIGN_OR_RETURN(const UniqueFd fd, OpenBelow(top.get(), setting.name(), O_WRONLY));
+      RETURN_IF_ERROR(WriteAll(fd.get(), "0"));
+    }
+    return OkStatus();
+  });
+  RETURN_IF_ERROR(set);
+  return before;
+}
+
 Status RestoreNetSettings(int ns_fd, const image::NetnsEntry& entry,
                           std::vector<std::string>& notes) {
   if (entry.stasis_settings_size() == 0) {

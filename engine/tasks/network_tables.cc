@@ -4,6 +4,8 @@
 //         what they depend on. A route through a gateway needs the one to the gateway first.
 // Rule    An IPv6 address is tentative until a worker of the kernel's has looked at it, also on the loopback device; until
 //         then nobody can bind to it (addrconf_dad_work() in net/ipv6/addrconf.c).
+// Rule    The kernel's own IPv6 route to an address comes when that has been looked at, which on a device without a carrier
+//         is later: it is the kernel's to make.
 // Rule    Without a lifetime (IFA_CACHEINFO) an address is permanent: one that was not does not become the same.
 #include "engine/tasks/network_tables.h"
 
@@ -12,22 +14,22 @@
 #include <linux/neighbour.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <net/if.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <iterator>
 #include <set>
 #include <string_view>
+#include <utility>
 
-#include "engine/base/unique_fd.h"
+#include "engine/tasks/route_netlink.h"
 
 namespace stasis::engine {
 namespace {
 
-constexpr std::size_t kAnswerBytes = 1 << 18;
 constexpr int kSettleMilliseconds = 1000;
 constexpr std::uint16_t kTypeMask = static_cast<std::uint16_t>(NLA_TYPE_MASK);
 
@@ -75,22 +77,11 @@ const Table kTables[] = {
      {RTA_CACHEINFO}},
 };
 
-template <typename T>
-T ReadAs(std::string_view bytes) {
-  T value;
-  std::memcpy(&value, bytes.data(), sizeof(value));
-  return value;
-}
-
-template <typename T>
-void Append(std::string& text, const T& value) {
-  text.append(reinterpret_cast<const char*>(&value), sizeof(value));
-}
-
 constexpr std::uint32_t kPassingFlags = IFA_F_TENTATIVE | IFA_F_DADFAILED;
 
-// The message without what changes by itself; empty for one that is not the owner's to make.
-std::string Plain(const Table& table, std::string_view message) {
+// The message without what changes by itself; empty for one that is not the owner's to make. `passing_flags`: of an address.
+std::string Plain(const Table& table, std::string_view message,
+                  std::uint32_t passing_flags = kPassingFlags) {
   nlmsghdr header = ReadAs<nlmsghdr>(message);
   message.remove_prefix(NLMSG_HDRLEN);
   const std::size_t body_bytes = NLMSG_ALIGN(table.body_bytes);
@@ -100,12 +91,16 @@ std::string Plain(const Table& table, std::string_view message) {
   if (table.made == RTM_NEWROUTE) {
     auto route = ReadAs<rtmsg>(body);
     if ((route.rtm_flags & RTM_F_CLONED) != 0) return {};
+    const bool comes_by_itself = route.rtm_family == AF_INET6 &&
+                                 route.rtm_protocol == RTPROT_KERNEL &&
+                                 (route.rtm_type == RTN_LOCAL || route.rtm_type == RTN_ANYCAST);
+    if (comes_by_itself) return {};
     route.rtm_flags &= RTNH_F_ONLINK;
     std::memcpy(body.data(), &route, sizeof(route));
   }
   if (table.made == RTM_NEWADDR) {
     auto address = ReadAs<ifaddrmsg>(body);
-    address.ifa_flags = static_cast<std::uint8_t>(address.ifa_flags & ~kPassingFlags);
+    address.ifa_flags = static_cast<std::uint8_t>(address.ifa_flags & ~passing_flags);
     std::memcpy(body.data(), &address, sizeof(address));
   }
   if (table.made == RTM_NEWNEIGH && (ReadAs<ndmsg>(body).ndm_state & NUD_PERMANENT) == 0) return {};
@@ -122,7 +117,7 @@ std::string Plain(const Table& table, std::string_view message) {
       if (has_flags) {
         const std::size_t at = start + RTA_LENGTH(0);
         const std::uint32_t flags = ReadAs<std::uint32_t>(std::string_view(body).substr(at));
-        const std::uint32_t lasting = flags & ~kPassingFlags;
+        const std::uint32_t lasting = flags & ~passing_flags;
         std::memcpy(body.data() + at, &lasting, sizeof(lasting));
       }
     }
@@ -136,83 +131,57 @@ std::string Plain(const Table& table, std::string_view message) {
   return plain + body;
 }
 
-bool IsTentative(const Table& table, std::string_view message) {
-  if (table.made != RTM_NEWADDR) return false;
-  return (ReadAs<ifaddrmsg>(message.substr(NLMSG_HDRLEN)).ifa_flags & IFA_F_TENTATIVE) != 0;
+bool IsTentative(std::string_view message) {
+  constexpr std::uint8_t kBoth = IFA_F_TENTATIVE | IFA_F_DADFAILED;
+  const auto address = ReadAs<ifaddrmsg>(message.substr(NLMSG_HDRLEN));
+  return (address.ifa_flags & kBoth) == IFA_F_TENTATIVE;
 }
 
-Result<UniqueFd> Open() {
-  UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
-  if (!fd) return SyscallError(errno, "socket of rtnetlink");
-  return fd;
-}
-
-Status ErrorOf(std::string_view message) {
-  const int error = ReadAs<nlmsgerr>(message.substr(NLMSG_HDRLEN)).error;
-  return error == 0 ? OkStatus() : SyscallError(-error, "rtnetlink");
-}
-
-// Adds the messages of one datagram; true when this was the last.
-Result<bool> AddAll(std::string_view datagram, const Table& table, std::vector<std::string>& found,
-                    bool& is_tentative) {
-  while (datagram.size() >= NLMSG_HDRLEN) {
-    const auto header = ReadAs<nlmsghdr>(datagram);
-    if (header.nlmsg_len < NLMSG_HDRLEN || header.nlmsg_len > datagram.size()) break;
-    const std::string_view message = datagram.substr(0, header.nlmsg_len);
-    if (header.nlmsg_type == NLMSG_DONE) return true;
-    if (header.nlmsg_type == NLMSG_ERROR) RETURN_IF_ERROR(ErrorOf(message));
-    if (header.nlmsg_type == table.made && message.size() >= NLMSG_HDRLEN + table.body_bytes) {
-      is_tentative = is_tentative || IsTentative(table, message);
-      std::string plain = Plain(table, message);
-      if (!plain.empty()) found.push_back(std::move(plain));
-    }
-    datagram.remove_prefix(std::min<std::size_t>(NLMSG_ALIGN(header.nlmsg_len), datagram.size()));
+// Devices that are up; `at_once`: only those on which nothing is to be found out about an address.
+Result<std::set<std::uint32_t>> ReadUp(const RouteSocket& socket, bool at_once) {
+  ASSIGN_OR_RETURN(const auto links,
+                   socket.Dump(RTM_GETLINK, std::string(sizeof(ifinfomsg), '\0')));
+  std::set<std::uint32_t> up;
+  for (const std::string& link : links) {
+    if (link.size() < NLMSG_HDRLEN + sizeof(ifinfomsg)) continue;
+    const auto head = ReadAs<ifinfomsg>(std::string_view(link).substr(NLMSG_HDRLEN));
+    const bool is_quick = (head.ifi_flags & (IFF_LOOPBACK | IFF_NOARP)) != 0;
+    const bool counts = (head.ifi_flags & IFF_UP) != 0 && (is_quick || !at_once);
+    if (counts) up.insert(static_cast<std::uint32_t>(head.ifi_index));
   }
-  return false;
+  return up;
 }
 
-Result<std::vector<std::string>> ReadTable(const Table& table, bool* is_tentative = nullptr) {
-  bool any_is_tentative = false;
-  ASSIGN_OR_RETURN(const UniqueFd fd, Open());
-  std::string request;
-  const std::size_t length = NLMSG_HDRLEN + NLMSG_ALIGN(table.body_bytes);
-  nlmsghdr header = {};
-  header.nlmsg_len = static_cast<std::uint32_t>(length);
-  header.nlmsg_type = table.asked;
-  header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-  Append(request, header);
-  request.resize(length);  // of all families
-  if (::send(fd.get(), request.data(), request.size(), 0) < 0) {
-    return SyscallError(errno, "ask rtnetlink");
+// Waits until no address on devices of `up` is tentative but those that are so in `wanted`, or for a second.
+Status Await(const RouteSocket& socket, const std::set<std::uint32_t>& up,
+             const std::set<std::string>& wanted) {
+  for (int waited = 0; waited < kSettleMilliseconds; ++waited) {
+    ASSIGN_OR_RETURN(const auto addresses,
+                     socket.Dump(RTM_GETADDR, std::string(sizeof(ifaddrmsg), '\0')));
+    const bool waits = std::ranges::any_of(addresses, [&](const std::string& message) {
+      if (message.size() < NLMSG_HDRLEN + sizeof(ifaddrmsg) || !IsTentative(message)) return false;
+      const auto address = ReadAs<ifaddrmsg>(std::string_view(message).substr(NLMSG_HDRLEN));
+      return up.contains(address.ifa_index) && !wanted.contains(Plain(kTables[0], message));
+    });
+    if (!waits) break;
+    (void)::poll(nullptr, 0, 1);
   }
+  return OkStatus();
+}
+
+Result<std::vector<std::string>> ReadTable(const RouteSocket& socket, const Table& table,
+                                           std::uint32_t passing_flags = kPassingFlags) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> messages,
+                   socket.Dump(table.asked, std::string(table.body_bytes, '\0')));  // all families
   std::vector<std::string> found;
-  std::string answer(kAnswerBytes, '\0');
-  while (true) {
-    const ssize_t got = ::recv(fd.get(), answer.data(), answer.size(), 0);
-    if (got < 0) return SyscallError(errno, "answer of rtnetlink");
-    ASSIGN_OR_RETURN(const bool is_last, AddAll({answer.data(), static_cast<std::size_t>(got)},
-                                                table, found, any_is_tentative));
-    if (is_last) break;
+  for (const std::string& message : messages) {
+    const bool is_whole = message.size() >= NLMSG_HDRLEN + table.body_bytes;
+    if (!is_whole || ReadAs<nlmsghdr>(message).nlmsg_type != table.made) continue;
+    std::string plain = Plain(table, message, passing_flags);
+    if (!plain.empty()) found.push_back(std::move(plain));
   }
   std::ranges::sort(found);
-  if (is_tentative != nullptr) *is_tentative = any_is_tentative;
   return found;
-}
-
-Status Send(int fd, std::string message, std::uint16_t type, int flags) {
-  auto header = ReadAs<nlmsghdr>(message);
-  header.nlmsg_type = type;
-  header.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | NLM_F_ACK | flags);
-  std::memcpy(message.data(), &header, sizeof(header));
-  if (::send(fd, message.data(), message.size(), 0) < 0) {
-    return SyscallError(errno, "send to rtnetlink");
-  }
-  alignas(nlmsghdr) char answer[8192];
-  const ssize_t got = ::recv(fd, answer, sizeof(answer), 0);
-  if (got < static_cast<ssize_t>(NLMSG_HDRLEN + sizeof(nlmsgerr))) {
-    return SyscallError(got < 0 ? errno : EPROTO, "answer of rtnetlink");
-  }
-  return ErrorOf({answer, static_cast<std::size_t>(got)});
 }
 
 std::vector<std::string> Difference(const std::vector<std::string>& all,
@@ -223,19 +192,19 @@ std::vector<std::string> Difference(const std::vector<std::string>& all,
 }
 
 Status MakeTable(const Table& table, const std::vector<std::string>& wanted) {
-  ASSIGN_OR_RETURN(const UniqueFd fd, Open());
-  ASSIGN_OR_RETURN(std::vector<std::string> now, ReadTable(table));
+  ASSIGN_OR_RETURN(const RouteSocket socket, RouteSocket::Open());
+  ASSIGN_OR_RETURN(std::vector<std::string> now, ReadTable(socket, table));
   for (const std::string& message : Difference(now, wanted)) {
-    (void)Send(fd.get(), message, table.deleted, 0);  // it may have gone with another
+    (void)socket.Send(message, table.deleted, 0);  // it may have gone with another
   }
   Status last;
   for (std::size_t missing = 0;;) {
-    ASSIGN_OR_RETURN(now, ReadTable(table));
+    ASSIGN_OR_RETURN(now, ReadTable(socket, table));
     const std::vector<std::string> rest = Difference(wanted, now);
     if (rest.empty() || rest.size() == missing) break;
     missing = rest.size();
     for (const std::string& message : rest) {
-      const Status made = Send(fd.get(), message, table.made, table.flags);
+      const Status made = socket.Send(message, table.made, table.flags);
       if (!made.ok()) last = made;
     }
   }
@@ -249,31 +218,46 @@ Status MakeTable(const Table& table, const std::vector<std::string>& wanted) {
 
 Result<NetworkTables> ReadNetworkTables() {
   NetworkTables tables;
+  ASSIGN_OR_RETURN(const RouteSocket socket, RouteSocket::Open());
+  ASSIGN_OR_RETURN(const std::set<std::uint32_t> up, ReadUp(socket, true));
+  RETURN_IF_ERROR(Await(socket, up, {}));
   for (const Table& table : kTables) {
-    ASSIGN_OR_RETURN(tables.*table.messages, ReadTable(table));
+    ASSIGN_OR_RETURN(tables.*table.messages, ReadTable(socket, table, 0));
   }
   return tables;
 }
 
 Status RestoreNetworkTables(const NetworkTables& wanted) {
   for (const Table& table : kTables) {
-    std::vector<std::string> messages = wanted.*table.messages;
+    std::vector<std::string> messages;
+    for (const std::string& message : wanted.*table.messages) {
+      if (message.size() < NLMSG_HDRLEN + table.body_bytes) continue;
+      std::string plain = Plain(table, message);
+      if (!plain.empty()) messages.push_back(std::move(plain));
+    }
     std::ranges::sort(messages);
     RETURN_IF_ERROR(MakeTable(table, messages));
-    // The routes to an address come with it, once it is looked at.
-    if (table.made == RTM_NEWADDR) RETURN_IF_ERROR(AwaitAddresses());
+    if (table.made != RTM_NEWADDR) continue;
+    // Nobody can bind to an address before. What was tentative is so again, for as long as it takes.
+    std::set<std::string> tentative;
+    for (const std::string& message : wanted.addresses) {
+      const bool is_whole = message.size() >= NLMSG_HDRLEN + sizeof(ifaddrmsg);
+      if (is_whole && IsTentative(message)) tentative.insert(Plain(table, message));
+    }
+    ASSIGN_OR_RETURN(const RouteSocket socket, RouteSocket::Open());
+    ASSIGN_OR_RETURN(const std::set<std::uint32_t> up, ReadUp(socket, false));
+    RETURN_IF_ERROR(Await(socket, up, tentative));
   }
   return OkStatus();
 }
 
-Status AwaitAddresses() {
-  for (int waited = 0; waited < kSettleMilliseconds; ++waited) {
-    bool is_tentative = false;
-    RETURN_IF_ERROR(ReadTable(kTables[0], &is_tentative).status());
-    if (!is_tentative) break;
-    (void)::poll(nullptr, 0, 1);
+std::set<std::uint32_t> TentativeDevices(const NetworkTables& tables) {
+  std::set<std::uint32_t> devices;
+  for (const std::string& message : tables.addresses) {
+    if (message.size() < NLMSG_HDRLEN + sizeof(ifaddrmsg) || !IsTentative(message)) continue;
+    devices.insert(ReadAs<ifaddrmsg>(std::string_view(message).substr(NLMSG_HDRLEN)).ifa_index);
   }
-  return OkStatus();
+  return devices;
 }
 
 std::string ToStream(std::uint32_t magic, const std::vector<std::string>& messages) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -9,7 +10,7 @@
 
 namespace stasis::engine {
 
-/// Each is one netlink message, without what changes by itself; its own length is in its header.
+/// Each is one netlink message, without what changes by itself but that an address is tentative; its own length is in its header.
 struct NetworkTables {
   std::vector<std::string> addresses, neighbours, rules, routes;
 
@@ -23,8 +24,8 @@ Result<NetworkTables> ReadNetworkTables();
 /// FailedPrecondition: they cannot be made so.
 Status RestoreNetworkTables(const NetworkTables& wanted);
 
-/// Waits until nothing has to be found out about the addresses any more, or for a second (their device may be down).
-Status AwaitAddresses();
+/// Numbers of devices with an address that was still looked for elsewhere on their networks.
+std::set<std::uint32_t> TentativeDevices(const NetworkTables& tables);
 
 /// As `ip address save` and the like write them, and back: `magic`, then the messages.
 std::string ToStream(std::uint32_t magic, const std::vector<std::string>& messages);

@@ -210,11 +210,11 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
   return RestoreMounts(root, before, fill, notes);
 }
 
+// An empty one, to be filled once all are there.
 Status MakeNetwork(RestoredProcess& root, const Kind& kind, std::uint32_t number,
-                   const ImageSource& source, std::vector<std::string>& notes) {
-  ASSIGN_OR_RETURN(const auto network,
-                   ReadOne<image::NetnsEntry>(source, ImageName("netns", number), "netns"));
-  if (!network.has_stasis_loopback_up()) {
+                   const ImageSource& source, LaterInNamespaces& later) {
+  ASSIGN_OR_RETURN(const bool is_known, CanMakeNetwork(number, source));
+  if (!is_known) {
     return FailedPrecondition(
         "the tree had a network namespace of its own, whose interfaces or firewall are not in a "
         "checkpoint: "
@@ -222,8 +222,9 @@ Status MakeNetwork(RestoredProcess& root, const Kind& kind, std::uint32_t number
         "say that it is to be in that of this restore: --join-ns net:/proc/self/ns/net");
   }
   RETURN_IF_ERROR(Unshare(root, kind));
-  ASSIGN_OR_RETURN(const UniqueFd made, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
-  return MakeOwnNetwork(made.get(), network, number, source, notes);
+  ASSIGN_OR_RETURN(UniqueFd made, OpenAt(root.proc.get(), "ns/net", O_RDONLY));
+  later.networks.push_back({.number = number, .ns = std::move(made)});
+  return OkStatus();
 }
 
 // What was in it comes with the rest of the checkpoint.
@@ -249,14 +250,13 @@ Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& ima
     case CLONE_NEWNS:
       return MakeMounts(root, kind, images, source, options, fill, later, notes);
     default:
-      return MakeNetwork(root, kind, images.processes.front().ids.net_ns_id(), source, notes);
+      return MakeNetwork(root, kind, images.processes.front().ids.net_ns_id(), source, later);
   }
 }
 
 // Those of `kind` that processes are in and the root is not.
 Status MakeOthers(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,
-                  const ImageSource& source, const Options& options, OtherNamespaces& others,
-                  std::vector<std::string>& notes) {
+                  const ImageSource& source, const Options& options, LaterInNamespaces& later) {
   if (kind.flag != CLONE_NEWNET && kind.flag != CLONE_NEWUTS) return OkStatus();
   const std::vector<std::uint32_t> numbers = images.OtherNamespaces(kind.number);
   if (numbers.empty()) return OkStatus();
@@ -264,6 +264,7 @@ Status MakeOthers(RestoredProcess& root, const Kind& kind, const CheckpointImage
     return Unimplemented("processes of the tree are in other " + std::string(kind.name) +
                          " namespaces than its root, which a container cannot make again");
   }
+  OtherNamespaces& others = later.others;
   const std::uint32_t of_root = (images.processes.front().ids.*kind.number)();
   RETURN_IF_ERROR(others.Add(root.proc.get(), kind.flag, of_root));
   for (const std::uint32_t number : numbers) {
@@ -273,7 +274,7 @@ Status MakeOthers(RestoredProcess& root, const Kind& kind, const CheckpointImage
       continue;
     }
     RETURN_IF_ERROR(kind.flag == CLONE_NEWUTS ? MakeUts(root, kind, number, source)
-                                              : MakeNetwork(root, kind, number, source, notes));
+                                              : MakeNetwork(root, kind, number, source, later));
     RETURN_IF_ERROR(others.Add(root.proc.get(), kind.flag, number));
   }
   return others.Enter(root, kind.flag, of_root);
@@ -322,7 +323,10 @@ Status RestoreNamespaces(RestoredProcess& root, const CheckpointImages& images,
   for (const std::string& text : options.join_ns) RETURN_IF_ERROR(CheckJoinNs(text));
   for (const Kind& kind : kKinds) {
     RETURN_IF_ERROR(EnterOrMake(root, kind, images, source, options, fill, later, notes));
-    RETURN_IF_ERROR(MakeOthers(root, kind, images, source, options, later.others, notes));
+    RETURN_IF_ERROR(MakeOthers(root, kind, images, source, options, later));
+    if (kind.flag != CLONE_NEWNET) continue;
+    RETURN_IF_ERROR(
+        MakeOwnNetworks(later.networks, source, options.external, later.firewalls, notes));
   }
   return OkStatus();
 }

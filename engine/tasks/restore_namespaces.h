@@ -13,6 +13,7 @@
 #include "engine/mounts/restore_root.h"
 #include "engine/options.h"
 #include "engine/tasks/other_namespaces.h"
+#include "engine/tasks/own_network.h"
 #include "engine/tasks/restored_process.h"
 
 namespace stasis::engine {
@@ -20,8 +21,10 @@ namespace stasis::engine {
 /// What is to be done in them once files and memory are there.
 struct LaterInNamespaces {
   std::vector<PendingReadOnly> read_only;
-  MountNamespaces mounts;                          ///< Where its processes are in several.
-  OtherNamespaces others;                          ///< The same.
+  MountNamespaces mounts;              ///< Where its processes are in several.
+  OtherNamespaces others;              ///< The same.
+  std::vector<EmptyNetwork> networks;  ///< Filled by then.
+  std::vector<PendingFirewall> firewalls;
   std::optional<image::IpcVarEntry> ipc_settings;  ///< See RestoreIpcSettings().
 };
 
