@@ -68,7 +68,8 @@ def test_processes_that_come_and_go_are_no_obstacle(start, folder):
 
 
 def test_a_network_of_its_own_is_what_a_restore_has_to_be_told_of(start, folder):
-    program = start("unshare", "--net", "sh", "-c", "ip link add own type veth peer name other; touch ready; exec sleep 60")
+    device = "ip link add own type veth peer name other; tc qdisc add dev own root pfifo"
+    program = start("unshare", "--net", "sh", "-c", f"{device}; touch ready; exec sleep 60")
     until(lambda: (folder / "ready").exists())
     done = check("--pid", program.pid)
     assert done.returncode == 0 and "\nnote it has a network namespace of its own" in done.stdout, done

@@ -192,6 +192,38 @@ def test_the_firewall_of_a_network_of_its_own_comes_back(start, mounts, folder, 
     assert after == before and len(before) > 3
 
 
+# The peer has closed its end, and does not hear of ours.
+CLOSING = """
+import socket, subprocess, time
+server = socket.create_server(("127.0.0.1", 7079)); client = socket.create_connection(("127.0.0.1", 7079))
+accepted, _ = server.accept(); server.close(); client.shutdown(socket.SHUT_WR)
+while accepted.recv(1): pass
+subprocess.run(["nft", "add rule inet own input tcp dport 7079 drop"], check=True)
+accepted.shutdown(socket.SHUT_WR)
+while client.recv(1): pass
+open("made", "w").close()
+time.sleep(600)
+"""
+
+
+def test_a_connection_comes_back_that_its_firewall_would_not_let_pass(start, mounts, folder):
+    if shutil.which("nft") is None:
+        pytest.skip("this machine has no nft")
+    script = f"""cd {folder}; ip link set dev lo up; nft add table inet own
+    nft 'add chain inet own input {{ type filter hook input priority 0; }}'; exec python3 -c "$0" """
+    program = start(*inside(mounts, "unshare", "--net", "sh", "-ec", script, CLOSING))
+    until((folder / "made").exists, what="the connection")
+    images = folder / "images"
+    images.mkdir()
+    run(*inside(mounts, STASIS, "checkpoint", "--pid", program.pid, "--images-dir", images, "--kill", "--tcp-established"))
+    program.parent.wait(10)
+    restore(mounts, images, "--tcp-established")
+    seen = run("nsenter", "-t", program.pid, "-n", "ss", "-Htn", "state", "last-ack")
+    rules = run("nsenter", "-t", program.pid, "-n", "nft", "list", "ruleset")
+    kill(program)
+    assert "127.0.0.1:7079" in seen and "tcp dport 7079 drop" in rules
+
+
 CONNECT = """
 import socket, sys
 client = socket.socket(); client.settimeout(0.5); client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(sys.argv[1]))

@@ -135,3 +135,25 @@ def test_what_is_of_the_machine_stays_the_machines(start, root, folder):
         assert device(pid, "/dev") == os.stat("/dev").st_dev
     finally:
         os.kill(pid, 9)
+
+
+HIDDEN = """mkdir -p deep/er; mount -t tmpfs first deep/er; echo first >deep/er/file; mount -t tmpfs second deep; mkdir deep/er
+mount -t tmpfs third deep/er; echo third >deep/er/file; mount -t tmpfs fourth deep/er; echo fourth >deep/er/file
+"""
+UNCOVER = "cd /deep/er; cat file; cd /; umount /deep/er; cat /deep/er/file; umount /deep/er; umount /deep; cat /deep/er/file"
+
+
+def test_what_is_in_mounts_that_others_hide_comes_back(start, root, folder):
+    script = SCRIPT.replace("echo kept >run/file", HIDDEN + "echo kept >run/file")
+    started = start("unshare", "--mount", "--pid", "--fork", "--propagation", "private", "sh", "-ec", script, root)
+    until((root / "data/ready").exists, what="the program")
+    pid = descendants(started.pid)[1]
+    before = mounts_of(pid)
+    images = dump(pid, folder / "images", "--external", "mnt[/usr]:programs")
+    run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid", "--root", root, "--external",
+        "mnt[programs]:/usr")
+    pid = int((folder / "pid").read_text(encoding="utf-8"))
+    after = mounts_of(pid)
+    seen = run("nsenter", "-t", pid, "--mount", "--root", f"--wd=/proc/{pid}/cwd", "sh", "-c", UNCOVER)
+    os.kill(pid, 9)
+    assert after == before and seen == "fourth\nthird\nfirst\n"

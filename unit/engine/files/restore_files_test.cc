@@ -398,7 +398,7 @@ TEST_F(RestoreFilesTest, TheReceiverOfSignalsIsOneOfTheTreeOrNoted) {
 
 TEST_F(RestoreFilesTest, AKindThatNobodyRestoresStopsIt) {
   ProcessImage& root = AddProcess();
-  Hold(root, AddFile(image::FD_TUNF), 6);
+  Hold(root, AddFile(image::FD_EXT), 6);
   EXPECT_THAT(RestoreAll(), StatusIs(StatusCode::kUnimplemented, HasSubstr("fd 6")));
 }
 
