@@ -225,7 +225,7 @@ Result<FrozenTree> FrozenTree::Look(pid_t root) {
       TaskFiles files(pid, tid);
       for (const pid_t child : files.Children()) shape.emplace_back(child, pid);
       const auto text = files.Read(TaskFiles::kStatus);
-      if (!text.ok() || process.zombie) continue;
+      if (!text.ok() || process.zombie || (tid != pid && IsKernelWorker(pid, tid))) continue;
       FrozenThread& thread = process.threads.emplace_back();
       thread.files = std::move(files);
       ASSIGN_OR_RETURN(thread.status, ParseTaskStatus(*text));

@@ -1,9 +1,13 @@
 #include "engine/tracee/task_folder.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 
 #include <charconv>
 #include <memory>
+
+#include "engine/base/io.h"
+#include "engine/proc/task.h"
 
 namespace stasis::engine {
 
@@ -37,6 +41,13 @@ std::vector<pid_t> ThreadsOf(pid_t pid) {
     }
   }
   return tids;
+}
+
+bool IsKernelWorker(pid_t pid, pid_t tid) {
+  const Result<std::string> text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/stat");
+  const Result<TaskStat> stat = text.ok() ? ParseTaskStat(*text) : text.status();
+  constexpr unsigned kIoWorker = 0x10;  // PF_IO_WORKER in include/linux/sched.h
+  return stat.ok() && (stat->flags & kIoWorker) != 0;
 }
 
 }  // namespace stasis::engine
