@@ -42,6 +42,7 @@ enum TaskState : std::uint32_t { kAlive = 1, kDead = 2, kStopped = 3 };
 constexpr std::uint32_t kVsyscallArea = 0x4;
 constexpr std::uint32_t kFileArea = 0x40 | 0x80;  // private, shared
 constexpr std::uint32_t kMemfdArea = 0x4000;
+constexpr std::uint32_t kPluginArea = 1 << 27;
 constexpr std::uint32_t kGuardArea = 0x10000;
 
 Status Broken(std::string_view name, std::string_view what) {
@@ -164,7 +165,9 @@ Status CheckBounds(const std::string& name, const VmaEntry& area) {
 Status CheckMappedFile(const std::string& name, const VmaEntry& area,
                        const CheckpointImages& images) {
   if ((area.status() & kFileArea) == 0) return OkStatus();
-  const image::FdTypes type = (area.status() & kMemfdArea) != 0 ? image::FD_MEMFD : image::FD_REG;
+  const image::FdTypes type = (area.status() & kMemfdArea) != 0    ? image::FD_MEMFD
+                              : (area.status() & kPluginArea) != 0 ? image::FD_EXT
+                                                                   : image::FD_REG;
   if (area.shmid() <= UINT32_MAX && images.File(type, static_cast<std::uint32_t>(area.shmid()))) {
     return OkStatus();
   }

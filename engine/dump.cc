@@ -17,12 +17,14 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "engine/base/io.h"
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
+#include "engine/files/io_uring.h"
 #include "engine/files/memfd.h"
 #include "engine/files/message_queue.h"
 #include "engine/held_sink.h"
@@ -391,17 +393,11 @@ Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   return Internal("no such fate");
 }
 
-}  // namespace
-
-Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
-  CountingSink sink(user_sink);
-  DumpReport report;
-  RETURN_IF_ERROR(CheckRoot(request.root));
-  ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
-  // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
-  RETURN_IF_ERROR(StillWanted(request));
-  HeldSink held(sink);
-  held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
+// From the stop of the tree to the end. A ring that is busy: the tree runs on, nothing is written, and `report` has
+// the stop alone.
+Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, HeldSink& held, CountingSink& sink,
+                  DumpReport& report) {
+  const DumpReport unread = report;
   const auto start = steady_clock::now();
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline, request.stop,
                                                        &pre_copy.earlier_stops()));
@@ -425,7 +421,14 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
                         .cgroups = std::move(cgroups)};
   ASSIGN_OR_RETURN(const std::string run_id, ReadFileAt(AT_FDCWD, "/proc/sys/kernel/random/uuid"));
   checkpoint.run_id = text::Trim(run_id);
-  RETURN_IF_ERROR(ReadAll(checkpoint, held));
+  const Status read = ReadAll(checkpoint, held);
+  if (IsBusyRing(read)) {
+    report = unread;
+    RETURN_IF_ERROR(tree.Thaw());
+    report.stops.Add(steady_clock::now() - first_stop);
+    if (request.stop_changed) request.stop_changed(false, report.stops.total);
+  }
+  RETURN_IF_ERROR(read);
   if (request.while_frozen) {
     std::vector<pid_t> others;
     for (const auto& other : checkpoint.namespaces.other_mounts()) {
@@ -472,6 +475,31 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   if (!kept.ok()) {
     report.notes.push_back("the network is not locked until the restore: " + Message(kept));
   }
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
+  CountingSink sink(user_sink);
+  DumpReport report;
+  RETURN_IF_ERROR(CheckRoot(request.root));
+  ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
+  // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
+  RETURN_IF_ERROR(StillWanted(request));
+  HeldSink held(sink);
+  held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
+  constexpr int kTries = 30;
+  constexpr std::chrono::milliseconds kNap{20};
+  Status status;
+  for (int i = 1; i <= kTries; ++i) {
+    status = DumpFrozen(request, pre_copy, held, sink, report);
+    if (!IsBusyRing(status)) break;
+    request.log.Info("the tree runs on for a moment: " + Message(status));
+    std::this_thread::sleep_for(kNap);
+    RETURN_IF_ERROR(StillWanted(request));
+  }
+  RETURN_IF_ERROR(status);
   return report;
 }
 

@@ -13,6 +13,7 @@
 #include "engine/base/io.h"
 #include "engine/dump_files.h"
 #include "engine/files/description.h"
+#include "engine/files/io_uring.h"
 #include "engine/proc/fdinfo.h"
 
 namespace stasis::engine {
@@ -165,6 +166,11 @@ Status FileDumper::AddSocketMapping(Area& area) {
 
 Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
   if (area.Is(kAreaSocket)) return AddSocketMapping(area);
+  if (area.Is(kAreaPlugin)) {
+    ASSIGN_OR_RETURN(const OpenFile* const ring, RingOf(files_, process.pid, area.vma));
+    area.entry.set_shmid(ring->id);
+    return OkStatus();
+  }
   ASSIGN_OR_RETURN(const std::uint32_t flags, FlagsOfMapping(process, area));
   // Most files are mapped in several areas and processes.
   const LinkKey key(makedev(area.vma.dev_major, area.vma.dev_minor), area.vma.inode, area.vma.path,

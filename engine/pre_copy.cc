@@ -171,7 +171,9 @@ void Watch(SavedProcess& process) {
   if (!process.tracker) return;
   const Result<std::vector<Vma>> vmas = ReadMaps(process.proc.get());
   if (!vmas.ok()) return;
-  const auto is_ring = [](const Vma& vma) { return vma.path == "/[aio] (deleted)"; };
+  const auto is_ring = [](const Vma& vma) {
+    return vma.path == "/[aio] (deleted)" || vma.path == kRingLink;
+  };
   if (std::ranges::any_of(*vmas, is_ring)) return;
   for (const Vma& vma : *vmas) process.tracker->Watch(vma);
 }

@@ -46,7 +46,11 @@ constexpr std::uint64_t kFewTableBytes = std::uint64_t{4} << 20;
 constexpr std::uint64_t kMostTableBytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t kBytesOfTable = std::uint64_t{2} << 20;  // of memory, told by one page
 
-constexpr std::string_view kRing = "/[aio] (deleted)";
+constexpr std::string_view kAioRing = "/[aio] (deleted)";
+
+bool HasRing(std::string_view maps) {
+  return maps.find(kAioRing) != maps.npos || maps.find(kRingLink) != maps.npos;
+}
 
 bool IsSegment(const Vma& vma) { return vma.path.starts_with("/SYSV"); }
 
@@ -299,7 +303,7 @@ Status SharedCopy::CheckMachine(const std::set<pid_t>& tree, const Log& log) {
   std::vector<pid_t> pids;
   for (const Mapper& mapper : mappers_) pids.push_back(mapper.pid);
   return ForEachMaps(pids, [&](pid_t pid, const std::string& text) -> Status {
-    if (tree.contains(pid) && text.find(kRing) != std::string::npos) return RingIn(pid);
+    if (tree.contains(pid) && HasRing(text)) return RingIn(pid);
     std::optional<std::vector<Vma>> vmas;
     const auto check = [&](const SavedObject& object) -> Status {
       // Of another IPC namespace's segments the numbers are the same; who is attached is known.
@@ -422,8 +426,9 @@ Status SharedCopy::CheckFrozen(std::span<const MappedAreas> tree, const SavedObj
   for (const MappedAreas& process : tree) {
     const pid_t pid = process.frozen.pid;
     RETURN_IF_ERROR(CheckMappings(pid, MappingsOf(vmas(process), object.key), object));
-    const bool has_ring =
-        std::ranges::any_of(process.areas, [](const Area& area) { return area.Is(kAreaAioRing); });
+    const bool has_ring = std::ranges::any_of(process.areas, [](const Area& area) {
+      return area.Is(kAreaAioRing) || area.Is(kAreaPlugin);
+    });
     if (has_ring) return RingIn(pid);
   }
   if (!object.is_segment) return OkStatus();

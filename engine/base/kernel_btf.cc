@@ -89,6 +89,10 @@ Status KernelBtf::ReadTypes(std::uint64_t begin, std::uint64_t end) {
     if (!rest || end - begin - sizeof(btf_type) < *rest) {
       return DataLoss("BTF: type " + std::to_string(types_.size()) + " is of an unknown kind");
     }
+    const std::uint32_t kind = KindOf(Word(begin + offsetof(btf_type, info)));
+    const auto number = static_cast<std::uint32_t>(types_.size());
+    if (kind == BTF_KIND_STRUCT || kind == BTF_KIND_UNION) structures_.push_back(number);
+    if (kind == BTF_KIND_ENUM) enumerations_.push_back(number);
     types_.push_back(static_cast<std::uint32_t>(begin));
     begin += sizeof(btf_type) + *rest;
   }
@@ -153,9 +157,7 @@ Result<std::uint32_t> KernelBtf::SizeOfType(std::uint32_t type) const {
 
 std::vector<std::uint32_t> KernelBtf::Named(std::string_view structure) const {
   std::vector<std::uint32_t> found;
-  for (std::uint32_t type = 1; type < types_.size(); ++type) {
-    const std::uint32_t kind = KindOf(Word(types_[type] + offsetof(btf_type, info)));
-    if (kind != BTF_KIND_STRUCT && kind != BTF_KIND_UNION) continue;
+  for (const std::uint32_t type : structures_) {
     if (Name(Word(types_[type])) == structure) found.push_back(type);
   }
   return found;
@@ -208,9 +210,8 @@ Result<KernelBtf::Field> KernelBtf::Find(std::string_view structure, std::string
 }
 
 Result<std::uint32_t> KernelBtf::Constant(std::string_view name) const {
-  for (std::uint32_t type = 1; type < types_.size(); ++type) {
+  for (const std::uint32_t type : enumerations_) {
     const std::uint32_t info = Word(types_[type] + offsetof(btf_type, info));
-    if (KindOf(info) != BTF_KIND_ENUM) continue;
     for (std::uint64_t i = 0; i < BTF_INFO_VLEN(info); ++i) {
       const std::uint64_t at = types_[type] + sizeof(btf_type) + i * sizeof(btf_enum);
       if (Name(Word(at)) == name) return Word(at + offsetof(btf_enum, val));

@@ -46,6 +46,7 @@ class KernelBtf {
   std::string bytes_;
   std::uint64_t strings_ = 0, strings_end_ = 0;
   std::vector<std::uint32_t> types_;  // where each begins, by its number; 0 is void
+  std::vector<std::uint32_t> structures_, enumerations_;  // their numbers
 };
 
 }  // namespace stasis

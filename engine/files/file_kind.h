@@ -254,6 +254,7 @@ struct FileKind {
   X(kFanotify)               \
   X(kPidfd)                  \
   X(kBpfMap)                 \
+  X(kIoUring)                \
   X(kNamespaceFile)          \
   X(kInetSocket)             \
   X(kUnixSocket)             \

@@ -26,9 +26,6 @@ std::string NameOf(const image::FileEntry& entry) {
 
 // Why no kind took `file`, as far as we can tell.
 std::string WhatIs(const OpenFile& file) {
-  // docs/decisions/0008-io-uring-is-refused.md
-  if (file.link == "anon_inode:[io_uring]")
-    return "an io_uring, whose state the kernel does not show,";
   // Permission events hold up other processes, marks name inodes and mounts by number alone.
   if (file.link == "anon_inode:[fanotify]") return "a fanotify group (fanotify_init)";
   int family = 0;
@@ -70,6 +67,8 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
       return &entry.nlsk().fown();
     case image::FD_PACKETSK:
       return &entry.psk().fown();
+    case image::FD_EXT:
+      return &entry.ext().fown();
     default:
       return nullptr;
   }

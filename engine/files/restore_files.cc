@@ -26,6 +26,7 @@
 #include "engine/files/descriptor_table.h"
 #include "engine/files/file_locks.h"
 #include "engine/files/ghost_file.h"
+#include "engine/files/io_uring_restore.h"
 #include "engine/files/kept_links.h"
 #include "engine/files/memfd.h"
 #include "engine/files/network_lock.h"
@@ -78,10 +79,11 @@ class Restorer : public FileRestorer {
     RETURN_IF_ERROR(context.TakeStdio());
     ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
     RETURN_IF_ERROR(FindPassed(context));
+    ASSIGN_OR_RETURN(rings_, RingRestorer::Create(source_));
     for (const auto& [key, holder] : holders_) {
       const FileEntry* entry = images_.File(key.first, key.second);
       if (entry == nullptr) return InvalidArgument(NameOf(holder) + " is not in files.img");
-      if (IsOfProcess(*entry, images_)) continue;
+      if (IsOfProcess(*entry, images_) || rings_.Has(key)) continue;
       Result<UniqueFd> fd = RestoreInPlace(*entry, context);
       if (!fd.ok()) return Annotate(fd.status(), NameOf(holder));
       files_[key] = *std::move(fd);
@@ -138,16 +140,26 @@ class Restorer : public FileRestorer {
   }
 
   Status Install(RestoredProcess& process) override {
+    RETURN_IF_ERROR(InstallTable(process));
+    return rings_.Map(process);
+  }
+
+  Status InstallTable(RestoredProcess& process) {
     const std::uint32_t table = process.image->ids.files_id();
     if (table != 0 && !installed_.insert(table).second) return OkStatus();
     std::vector<int> our_fds;
     for (const FdinfoEntry& descriptor : process.image->descriptors) {
+      if (rings_.Has(KeyOf(descriptor))) {
+        our_fds.push_back(root_folder_.get());  // anything, until the ring takes its place
+        continue;
+      }
       RETURN_IF_ERROR(OpenOfProcess(process, descriptor));
       const auto found = files_.find(KeyOf(descriptor));
       if (found == files_.end()) return Internal("Install before RestoreAll");
       our_fds.push_back(found->second.get());
     }
-    return MakeDescriptorTable(process, our_fds);
+    RETURN_IF_ERROR(MakeDescriptorTable(process, our_fds));
+    return rings_.Place(process, files_);
   }
 
   const PathlessFiles& pathless() const override { return pathless_; }
@@ -174,6 +186,7 @@ class Restorer : public FileRestorer {
     for (RestoredProcess& process : processes) {
       if (!process.image->zombie) actors.try_emplace(process.image->pid(), process, notes_);
     }
+    RETURN_IF_ERROR(rings_.Finish(processes, files_));
     for (const auto& [key, holder] : holders_) {
       const auto actor = actors.find(holder.pid);
       if (actor == actors.end()) return Internal(NameOf(holder) + ": no such process");
@@ -485,6 +498,7 @@ class Restorer : public FileRestorer {
   std::map<FileKey, Holder> holders_;
   std::vector<ControllingTerminal> terminals_;
   std::map<FileKey, UniqueFd> files_;
+  RingRestorer rings_;
   PathlessFiles pathless_;
   std::set<std::uint32_t> installed_;  // tables, by id: what processes share is made once
   UniqueFd network_;                   // the network namespace

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "engine/image/schema/files.pb.h"
+#include "engine/image/schema/io_uring.pb.h"
 #include "engine/image/schema/sockets.pb.h"
 
 namespace stasis::engine {
@@ -66,6 +67,7 @@ constexpr auto kTypes = std::to_array<Type>({
     {"pidns", 0x61157326},
     {"timens", 0x43114433},
     {"cpuinfo", 0x61404013},
+    {"stasis-io-uring", 0x49525354},  // ours; CRIU does not look for it
     {"stats-dump", 0x57093306, Framing::kService},
     {"stats-restore", 0x57093306, Framing::kService},
 });
@@ -101,6 +103,11 @@ Result<std::uint64_t> RawLength(std::string_view type, const std::string& messag
     image::BpfmapDataEntry entry;
     if (!entry.ParsePartialFromString(message)) return DataLoss("a record does not parse");
     return std::uint64_t{entry.keys_bytes()} + entry.values_bytes();
+  }
+  if (type == "stasis-io-uring") {
+    image::IoUringEntry entry;
+    if (!entry.ParsePartialFromString(message)) return DataLoss("a record does not parse");
+    return std::uint64_t{entry.ring_bytes()} + entry.entries_bytes();
   }
   return 0;
 }

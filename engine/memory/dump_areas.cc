@@ -75,6 +75,8 @@ Result<std::uint32_t> StatusOfHuge(const Vma& vma, pid_t ns_pid) {
 Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device) {
   if (vma.path == "[vsyscall]") return kAreaVsyscall | kAreaAnonPrivate;
   if (IsVvar(vma)) return kAreaRegular | kAreaAnonPrivate | kAreaVvar;
+  // Before Linux 6.10 as device memory.
+  if (vma.path == kRingLink) return kAreaRegular | kAreaFileShared | kAreaPlugin;
   for (const Refusal& refusal : kRefused) {
     if (vma.Has(refusal.flag)) return Refuse(vma, ns_pid, refusal.what);
   }

@@ -30,6 +30,7 @@ enum AreaStatus : std::uint32_t {
   kAreaAioRing = 0x2000,
   kAreaMemfd = 0x4000,
   kAreaGuard = 0x10000,
+  kAreaPlugin = 0x800'0000,  // what CRIU leaves to a plugin; ours are rings of io_uring
 };
 
 struct Area {

@@ -120,6 +120,7 @@ Status MakeSharedObject(RestoredProcess& process, const ImageSource& source, Sha
 }
 
 Status AreaMapper::Map(const AreaImage& area) {
+  if (area.kind == AreaImage::Kind::kRing) return OkStatus();
   if (area.kind == AreaImage::Kind::kSystemV) {
     RETURN_IF_ERROR(segments_.Attach(process_, area));
     AddAdvice(area);

@@ -48,7 +48,6 @@ struct NamedStatus {
 constexpr std::array kUnsupported = {
     NamedStatus{kShadowStack, "a shadow stack"},
     NamedStatus{kUprobes, "a uprobes area"},
-    NamedStatus{kPlugin, "memory of a CRIU plugin"},
 };
 
 // Flags that say nothing about the area any more (mmap(2): ignored), or that we apply by other means.
@@ -97,6 +96,13 @@ Status CheckSupported(const image::VmaEntry& vma) {
 }
 
 Status ReadKind(const image::VmaEntry& vma, AreaImage& area) {
+  if ((vma.status() & kPlugin) != 0) {
+    if ((vma.status() & kKinds) != kFileShared) {
+      return Unimplemented("memory of a CRIU plugin cannot be restored");
+    }
+    area.kind = AreaImage::Kind::kRing;  // mapped when the ring is there (files/io_uring_restore.h)
+    return OkStatus();
+  }
   switch (vma.status() & kKinds) {
     case kAnonPrivate:
       area.kind = AreaImage::Kind::kAnonymous;
@@ -136,10 +142,10 @@ Status ReadFlags(const image::VmaEntry& vma, AreaImage& area) {
   const std::uint32_t flags = vma.flags();
   const std::uint32_t type = flags & MAP_TYPE;
   area.droppable = type == MAP_DROPPABLE;
-  const bool shared = area.kind == AreaImage::Kind::kSharedFile ||
-                      area.kind == AreaImage::Kind::kSharedAnonymous ||
-                      area.kind == AreaImage::Kind::kSystemV ||
-                      (area.kind == AreaImage::Kind::kSocket && type == MAP_SHARED);
+  const bool shared =
+      area.kind == AreaImage::Kind::kSharedFile || area.kind == AreaImage::Kind::kRing ||
+      area.kind == AreaImage::Kind::kSharedAnonymous || area.kind == AreaImage::Kind::kSystemV ||
+      (area.kind == AreaImage::Kind::kSocket && type == MAP_SHARED);
   const bool anonymous = area.kind == AreaImage::Kind::kAnonymous ||
                          area.kind == AreaImage::Kind::kSharedAnonymous ||
                          area.kind == AreaImage::Kind::kSystemV;

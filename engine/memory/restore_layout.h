@@ -52,7 +52,15 @@ std::optional<std::uint64_t> FindGap(std::vector<AddressRange> busy, std::uint64
 
 /// One area to be mapped, as its image says.
 struct AreaImage {
-  enum class Kind { kAnonymous, kPrivateFile, kSharedFile, kSharedAnonymous, kSystemV, kSocket };
+  enum class Kind {
+    kAnonymous,
+    kPrivateFile,
+    kSharedFile,
+    kSharedAnonymous,
+    kSystemV,
+    kSocket,
+    kRing
+  };
 
   AddressRange range;
   Kind kind = Kind::kAnonymous;

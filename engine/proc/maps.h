@@ -10,6 +10,9 @@
 
 namespace stasis::engine {
 
+/// What io_uring(7) is called in memory and among descriptors; all rings are.
+inline constexpr std::string_view kRingLink = "anon_inode:[io_uring]";
+
 /// One area of a task's memory, proc_pid_maps(5) and proc_pid_smaps(5).
 struct Vma {
   std::uint64_t start = 0;   ///< Bytes, page-aligned.

@@ -4,8 +4,9 @@
 //         for (cred_guard_mutex; de_thread() in fs/exec.c, ptrace_attach()). So somebody else has to reap for
 //         a thread that hangs in PTRACE_SEIZE; any thread of its process may (wait(2), __WNOTHREAD).
 // Rule    waitid(2) tells a tracer of stops, whatever it asks for (wait_task_stopped() in kernel/exit.c).
-// Rule    The kernel's own threads among those of a process (task_folder.h) cannot be seized. They run on; what they
-//         work at for a ring of io_uring is under way, and its dump waits for that (files/io_uring.cc).
+// Rule    The kernel's own threads among those of a process (task_folder.h) could be seized, but an interrupt ends the
+//         request that they work at with EINTR. They run on: what is under way, a ring's dump waits for
+//         (files/io_uring.cc).
 // Rule    A thread that executes a program has the number of its process from then on. Of the thread that had
 //         it, and of its own number, waitid(2) says ECHILD.
 #include "engine/tracee/freezer.h"
@@ -58,15 +59,14 @@ bool Reap(pid_t tid) {
 }
 
 // What may be had of a thread that cannot be seized.
-enum class Refused { kEnded, kIsKernels, kIsOurs, kTryAgain };
+enum class Refused { kEnded, kIsOurs, kTryAgain };
 
-// A zombie and a worker of io_uring refuse to be seized with EPERM, as a foreign tracee does.
+// A zombie refuses to be seized with EPERM, as a foreign tracee does.
 Result<Refused> WhyNotSeized(pid_t pid, pid_t tid) {
   const auto text = ReadFileAt(AT_FDCWD, TaskFolder(pid, tid) + "/status");
   if (!text.ok()) return Refused::kEnded;
   ASSIGN_OR_RETURN(const TaskStatus task, ParseTaskStatus(*text));
   if (task.state == 'Z' || task.state == 'X') return Refused::kEnded;
-  if (IsKernelWorker(pid, tid)) return Refused::kIsKernels;
   // Seized by its own number, it has executed a program since.
   if (task.tracer_pid == ::gettid()) return Refused::kIsOurs;
   if (task.tracer_pid != 0) {
@@ -139,11 +139,13 @@ Result<bool> Freezer::Seize(pid_t pid, const std::vector<pid_t>& tids) {
 
 Result<bool> Freezer::SeizeOne(pid_t pid, pid_t tid) {
   constexpr int kTries = 5;
+  // What was looked at before is none of the kernel's, for whose work an interrupt would be the end.
+  if (tid != pid && !files_.contains(tid) && IsKernelWorker(pid, tid)) return false;
   Result<Tracee> tracee = reaper_->Seize(tid);
   for (int i = 1; !tracee.ok(); ++i) {
     if (tracee.status().code() == StatusCode::kNotFound) return false;
     ASSIGN_OR_RETURN(const Refused why, WhyNotSeized(pid, tid));
-    if (why == Refused::kEnded || why == Refused::kIsKernels) return false;
+    if (why == Refused::kEnded) return false;
     if (i == kTries) return Annotate(tracee.status(), "pid " + std::to_string(pid));
     tracee = why == Refused::kIsOurs ? Tracee::Adopt(tid) : reaper_->Seize(tid);
   }

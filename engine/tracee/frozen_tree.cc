@@ -102,6 +102,7 @@ struct FrozenTree::Before {
       const pid_t pid = before.shape[i].first;
       std::vector<pid_t>& tids = before.tids[pid];
       tids = ThreadsOf(pid);
+      std::erase_if(tids, [pid](pid_t tid) { return tid != pid && IsKernelWorker(pid, tid); });
       for (const pid_t tid : tids) {
         threads.emplace_back(pid, tid);
         TaskFiles& files = before.files[tid] = TaskFiles(pid, tid);

@@ -1,0 +1,43 @@
+// What dumping and restoring rings of io_uring share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "engine/base/status.h"
+#include "engine/files/file_kind.h"
+#include "engine/image/schema/io_uring.pb.h"
+#include "engine/image/schema/memory.pb.h"
+#include "engine/proc/maps.h"
+
+namespace stasis::engine {
+
+inline constexpr std::string_view kRingImage = "stasis-io-uring";
+
+/// Submissions that bring a new ring where one was, at most; some hundred nanoseconds each.
+inline constexpr std::uint32_t kMostSubmissions = 50'000'000;
+
+/// True for a dump that met a ring with something under way, which may end when the tree runs.
+bool IsBusyRing(const Status& status);
+
+/// The memory of a ring or of its submission entries, mapped into ours.
+class RingMemory {
+ public:
+  /// `place`: IORING_OFF_SQ_RING or IORING_OFF_SQES.
+  static Result<RingMemory> Map(int fd, std::uint64_t place, std::size_t size);
+  RingMemory(RingMemory&& other) noexcept;
+  RingMemory& operator=(RingMemory&&) = delete;
+  ~RingMemory();
+  std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  explicit RingMemory(std::span<std::byte> bytes) : bytes_(bytes) {}
+  std::span<std::byte> bytes_;
+};
+
+/// Finds the ring among `files` that `vma` of process `pid` maps, by its page frames.
+Result<const OpenFile*> RingOf(std::span<const OpenFile> files, pid_t pid, const Vma& vma);
+
+}  // namespace stasis::engine
