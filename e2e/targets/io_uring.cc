@@ -67,6 +67,16 @@ int main(int, char** argv) {
     CHECK_EQ(skipping.Submit(), 1);
   }
 
+  Ring worked(8, 0);
+  char zeros[16] = {};
+  io_uring_sqe& read = worked.Next();
+  read.opcode = IORING_OP_READ;
+  read.flags = IOSQE_ASYNC;  // by a thread of the kernel, which waits for more to do
+  read.fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+  read.addr = reinterpret_cast<std::uint64_t>(zeros);
+  read.len = sizeof(zeros);
+  CHECK_EQ(worked.Run().res, sizeof(zeros));
+
   target::PassCheckpoint(folder);
 
   CHECK_EQ(fresh.taken(), 0);
@@ -89,7 +99,7 @@ int main(int, char** argv) {
   CHECK((fcntl(plain.fd(), F_GETFD) & FD_CLOEXEC) != 0);
   CheckDeferred(deferred);
   for (Ring* const ring :
-       {&fresh, &plain, &waiting, &full, &deferred, &large, &prepared, &skipping}) {
+       {&fresh, &plain, &waiting, &full, &deferred, &large, &prepared, &skipping, &worked}) {
     ring->Spin(100);
   }
   // A drain is refused once a completion was skipped, and only then.

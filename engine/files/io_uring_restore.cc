@@ -7,6 +7,7 @@
 // Rule     The kernel looks at where completions are fetched (cq.head) when it makes room for some at once, and then
 //          uses that room whatever the program writes: the head is never ahead of where it is to be in the end.
 // Rule     A ring with IORING_SETUP_R_DISABLED belongs, with IORING_SETUP_SINGLE_ISSUER, to the thread that enables it.
+// Check    Where the kernel's structures can be read, what was made is compared with what was saved
 // Rule     SCM_RIGHTS takes no ring (Linux 6.7). A process fetches it from another of the same user (pidfd_getfd(2)).
 #include "engine/files/io_uring_restore.h"
 
@@ -329,6 +330,32 @@ class Registrar {
   std::vector<int> sent_;
 };
 
+// What the kernel knows of a ring that was made, compared with what it knew of the old one.
+Status CheckMade(const RingState& made, const image::IoUringEntry& old) {
+  constexpr std::uint32_t kAdded = IORING_SETUP_CQSIZE;
+  const auto differs = [](std::string_view what) {
+    return Internal("a new io_uring is not as the old one was: " + std::string(what));
+  };
+  if ((made.setup_flags | kAdded) != (old.setup_flags() | kAdded)) return differs("set-up flags");
+  if (made.sq_head != old.sq_head() || made.cq_tail != old.cq_tail()) return differs("positions");
+  if (made.drain_disabled != old.drain_disabled()) return differs("what was skipped");
+  if (made.submitter.has_value() != (old.submitter() != 0)) return differs("its thread");
+  if ((made.eventfd != 0) != old.has_eventfd() || made.eventfd_async != old.eventfd_async()) {
+    return differs("its eventfd");
+  }
+  if (!made.busy.empty()) return differs(made.busy);
+  const auto has_file = [](const RingSlot& a, const image::IoUringSlot& b) {
+    return (a.file != 0) == b.has_file() && a.tag == b.tag();
+  };
+  if (!std::ranges::equal(made.files, old.files(), has_file)) return differs("registered files");
+  const auto is_buffer = [](const RingBuffer& a, const image::IoUringBuffer& b) {
+    return a.address == b.address() && a.length == b.length() && a.tag == b.tag();
+  };
+  if (!std::ranges::equal(made.buffers, old.buffers(), is_buffer)) return differs("buffers");
+  const bool same_limits = std::ranges::equal(made.worker_limits, old.worker_limits());
+  return same_limits ? OkStatus() : differs("limits of its workers");
+}
+
 // Runs `work` with calls in thread `tid` of the images.
 using Work = std::function<Status(RestoredProcess&, RemoteSyscalls&, const OneRun&)>;
 Status InThread(std::vector<RestoredProcess>& processes, pid_t tid, const Work& work) {
@@ -521,12 +548,19 @@ Status RingRestorer::TakeHandle(std::vector<RestoredProcess>& processes, std::ui
 
 Status RingRestorer::Finish(std::vector<RestoredProcess>& processes,
                             const std::map<FileKey, UniqueFd>& files) {
+  if (rings_.empty()) return OkStatus();
+  Result<RingReader> reader = RingReader::Create();  // may not be had here
   for (auto& [id, ring] : rings_) {
     const std::string name = "io_uring " + std::to_string(id);
     if (ring.maker == nullptr) return DataLoss(name + ": no process holds it");
     RETURN_IF_ERROR(Annotate(FinishOne(processes, id, ring, files), name));
     for (const image::IoUringHandle& handle : ring.state.handles()) {
       RETURN_IF_ERROR(Annotate(TakeHandle(processes, id, handle), name));
+    }
+    if (reader.ok()) {
+      Result<RingState> made = reader->Read(ring.ours.get());
+      if (!made.ok()) return Annotate(made.status(), name);
+      RETURN_IF_ERROR(Annotate(CheckMade(*made, ring.state), name));
     }
     ring.ours.Reset();
     ring.memory.clear();
