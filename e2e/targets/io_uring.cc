@@ -67,6 +67,9 @@ int main(int, char** argv) {
     CHECK_EQ(skipping.Submit(), 1);
   }
 
+  Ring long_one(256, 0, 2048);
+  long_one.Spin(5000);
+  for (std::uint64_t i = 0; i < 2000; ++i) long_one.Leave(i);
   Ring worked(8, 0);
   char zeros[16] = {};
   io_uring_sqe& read = worked.Next();
@@ -90,6 +93,7 @@ int main(int, char** argv) {
   for (std::uint64_t i = 0; i < 32; ++i) CHECK_EQ(waiting.Take().user_data, 1000 + i);
   for (std::uint64_t i = 0; i < 8; ++i) CHECK_EQ(full.Take().user_data, i);
   CHECK_EQ(large.Take().user_data, 5);
+  for (std::uint64_t i = 0; i < 2000; ++i) CHECK_EQ(long_one.Take().user_data, i);
   CHECK_EQ(prepared.Submit(5), 5);
   for (std::uint64_t i = 0; i < 5; ++i) CHECK_EQ(prepared.Take().user_data, 200 + i);
   for (int i = 0; i < 3; ++i) skipping.Take();
@@ -98,8 +102,8 @@ int main(int, char** argv) {
   CHECK((fcntl(again, F_GETFD) & FD_CLOEXEC) == 0);
   CHECK((fcntl(plain.fd(), F_GETFD) & FD_CLOEXEC) != 0);
   CheckDeferred(deferred);
-  for (Ring* const ring :
-       {&fresh, &plain, &waiting, &full, &deferred, &large, &prepared, &skipping, &worked}) {
+  for (Ring* const ring : {&fresh, &plain, &waiting, &full, &deferred, &large, &prepared, &skipping,
+                           &worked, &long_one}) {
     ring->Spin(100);
   }
   // A drain is refused once a completion was skipped, and only then.

@@ -9,6 +9,7 @@
 // Refused  by name, in io_uring_state.cc. Requests that do not end while the dump waits for them
 // Source   io_uring(7), io_uring_setup(2), io_uring/memmap.c; tested on 6.18
 // Rule     IORING_SETUP_ATTACH_WQ shares a thread that polls, and without one nothing (Linux 5.12).
+// Rule     A ring can only be mapped as a whole (io_region_mmap(), Linux 6.14).
 // Rule     A ring's pages are there from when it is mapped until it is unmapped, also in a child: two mappings show
 //          the same ring exactly if they show the same frame.
 #include "engine/files/io_uring.h"
@@ -110,9 +111,10 @@ void SetSizes(const RingState& state, image::IoUringEntry& ring) {
 // A new ring gets there by submissions, of which each completes once or, where the program has known that, not at all.
 Status CheckPositions(const RingState& state) {
   const std::uint32_t more = state.cq_tail - state.sq_head;
-  if (state.sq_head > kMostSubmissions) {
-    return Unimplemented("a ring that has taken " + std::to_string(state.sq_head) +
-                         " requests cannot be checkpointed: it would take long to restore");
+  if (TimeToReach(state.sq_head, state.sq_entries) > kMostTime) {
+    return Unimplemented("a ring of " + std::to_string(state.sq_entries) +
+                         " entries that has taken " + std::to_string(state.sq_head) +
+                         " requests cannot be checkpointed: to restore it would take too long");
   }
   if (more != 0 && more < 0x8000'0000) {
     return Unimplemented("a ring with more completions than requests cannot be checkpointed");
@@ -304,9 +306,9 @@ Result<const OpenFile*> RingOf(std::span<const OpenFile> files, pid_t pid, const
   if (frame == 0 || !is_whole) return Unimplemented("a part of an io_uring cannot be checkpointed");
   for (const OpenFile& file : files) {
     if (!Owns(file)) continue;
-    ASSIGN_OR_RETURN(const RingMemory memory,
-                     RingMemory::Map(file.borrowed.get(), vma.offset, kPageBytes));
-    const auto at = reinterpret_cast<std::uint64_t>(memory.bytes().data());
+    const Result<RingMemory> memory = RingMemory::Map(file.borrowed.get(), vma.offset, vma.size());
+    if (!memory.ok()) continue;  // it is of another size
+    const auto at = reinterpret_cast<std::uint64_t>(memory->bytes().data());
     ASSIGN_OR_RETURN(const std::uint64_t ours, frame_at("thread-self", at));
     if (ours == frame) return &file;
   }

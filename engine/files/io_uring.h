@@ -1,6 +1,8 @@
 // What dumping and restoring rings of io_uring share.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -16,8 +18,14 @@ namespace stasis::engine {
 
 inline constexpr std::string_view kRingImage = "stasis-io-uring";
 
-/// Submissions that bring a new ring where one was, at most; some hundred nanoseconds each.
-inline constexpr std::uint32_t kMostSubmissions = 50'000'000;
+/// How long it takes, about, to bring a new ring of so many entries to position `taken`: what was measured, of requests
+/// and of calls.
+inline constexpr std::chrono::nanoseconds TimeToReach(std::uint32_t taken, std::uint32_t entries) {
+  constexpr std::uint64_t kOfRequest = 200, kOfCall = 4000;
+  return std::chrono::nanoseconds(taken * kOfRequest +
+                                  taken / std::clamp(entries, 1u, 1024u) * kOfCall);
+}
+inline constexpr std::chrono::seconds kMostTime{10};
 
 /// True for a dump that met a ring with something under way, which may end when the tree runs.
 bool IsBusyRing(const Status& status);

@@ -53,7 +53,8 @@ Status CheckRing(const image::IoUringEntry& ring, std::size_t bytes) {
   const bool counts = is_power(ring.sq_entries()) && ring.sq_entries() <= kMostEntries &&
                       is_power(ring.cq_entries()) && ring.cq_entries() <= kMostCompletions &&
                       ring.files_size() <= kMostSlots && ring.buffers_size() <= kMostSlots;
-  const bool positions = ring.sq_head() <= kMostSubmissions && ring.cq_tail() <= ring.sq_head() &&
+  const bool positions = TimeToReach(ring.sq_head(), ring.sq_entries()) <= kMostTime &&
+                         ring.cq_tail() <= ring.sq_head() &&
                          (ring.cq_tail() == ring.sq_head() || ring.drain_disabled());
   if (fits && counts && positions) return OkStatus();
   return InvalidArgument("stasis-io-uring.img: an impossible ring");
