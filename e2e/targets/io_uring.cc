@@ -1,4 +1,6 @@
 // io_uring(7): rings at rest. Their positions, completions that nobody has fetched, and how they were set up.
+#include <thread>
+
 #include "ring.h"
 
 namespace {
@@ -79,9 +81,17 @@ int main(int, char** argv) {
   read.addr = reinterpret_cast<std::uint64_t>(zeros);
   read.len = sizeof(zeros);
   CHECK_EQ(worked.Run().res, sizeof(zeros));
+  // A thread that waits for a completion, which nothing but a request ends.
+  Ring awaited(8, 0);
+  int waited = -1;
+  std::thread waiter([&] { waited = target::Enter(awaited.fd(), 0, 1, IORING_ENTER_GETEVENTS); });
 
   target::PassCheckpoint(folder);
 
+  awaited.Leave(9);
+  waiter.join();
+  CHECK_EQ(waited, 0);
+  CHECK_EQ(awaited.Take().user_data, 9);
   CHECK_EQ(fresh.taken(), 0);
   CHECK_EQ(plain.taken(), 1000);
   CHECK_EQ(plain.completed(), 1000);

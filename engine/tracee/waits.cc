@@ -4,6 +4,8 @@
 //         when they are interrupted: the kernel has noted when they are to end. Nobody can read that note.
 // Rule    A thread that was restarted sits in restart_syscall(2), with the arguments of the call that it
 //         goes on with; the kernel function in which it sleeps tells which that is.
+// Rule    io_uring_enter(2) says EINTR only when it has taken no request; a time limit is in what
+//         IORING_ENTER_EXT_ARG leads to (io_cqring_wait() in io_uring/io_uring.c).
 // Rule    se.exec_start of a sleeping task is when it last began to run, by the clock of its processor.
 //         Processors' clocks differ (time for interrupts and the hypervisor is not counted), and none is
 //         ahead of real time: what we take for the time slept is never more than it was.
@@ -11,6 +13,7 @@
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/io_uring.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -37,14 +40,19 @@ bool IsProcessorClock(std::uint64_t argument) {
 struct EndlessWait {
   long number;
   std::size_t limit;  // the argument that tells
-  enum { kAlways, kNull, kNegative } endless_if;
+  enum { kAlways, kNull, kNegative, kNoExtension } endless_if;
 };
 // Asynchronous I/O contexts cannot be dumped, but a dump that is refused disturbs them as well.
 constexpr EndlessWait kEndlessWaits[] = {
-    {SYS_epoll_wait, 3, EndlessWait::kNegative}, {SYS_epoll_pwait, 3, EndlessWait::kNegative},
-    {SYS_epoll_pwait2, 3, EndlessWait::kNull},   {SYS_rt_sigtimedwait, 2, EndlessWait::kNull},
-    {SYS_semtimedop, 3, EndlessWait::kNull},     {SYS_semop, 0, EndlessWait::kAlways},
-    {SYS_io_getevents, 4, EndlessWait::kNull},   {SYS_io_pgetevents, 4, EndlessWait::kNull},
+    {SYS_epoll_wait, 3, EndlessWait::kNegative},
+    {SYS_epoll_pwait, 3, EndlessWait::kNegative},
+    {SYS_epoll_pwait2, 3, EndlessWait::kNull},
+    {SYS_rt_sigtimedwait, 2, EndlessWait::kNull},
+    {SYS_semtimedop, 3, EndlessWait::kNull},
+    {SYS_semop, 0, EndlessWait::kAlways},
+    {SYS_io_getevents, 4, EndlessWait::kNull},
+    {SYS_io_pgetevents, 4, EndlessWait::kNull},
+    {SYS_io_uring_enter, 3, EndlessWait::kNoExtension},
 };
 
 // The call that restart_syscall(2) goes on with. `where`: the function that sleeps, but for those of the
@@ -176,6 +184,8 @@ bool EndedByStop(const arch::SystemCall& call) {
         return limit == 0;
       case EndlessWait::kNegative:
         return static_cast<int>(limit) < 0;
+      case EndlessWait::kNoExtension:
+        return (limit & IORING_ENTER_EXT_ARG) == 0;
     }
   }
   return false;

@@ -64,6 +64,8 @@ TEST(WaitsTest, ACallEndsByAStopOnlyWhenItHasNoTimeLimit) {
   EXPECT_FALSE(ended(SYS_epoll_wait, 1, {0, 0, 1, kMinusOne}));
   EXPECT_TRUE(ended(SYS_rt_sigtimedwait, -EINTR, {1, 1, 0, 8}));
   EXPECT_FALSE(ended(SYS_rt_sigtimedwait, -EINTR, {1, 1, 1, 8}));
+  EXPECT_TRUE(ended(SYS_io_uring_enter, -EINTR, {3, 0, 1, 1}));
+  EXPECT_FALSE(ended(SYS_io_uring_enter, -EINTR, {3, 0, 1, 1 | 8}));  // IORING_ENTER_EXT_ARG
   EXPECT_FALSE(ended(SYS_read, -EINTR, {}));
 }
 
