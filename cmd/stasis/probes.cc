@@ -22,6 +22,7 @@
 #include <cstring>
 
 #include "engine/base/unique_fd.h"
+#include "engine/files/io_uring_state.h"
 
 namespace stasis::cli {
 namespace {
@@ -169,6 +170,10 @@ std::vector<Probe> RunProbes() {
       RestoreTimerIds());
   add("userfaultfd", false, "processes are frozen while all of their memory is copied",
       OpenUserfaultfd());
+  add("kernel structures", false,
+      "programs with io_uring are refused; needs a kernel with BTF, not newer than is known, CAP_BPF "
+      "and CAP_PERFMON",
+      Tried(engine::RingReader::Create().ok()));
   add("cgroup", false, "no cgroup file system is mounted; containers have none to run in",
       CgroupVersion());
   return probes;
