@@ -27,8 +27,9 @@ wait
 
 
 class Targets:
-    def __init__(self, bed, pods, folder, names):
+    def __init__(self, bed, pods, folder, names, **config):
         self.bed, self.pods, self.folder, self.names = bed, pods, folder, names
+        self.config = config
         folder.chmod(0o777)
         self.round = 0
         self.pod = self.container = None
@@ -38,7 +39,8 @@ class Targets:
         self.pod = self.pods(f"targets-{self.round}")
         mounts = [{"container_path": "/share", "host_path": str(self.folder)},
                   {"container_path": "/targets", "host_path": str(TARGETS), "readonly": True}]
-        self.container = self.bed.cri.run(self.pod, "targets", image, mounts=mounts, **config)
+        self.container = self.bed.cri.run(self.pod, "targets", image, mounts=mounts,
+                                           **{**self.config, **config})
 
     def text(self, name, file):
         path = self.folder / name / file
@@ -72,8 +74,8 @@ class Targets:
                 for name, code in codes.items() if code not in ("0", "77")}
 
 
-def targets(bed, pods, folder, names):
-    made = Targets(bed, pods, folder, names)
+def targets(bed, pods, folder, names, **config):
+    made = Targets(bed, pods, folder, names, **config)
     until(made.ready, what="all targets to be ready")
     return made
 
@@ -90,4 +92,15 @@ def test_what_stands_for_a_dead_process_takes_no_number_of_a_thread(bed, pods, p
     """Alone in its container the numbers of its tasks follow each other."""
     made = targets(bed, pods, place, ["dead_pidfd"])
     made.move()
+    assert made.finish() == {}
+
+
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_rings_where_the_profile_allows_them(bed, pods, place, user):
+    """The runtimes' own profiles forbid io_uring."""
+    security = {"seccomp": {"profile_type": "Unconfined"}, "run_as_user": {"value": user}}
+    made = targets(bed, pods, place, ["io_uring", "io_uring_registered"], security=security)
+    assert not any(made.ended(name) for name in made.names), made.text("io_uring", "out")
+    for _ in range(2):
+        made.move()
     assert made.finish() == {}

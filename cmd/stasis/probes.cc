@@ -171,7 +171,8 @@ std::vector<Probe> RunProbes() {
   add("userfaultfd", false, "processes are frozen while all of their memory is copied",
       OpenUserfaultfd());
   add("kernel structures", false,
-      "programs with io_uring are refused; needs a kernel with BTF, not newer than is known, CAP_BPF "
+      "programs with io_uring are refused; needs a kernel with BTF, not newer than is known, "
+      "CAP_BPF "
       "and CAP_PERFMON",
       Tried(engine::RingReader::Create().ok()));
   add("cgroup", false, "no cgroup file system is mounted; containers have none to run in",
