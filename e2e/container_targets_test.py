@@ -1,10 +1,13 @@
 """The target programs in a container, all at once: plain, through a checkpoint and a restore in another pod,
 and twice through it."""
 
+import json
+
 import pytest
 
 from e2e import journey
 from e2e.paths import ROOT, TARGETS
+from e2e.testbed.cri import CriError
 from e2e.wait import until
 
 # An option of the command line that the CRI does not have; what a container's rights do not allow says 77.
@@ -97,10 +100,21 @@ def test_what_stands_for_a_dead_process_takes_no_number_of_a_thread(bed, pods, p
 
 @pytest.mark.parametrize("user", ["0", "1000"])
 def test_rings_where_the_profile_allows_them(bed, pods, place, user):
-    """The runtimes' own profiles forbid io_uring."""
+    """The profiles of most runtimes forbid io_uring."""
     security = {"seccomp": {"profile_type": "Unconfined"}, "run_as_user": {"value": user}}
     made = targets(bed, pods, place, ["io_uring", "io_uring_registered"], security=security)
     assert not any(made.ended(name) for name in made.names), made.text("io_uring", "out")
     for _ in range(2):
         made.move()
     assert made.finish() == {}
+
+
+def test_no_ring_is_made_where_the_profile_forbids_it(bed, pods, place):
+    made = targets(bed, pods, place, ["io_uring"], security={"seccomp": {"profile_type": "Unconfined"}})
+    profile = place.with_name("no-rings.json")
+    profile.write_text(json.dumps({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["io_uring_setup"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]}))
+    made.config["security"] = {"seccomp": {"profile_type": "Localhost", "localhost_ref": str(profile)}}
+    with pytest.raises(CriError, match="io_uring is not allowed here"):
+        made.move()

@@ -15,6 +15,7 @@
 #include <linux/futex.h>
 #include <linux/io_uring.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -392,6 +393,33 @@ Result<RingRestorer> RingRestorer::Create(const ImageSource& source) {
   return restorer;
 }
 
+namespace {
+
+Status SetOptions(RemoteSyscalls& remote, unsigned options) {
+  if (::ptrace(PTRACE_SETOPTIONS, remote.tracee().tid(), nullptr,
+               reinterpret_cast<void*>(static_cast<std::uintptr_t>(options))) == 0) {
+    return OkStatus();
+  }
+  return SyscallError(errno, "ptrace SETOPTIONS");
+}
+
+// The seccomp filters of the live process judge it: a checkpoint grants no ring where none is allowed.
+Result<int> SetUp(RemoteSyscalls& remote, std::uint32_t entries, std::uint64_t parameters) {
+  RETURN_IF_ERROR(SetOptions(remote, RestoreOptions() & ~unsigned{PTRACE_O_SUSPEND_SECCOMP}));
+  const Result<std::uint64_t> made =
+      remote.Call("io_uring_setup", SYS_io_uring_setup, entries, parameters);
+  RETURN_IF_ERROR(SetOptions(remote, RestoreOptions()));
+  if (ErrnoOf(made.status()) == EPERM || ErrnoOf(made.status()) == ENOSYS) {
+    return FailedPrecondition(
+        "io_uring is not allowed here (" + Message(made.status()) +
+        "; the container's seccomp profile, or sysctl kernel.io_uring_disabled)");
+  }
+  RETURN_IF_ERROR(made.status());
+  return static_cast<int>(*made);
+}
+
+}  // namespace
+
 Status RingRestorer::Make(RestoredProcess& process, Ring& ring, int& number) {
   RemoteSyscalls& remote = *process.remote;
   const image::IoUringEntry& old = ring.state;
@@ -401,14 +429,7 @@ Status RingRestorer::Make(RestoredProcess& process, Ring& ring, int& number) {
   parameters.cq_entries = old.cq_entries();
   remote.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(parameters));
-  const Result<std::uint64_t> made =
-      remote.Call("io_uring_setup", SYS_io_uring_setup, old.sq_entries(), at);
-  if (ErrnoOf(made.status()) == EPERM || ErrnoOf(made.status()) == ENOSYS) {
-    return FailedPrecondition("io_uring is not allowed here (" + Message(made.status()) +
-                              "; sysctl kernel.io_uring_disabled)");
-  }
-  RETURN_IF_ERROR(made.status());
-  number = static_cast<int>(*made);
+  ASSIGN_OR_RETURN(number, SetUp(remote, old.sq_entries(), at));
   ASSIGN_OR_RETURN(parameters, remote.ReadValue<io_uring_params>(at));
   if (parameters.sq_entries != old.sq_entries() || parameters.cq_entries != old.cq_entries() ||
       LayoutOf(parameters).SerializeAsString() != old.layout().SerializeAsString()) {
