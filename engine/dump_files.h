@@ -13,6 +13,7 @@
 
 #include "engine/dump.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/io_uring.h"
 #include "engine/files/kept_links.h"
 #include "engine/files/network_lock.h"
 #include "engine/files/tcp_hold.h"
@@ -142,6 +143,7 @@ class FileDumper : public FileDumpContext {
   std::vector<std::string>& notes_;
   std::uint32_t next_id_ = 1;
   bool only_looks_ = false;
+  RingFrames rings_;
 
   UniqueFd root_;            // directory of the tree's root process
   std::string root_prefix_;  // of the tree's root directory, as we see it; "" for "/"

@@ -167,7 +167,7 @@ Status FileDumper::AddSocketMapping(Area& area) {
 Status FileDumper::AddMapping(const FrozenProcess& process, Area& area) {
   if (area.Is(kAreaSocket)) return AddSocketMapping(area);
   if (area.Is(kAreaPlugin)) {
-    ASSIGN_OR_RETURN(const OpenFile* const ring, RingOf(files_, process.pid, area.vma));
+    ASSIGN_OR_RETURN(const OpenFile* const ring, rings_.RingOf(files_, process.pid, area.vma));
     area.entry.set_shmid(ring->id);
     return OkStatus();
   }

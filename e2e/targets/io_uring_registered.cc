@@ -75,12 +75,11 @@ void CheckTag(Ring& ring) {
   CHECK_EQ(ring.Take().user_data, 999);
 }
 
-int RegisterItself(const Ring& ring) {
+void RegisterRing(const Ring& by, const Ring& ring, unsigned index) {
   io_uring_rsrc_update place = {};
-  place.offset = 3;
+  place.offset = index;
   place.data = static_cast<std::uint64_t>(ring.fd());
-  CHECK_EQ(Register(ring.fd(), IORING_REGISTER_RING_FDS, &place, 1), 1);
-  return 3;
+  CHECK_EQ(Register(by.fd(), IORING_REGISTER_RING_FDS, &place, 1), 1);
 }
 
 }  // namespace
@@ -94,7 +93,9 @@ int main(int, char** argv) {
   char *const from = Memory(4 * kPage), *const to = Memory(4 * kPage);
   Ring ring(8, 0);
   RegisterAll(ring, file, Odd(from), to, kSize);
-  const int index = RegisterItself(ring);
+  RegisterRing(ring, ring, 3);
+  const Ring unused(4, 0);
+  RegisterRing(ring, unused, 7);
   CheckTransfer(ring, 0, Odd(from), to, kSize);
 
   Ring telling(8, 0);
@@ -131,7 +132,9 @@ int main(int, char** argv) {
   Fixed(ring, IORING_OP_WRITE_FIXED, 1, 0, Odd(from), 1);
   CHECK_EQ(ring.Run().res, -EBADF);
   CheckTag(ring);
-  CHECK_EQ(target::Enter(index, 0, 0, IORING_ENTER_REGISTERED_RING), 0);
+  CHECK_EQ(target::Enter(3, 0, 0, IORING_ENTER_REGISTERED_RING), 0);
+  CHECK_EQ(target::Enter(7, 0, 0, IORING_ENTER_REGISTERED_RING), 0);
+  CHECK(target::Enter(4, 0, 0, IORING_ENTER_REGISTERED_RING) < 0);
   CHECK_EQ(Told(told), 0);
   telling.Spin(1);
   CHECK_EQ(Told(told), 1);

@@ -23,6 +23,7 @@
 #include <cerrno>
 #include <chrono>
 #include <map>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -34,6 +35,7 @@
 namespace stasis::engine {
 namespace {
 
+constexpr std::uint64_t kFrame = (1ull << 55) - 1, kPresent = 1ull << 63;  // proc_pid_pagemap(5)
 constexpr const char* kBusy = "stasis/busy-ring";
 
 bool Owns(const OpenFile& file) { return file.link == kRingLink; }
@@ -42,6 +44,7 @@ bool Owns(const OpenFile& file) { return file.link == kRingLink; }
 struct Rings {
   RingReader reader;
   std::map<KernelAddress, const OpenFile*> files, eventfds;
+  std::set<std::pair<pid_t, std::uint32_t>> handles = {};  // that are told of, by thread and index
 
   static Result<Rings*> Of(FileDumpContext& context) {
     std::shared_ptr<void>& known = context.Found()["io_uring"];
@@ -158,16 +161,17 @@ Status SetRegistered(const RingState& state, const Rings& rings, FileDumpContext
 }
 
 // Rings that a thread names by their places in a table of its own.
-Status SetHandles(const RingState& state, const OpenFile& file, const Rings& rings,
-                  FileDumpContext& context, image::IoUringEntry& ring) {
+Status SetHandles(const RingState& state, Rings& rings, FileDumpContext& context,
+                  image::IoUringEntry& ring) {
   for (const RingUser& user : state.users) {
     for (const auto& [index, registered] : user.handles) {
       ASSIGN_OR_RETURN(const OpenFile* const other,
                        rings.Find(rings.files, registered, "a ring that a thread has registered"));
-      if (other != &file) continue;
+      if (!rings.handles.emplace(user.tid, index).second) continue;  // it uses several
       image::IoUringHandle& handle = *ring.add_handles();
       handle.set_thread(static_cast<std::uint32_t>(context.ToNamespacePid(user.tid)));
       handle.set_index(index);
+      handle.set_ring(other->id);
     }
   }
   return OkStatus();
@@ -183,7 +187,6 @@ Status CheckBuffers(const OpenFile& file, const RingState& state) {
     std::vector<std::uint64_t> entries(buffer.frames.size());
     RETURN_IF_ERROR(ReadExactAt(map.get(), std::as_writable_bytes(std::span(entries)),
                                 buffer.address / kPageBytes * sizeof(std::uint64_t)));
-    constexpr std::uint64_t kFrame = (1ull << 55) - 1, kPresent = 1ull << 63;
     for (std::size_t i = 0; i < entries.size(); ++i) {
       if ((entries[i] & kPresent) != 0 && (entries[i] & kFrame) == buffer.frames[i]) continue;
       return Unimplemented(
@@ -252,7 +255,7 @@ Status DumpRing(const OpenFile& file, FileDumpContext& context) {
   RETURN_IF_ERROR(SetLayout(reader, state, *ring.mutable_layout()));
   SetSizes(state, ring);
   RETURN_IF_ERROR(SetRegistered(state, **rings, context, ring));
-  RETURN_IF_ERROR(SetHandles(state, file, **rings, context, ring));
+  RETURN_IF_ERROR(SetHandles(state, **rings, context, ring));
   RETURN_IF_ERROR(CheckBuffers(file, state));
   if (context.only_looks()) return OkStatus();
   ASSIGN_OR_RETURN(std::string memory, ReadMemory(file, ring));
@@ -289,29 +292,36 @@ RingMemory::~RingMemory() {
   if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
 }
 
-Result<const OpenFile*> RingOf(std::span<const OpenFile> files, pid_t pid, const Vma& vma) {
-  const auto frame_at = [](const std::string& process,
-                           std::uint64_t address) -> Result<std::uint64_t> {
-    ASSIGN_OR_RETURN(const UniqueFd map,
-                     OpenAt(AT_FDCWD, "/proc/" + process + "/pagemap", O_RDONLY));
-    std::uint64_t entry = 0;
-    RETURN_IF_ERROR(ReadExactAt(map.get(), std::as_writable_bytes(std::span(&entry, 1)),
-                                address / kPageBytes * sizeof(entry)));
-    constexpr std::uint64_t kPresent = 1ull << 63;
-    return (entry & kPresent) != 0 ? entry & ((1ull << 55) - 1) : 0;
-  };
+namespace {
+
+// 0: nothing is there.
+Result<std::uint64_t> FrameAt(const std::string& process, std::uint64_t address) {
+  ASSIGN_OR_RETURN(const UniqueFd map, OpenAt(AT_FDCWD, "/proc/" + process + "/pagemap", O_RDONLY));
+  std::uint64_t entry = 0;
+  RETURN_IF_ERROR(ReadExactAt(map.get(), std::as_writable_bytes(std::span(&entry, 1)),
+                              address / kPageBytes * sizeof(entry)));
+  return (entry & kPresent) != 0 ? entry & kFrame : 0;
+}
+
+}  // namespace
+
+Result<const OpenFile*> RingFrames::RingOf(std::span<const OpenFile> files, pid_t pid,
+                                           const Vma& vma) {
   const bool is_whole = vma.offset == IORING_OFF_SQ_RING || vma.offset == IORING_OFF_CQ_RING ||
                         vma.offset == IORING_OFF_SQES;
-  ASSIGN_OR_RETURN(const std::uint64_t frame, frame_at(std::to_string(pid), vma.start));
+  ASSIGN_OR_RETURN(const std::uint64_t frame, FrameAt(std::to_string(pid), vma.start));
   if (frame == 0 || !is_whole) return Unimplemented("a part of an io_uring cannot be checkpointed");
+  const auto [rings, is_new] = known_.try_emplace(Shape(vma.offset, vma.size()));
   for (const OpenFile& file : files) {
-    if (!Owns(file)) continue;
+    if (!is_new || !Owns(file)) continue;
     const Result<RingMemory> memory = RingMemory::Map(file.borrowed.get(), vma.offset, vma.size());
     if (!memory.ok()) continue;  // it is of another size
     const auto at = reinterpret_cast<std::uint64_t>(memory->bytes().data());
-    ASSIGN_OR_RETURN(const std::uint64_t ours, frame_at("thread-self", at));
-    if (ours == frame) return &file;
+    ASSIGN_OR_RETURN(const std::uint64_t ours, FrameAt("thread-self", at));
+    if (ours != 0) rings->second[ours] = &file;
   }
+  const auto found = rings->second.find(frame);
+  if (found != rings->second.end()) return found->second;
   return Unimplemented("an io_uring that is mapped and not open cannot be checkpointed");
 }
 

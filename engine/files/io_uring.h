@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "engine/base/status.h"
 #include "engine/files/file_kind.h"
@@ -45,7 +47,16 @@ class RingMemory {
   std::span<std::byte> bytes_;
 };
 
-/// Finds the ring among `files` that `vma` of process `pid` maps, by its page frames.
-Result<const OpenFile*> RingOf(std::span<const OpenFile> files, pid_t pid, const Vma& vma);
+/// Finds rings by the page frames that are mapped.
+class RingFrames {
+ public:
+  /// The one among `files`, the same at each call, that `vma` of process `pid` maps. Unimplemented: a part of one, or
+  /// none of them.
+  Result<const OpenFile*> RingOf(std::span<const OpenFile> files, pid_t pid, const Vma& vma);
+
+ private:
+  using Shape = std::pair<std::uint64_t, std::uint64_t>;             // offset and size of a mapping
+  std::map<Shape, std::map<std::uint64_t, const OpenFile*>> known_;  // by the first frame
+};
 
 }  // namespace stasis::engine

@@ -1,20 +1,14 @@
-// Restore  A ring begins at its first positions. As many requests that do nothing as it had taken before bring it to
-//          where it was; then its memory is written, and what it had registered is registered
-// Source   io_uring_setup(2), io_uring_enter(2), io_uring_register(2), futex(2) FUTEX_WAKE_OP; tested on 6.18
-// Rule     The kernel keeps the positions where it takes requests and gives completions for itself, besides those that
-//          it tells. liburing keeps positions, too, and counts on from them.
-// Rule     A request with IOSQE_CQE_SKIP_SUCCESS makes the ring refuse IOSQE_IO_DRAIN for ever.
-// Rule     The kernel looks at where completions are fetched (cq.head) when it makes room for some at once, and then
-//          uses that room whatever the program writes: the head is never ahead of where it is to be in the end.
+// Restore  A ring begins at its first positions, and is brought to where it was (io_uring_advance.h); then its memory is written, and what it had registered is registered
+// Source   io_uring_setup(2), io_uring_enter(2), io_uring_register(2); tested on 6.18
 // Rule     A ring with IORING_SETUP_R_DISABLED belongs, with IORING_SETUP_SINGLE_ISSUER, to the thread that enables it.
 // Check    Where the kernel's structures can be read, what was made is compared with what was saved
 // Rule     SCM_RIGHTS takes no ring (Linux 6.7). A process fetches it from another of the same user (pidfd_getfd(2)).
 #include "engine/files/io_uring_restore.h"
 
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <linux/io_uring.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -28,6 +22,7 @@
 #include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/io_uring.h"
+#include "engine/files/io_uring_advance.h"
 #include "engine/files/io_uring_state.h"
 #include "engine/image/image_file.h"
 #include "engine/memory/dump_areas.h"
@@ -86,10 +81,6 @@ std::uint32_t WordAt(std::span<const std::byte> bytes, std::uint32_t place) {
   return word;
 }
 
-void PutWord(std::span<std::byte> bytes, std::uint32_t place, std::uint32_t word) {
-  std::memcpy(bytes.data() + place, &word, sizeof(word));
-}
-
 int NumberOf(const RestoredProcess& process, std::uint32_t id) {
   for (const image::FdinfoEntry& descriptor : process.image->descriptors) {
     if (KeyOf(descriptor) == FileKey(image::FD_EXT, id)) return NumberIn(descriptor);
@@ -123,106 +114,6 @@ class Lent {
   Lent(std::uint64_t at, std::size_t size) : at_(at), size_(size) {}
   std::uint64_t at_;
   std::size_t size_;
-};
-
-// Brings a new ring to the positions of an old one.
-class Advancer {
- public:
-  Advancer(RemoteSyscalls& remote, const OneRun& how, int number, const image::IoUringEntry& old,
-           const RingMemory& ring, const RingMemory& entries, std::uint32_t cq_head)
-      : remote_(remote),
-        how_(how),
-        number_(number),
-        old_(old),
-        ring_(ring.bytes()),
-        entries_(entries.bytes()),
-        cq_head_(cq_head) {}
-
-  Status Run() {
-    if (old_.sq_head() == 0) return OkStatus();
-    const auto size = static_cast<std::uint64_t>(old_.ring_bytes());
-    ASSIGN_OR_RETURN(const std::uint64_t mapped,
-                     remote_.Call("mmap of an io_uring", SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
-                                  MAP_SHARED, number_, IORING_OFF_SQ_RING));
-    head_address_ = mapped + old_.layout().cq_head();
-    // Requests that do nothing are all zeros, in the entries and in the array of their numbers.
-    PutWord(ring_, old_.layout().sq_tail(), old_.sq_head());
-    const std::uint32_t skipped = old_.sq_head() - old_.cq_tail();
-    std::uint32_t rest = old_.cq_tail();
-    if (skipped > 0) {
-      Fill(IORING_OP_NOP, IOSQE_CQE_SKIP_SUCCESS);
-      RETURN_IF_ERROR(Submit(skipped, false));
-    } else if (old_.drain_disabled()) {
-      // One that fails completes though it was to be skipped.
-      Fill(IORING_OP_FSYNC, IOSQE_CQE_SKIP_SUCCESS);
-      RETURN_IF_ERROR(Submit(1, true));
-      --rest;
-    }
-    Fill(IORING_OP_NOP, 0);
-    RETURN_IF_ERROR(Submit(rest, true));
-    return remote_.Call("munmap", SYS_munmap, mapped, size).status();
-  }
-
- private:
-  void Fill(std::uint8_t operation, std::uint8_t flags) {
-    std::ranges::fill(entries_, std::byte{0});
-    const std::size_t size = entries_.size() / old_.sq_entries();
-    for (std::size_t at = 0; at < entries_.size(); at += size) {
-      io_uring_sqe entry = {};
-      entry.opcode = operation;
-      entry.flags = flags;
-      entry.fd = -1;
-      std::memcpy(entries_.data() + at, &entry, sizeof(entry));
-    }
-  }
-
-  Status Submit(std::uint32_t count, bool completes) {
-    constexpr std::uint32_t kMostAtOnce = 1024;  // that FUTEX_WAKE_OP can add: 12 bits with a sign
-    constexpr std::size_t kMostCalls = 2000;
-    while (count > 0) {
-      CallBatch batch;
-      while (count > 0 && batch.size() < kMostCalls) {
-        const std::uint32_t some = std::min({count, old_.sq_entries(), kMostAtOnce});
-        AddSubmission(batch, some);
-        if (completes) AddFetch(batch, some);
-        count -= some;
-      }
-      RETURN_IF_ERROR(batch.Begin(remote_, how_));
-      RETURN_IF_ERROR(batch.End());
-    }
-    return OkStatus();
-  }
-
-  void AddSubmission(CallBatch& batch, std::uint32_t count) const {
-    batch.AddChecked("io_uring_enter", SYS_io_uring_enter,
-                     {static_cast<std::uint64_t>(number_), count, 0, 0, 0, 0}, 0,
-                     [count](std::int64_t taken) -> Status {
-                       if (taken == count) return OkStatus();
-                       return Internal("io_uring_enter took " + std::to_string(taken) + " of " +
-                                       std::to_string(count) + " requests");
-                     });
-  }
-
-  // What was completed is fetched, up to where the program had fetched.
-  void AddFetch(CallBatch& batch, std::uint32_t count) {
-    completed_ += count;
-    const std::uint32_t head = std::min(completed_, cq_head_);
-    const std::uint32_t more = head - std::exchange(fetched_, head);
-    if (more == 0) return;
-    const auto add = static_cast<std::uint64_t>(FUTEX_OP(FUTEX_OP_ADD, more, FUTEX_OP_CMP_EQ, 0));
-    batch.Add("futex FUTEX_WAKE_OP", SYS_futex,
-              {head_address_, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, 0, head_address_,
-               add & 0xffff'ffff});
-  }
-
-  RemoteSyscalls& remote_;
-  const OneRun& how_;
-  const int number_;
-  const image::IoUringEntry& old_;
-  const std::span<std::byte> ring_, entries_;
-  const std::uint32_t cq_head_;
-  std::uint64_t head_address_ = 0;
-  std::uint32_t completed_ = 0, fetched_ = 0;
 };
 
 // What is registered with a ring, by a thread that may.
@@ -536,7 +427,7 @@ Status RingRestorer::FinishOne(std::vector<RestoredProcess>& processes, std::uin
                                IORING_REGISTER_ENABLE_RINGS, 0, 0)
                           .status());
     }
-    RETURN_IF_ERROR(Advancer(remote, how, number, old, memory, entries, head).Run());
+    RETURN_IF_ERROR(AdvanceRing(remote, how, number, old, memory, entries, head));
     if (WordAt(memory.bytes(), old.layout().sq_head()) != old.sq_head() ||
         WordAt(memory.bytes(), old.layout().cq_tail()) != old.cq_tail()) {
       return Internal("a new io_uring did not get to the positions of the old one");
@@ -552,17 +443,18 @@ Status RingRestorer::FinishOne(std::vector<RestoredProcess>& processes, std::uin
   return InThread(processes, actor, work);
 }
 
+// By the ring that the thread uses, which may be another than the one that it names.
 Status RingRestorer::TakeHandle(std::vector<RestoredProcess>& processes, std::uint32_t id,
                                 const image::IoUringHandle& handle) {
   const Work work = [&](RestoredProcess& process, RemoteSyscalls& remote, const OneRun&) -> Status {
-    const int number = NumberOf(process, id);
-    if (number < 0) return Unimplemented("a registered ring that its process has closed");
+    const int by = NumberOf(process, id), number = NumberOf(process, handle.ring());
+    if (by < 0 || number < 0) return Unimplemented("a registered ring that its process has closed");
     io_uring_rsrc_update place = {};
     place.offset = handle.index();
     place.data = static_cast<std::uint64_t>(number);
     remote.ResetArguments();
     ASSIGN_OR_RETURN(const std::uint64_t at, remote.PutValue(place));
-    return Register(remote, "IORING_REGISTER_RING_FDS", number, IORING_REGISTER_RING_FDS, at, 1)
+    return Register(remote, "IORING_REGISTER_RING_FDS", by, IORING_REGISTER_RING_FDS, at, 1)
         .status();
   };
   return InThread(processes, static_cast<pid_t>(handle.thread()), work);
@@ -572,20 +464,25 @@ Status RingRestorer::Finish(std::vector<RestoredProcess>& processes,
                             const std::map<FileKey, UniqueFd>& files) {
   if (rings_.empty()) return OkStatus();
   Result<RingReader> reader = RingReader::Create();  // may not be had here
-  for (auto& [id, ring] : rings_) {
-    const std::string name = "io_uring " + std::to_string(id);
-    if (ring.maker == nullptr) return DataLoss(name + ": no process holds it");
-    RETURN_IF_ERROR(Annotate(FinishOne(processes, id, ring, files), name));
-    for (const image::IoUringHandle& handle : ring.state.handles()) {
-      RETURN_IF_ERROR(Annotate(TakeHandle(processes, id, handle), name));
-    }
+  const auto finish = [&](std::uint32_t id, Ring& ring) -> Status {
+    if (ring.maker == nullptr) return DataLoss("no process holds it");
+    RETURN_IF_ERROR(FinishOne(processes, id, ring, files));
     if (reader.ok()) {
-      Result<RingState> made = reader->Read(ring.ours.get());
-      if (!made.ok()) return Annotate(made.status(), name);
-      RETURN_IF_ERROR(Annotate(CheckMade(*made, ring.state), name));
+      ASSIGN_OR_RETURN(const RingState made, reader->Read(ring.ours.get()));
+      RETURN_IF_ERROR(CheckMade(made, ring.state));
     }
     ring.ours.Reset();
     ring.memory.clear();
+    return OkStatus();
+  };
+  for (auto& [id, ring] : rings_) {
+    RETURN_IF_ERROR(Annotate(finish(id, ring), "io_uring " + std::to_string(id)));
+  }
+  for (auto& [id, ring] : rings_) {
+    for (const image::IoUringHandle& handle : ring.state.handles()) {
+      RETURN_IF_ERROR(
+          Annotate(TakeHandle(processes, id, handle), "io_uring " + std::to_string(id)));
+    }
   }
   return OkStatus();
 }
