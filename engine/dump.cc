@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/base/kernel_btf.h"
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
@@ -44,6 +45,7 @@
 #include "engine/tasks/dump_tree.h"
 #include "engine/tasks/security_label.h"
 #include "engine/tracee/frozen_tree.h"
+#include "engine/tracee/task_folder.h"
 
 namespace stasis::engine {
 namespace {
@@ -393,6 +395,25 @@ Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   return Internal("no such fate");
 }
 
+// Of a tree that has rings of io_uring: reads what their dump needs while nobody waits for it. As far as is to be seen
+// at once.
+void PrepareForRings(pid_t root) {
+  constexpr std::size_t kMostLooks = 64;
+  std::vector<pid_t> pids = {root};
+  for (std::size_t i = 0; i < std::min(pids.size(), kMostLooks); ++i) {
+    const pid_t pid = pids[i];
+    const auto maps = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/maps");
+    if (maps.ok() && maps->find(kRingLink) != std::string::npos) {
+      (void)KernelBtf::Running();  // whoever asks again is told why not
+      return;
+    }
+    for (const pid_t tid : ThreadsOf(pid)) {
+      const std::vector<pid_t> children = TaskFiles(pid, tid).Children();
+      pids.insert(pids.end(), children.begin(), children.end());
+    }
+  }
+}
+
 // From the stop of the tree to the end. A ring that is busy: the tree runs on, nothing is written, and `report` has
 // the stop alone.
 Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, HeldSink& held, CountingSink& sink,
@@ -487,6 +508,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
   // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
   RETURN_IF_ERROR(StillWanted(request));
+  PrepareForRings(request.root);
   HeldSink held(sink);
   held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
   constexpr int kTries = 30;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <mutex>
 #include <optional>
 
 #include "engine/base/io.h"
@@ -53,13 +54,19 @@ std::optional<std::uint64_t> RestOf(std::uint32_t info) {
 
 }  // namespace
 
-Result<KernelBtf> KernelBtf::Read() {
+Result<std::shared_ptr<const KernelBtf>> KernelBtf::Running() {
+  static std::mutex mutex;
+  static std::shared_ptr<const KernelBtf> known;
+  const std::scoped_lock lock(mutex);
+  if (known != nullptr) return known;
   Result<std::string> bytes = ReadFileAt(AT_FDCWD, kPath);
   if (!bytes.ok()) {
     return FailedPrecondition("this kernel does not describe its structures (" +
                               Message(bytes.status()) + "; CONFIG_DEBUG_INFO_BTF)");
   }
-  return Parse(*std::move(bytes));
+  ASSIGN_OR_RETURN(KernelBtf btf, Parse(*std::move(bytes)));
+  known = std::make_shared<const KernelBtf>(std::move(btf));
+  return known;
 }
 
 Result<KernelBtf> KernelBtf::Parse(std::string bytes) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,8 +14,9 @@ namespace stasis {
 
 class KernelBtf {
  public:
-  /// Of the running kernel. FailedPrecondition: it was built without CONFIG_DEBUG_INFO_BTF.
-  static Result<KernelBtf> Read();
+  /// Of the running kernel; read once, some 20 ms, and kept. FailedPrecondition: it was built without
+  /// CONFIG_DEBUG_INFO_BTF.
+  static Result<std::shared_ptr<const KernelBtf>> Running();
   /// `bytes` as in /sys/kernel/btf/vmlinux. DataLoss: they are not.
   static Result<KernelBtf> Parse(std::string bytes);
 

@@ -136,7 +136,7 @@ Result<std::vector<std::uint32_t>> PossibleProcessors() {
 }  // namespace
 
 Result<KernelMemory> KernelMemory::Open() {
-  ASSIGN_OR_RETURN(KernelBtf btf, KernelBtf::Read());
+  ASSIGN_OR_RETURN(std::shared_ptr<const KernelBtf> btf, KernelBtf::Running());
   KernelMemory memory(std::move(btf));
   RETURN_IF_ERROR(memory.Load());
   return memory;
@@ -217,7 +217,7 @@ Result<KernelBtf::Field> KernelMemory::Field(std::string_view structure, std::st
   const std::string name = std::string(structure) + "." + std::string(path);
   const auto known = fields_.find(name);
   if (known != fields_.end()) return known->second;
-  ASSIGN_OR_RETURN(const KernelBtf::Field field, btf_.Find(structure, path));
+  ASSIGN_OR_RETURN(const KernelBtf::Field field, btf_->Find(structure, path));
   fields_.emplace(name, field);
   return field;
 }

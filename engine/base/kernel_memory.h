@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,7 +29,7 @@ class KernelMemory {
   KernelMemory& operator=(KernelMemory&&) = delete;
   ~KernelMemory();
 
-  const KernelBtf& btf() const { return btf_; }
+  const KernelBtf& btf() const { return *btf_; }
 
   /// Fills `bytes` with what lies at `address`. NotFound: nothing is there.
   Status Read(KernelAddress address, std::span<std::byte> bytes);
@@ -55,12 +56,12 @@ class KernelMemory {
   Result<std::int64_t> SumOf(KernelAddress percpu_counter);
 
  private:
-  explicit KernelMemory(KernelBtf btf) : btf_(std::move(btf)) {}
+  explicit KernelMemory(std::shared_ptr<const KernelBtf> btf) : btf_(std::move(btf)) {}
   Status Load();
   Result<KernelBtf::Field> Field(std::string_view structure, std::string_view path);
   Result<KernelAddress> OffsetOf(std::uint32_t processor);
 
-  KernelBtf btf_;
+  std::shared_ptr<const KernelBtf> btf_;
   std::map<std::string, KernelBtf::Field, std::less<>> fields_;
   UniqueFd window_map_, processor_map_, reader_, processor_finder_;
   void* window_ = nullptr;                          // what the program copies to
