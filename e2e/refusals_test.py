@@ -48,9 +48,9 @@ KINDS = {
     "ring_that_waits": (RING + """
 time_left = struct.pack('<qq', 1000, 0)
 kept = submit(ring(), 11, -1, ctypes.cast(time_left, ctypes.c_void_p).value, 1)
-done()""", "1 requests of thread"),
+done()""", "requests are under way: 1; a ring that waits"),
     "ring_that_polls": (RING + "kept = submit(ring(), 6, os.pipe()[0], detail=1)\ndone()",
-                        "what waits for something"),
+                        "a ring that waits for something"),
     "ring_with_a_thread": (RING + "made = ring(2)\ndone()", "IORING_SETUP_SQPOLL"),
     "ring_with_provided_buffers": (RING + """
 room = ctypes.create_string_buffer(4096)

@@ -207,10 +207,11 @@ Result<RingState> ReadState(const OpenFile& file, RingReader& reader, bool runs)
         state.ok() ? !state->busy.empty() : state.status().code() == StatusCode::kUnavailable;
     if (!is_busy) return state;
     if (!runs || i == kLooks) {
-      Status busy = !state.ok() ? state.status()
-                                : Unavailable(state->busy +
-                                              ", and do not end: what waits for "
-                                              "something cannot be checkpointed");
+      Status busy = state.status();
+      if (state.ok()) {
+        busy =
+            Unavailable(state->busy + "; a ring that waits for something cannot be checkpointed");
+      }
       busy.SetPayload(kBusy, absl::Cord());
       return busy;
     }

@@ -106,7 +106,7 @@ TEST_F(RingStateTest, CountsWhatIsUnderWay) {
   const auto busy = reader_->Read(fd.get());
   ASSERT_TRUE(busy.ok()) << busy.status();
   EXPECT_EQ(busy->users.front().under_way, 2);
-  EXPECT_THAT(busy->busy, HasSubstr("2 requests"));
+  EXPECT_THAT(busy->busy, HasSubstr("under way: 2"));
 }
 
 TEST_F(RingStateTest, KnowsTheEventfd) {
