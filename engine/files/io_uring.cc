@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <map>
 #include <set>
 #include <thread>
@@ -260,6 +261,11 @@ Status DumpRing(const OpenFile& file, FileDumpContext& context) {
   RETURN_IF_ERROR(CheckBuffers(file, state));
   if (context.only_looks()) return OkStatus();
   ASSIGN_OR_RETURN(std::string memory, ReadMemory(file, ring));
+  std::uint32_t fetched = 0;  // as the program says
+  std::memcpy(&fetched, memory.data() + ring.layout().cq_head(), sizeof(fetched));
+  if (state.cq_tail - fetched > state.cq_entries) {
+    return Unimplemented("a ring with impossible positions cannot be checkpointed");
+  }
   context.AddRecord(kRingImage, ring.SerializeAsString(), std::move(memory));
   return OkStatus();
 }
