@@ -512,7 +512,7 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
   }
   if (tree_[kNet] != ours_[kNet]) {
     OwnNetwork network = network_;
-    network.entry.set_ext_key(kExternalNetwork);
+    if (!network.entry.has_stasis_loopback_up()) network.entry.set_ext_key(kExternalNetwork);
     RETURN_IF_ERROR(PutNetwork(network, tree_numbers_[kNet], sink));
   }
   image::TimensEntry time;

@@ -94,10 +94,14 @@ int Order(const image::NetSetting& setting) {
 Status SetAll(int top, const std::vector<const image::NetSetting*>& settings,
               std::vector<std::string>& notes) {
   int failed = 0;
+  bool is_same = false;
   for (const bool again : {false, true}) {
+    if (again && is_same) break;
+    is_same = true;
     for (const image::NetSetting* const setting : settings) {
       const Result<std::string> now = ValueOf(top, setting->name());
       if (now.ok() && *now == setting->value()) continue;
+      is_same = false;
       const Result<UniqueFd> fd = OpenBelow(top, setting->name(), O_WRONLY);
       const Status written = fd.ok() ? WriteAll(fd->get(), setting->value()) : fd.status();
       if (written.ok() || !again || ++failed > kMaxNotes) continue;

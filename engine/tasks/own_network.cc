@@ -69,6 +69,16 @@ Status MakeTables(const NetworkUnderWay& one) {
                      [&] { return RestoreNetworkTables(one.network->tables); });
 }
 
+// Those that act on a device as it comes up.
+image::NetnsEntry SettingsOfDevices(const image::NetnsEntry& entry) {
+  image::NetnsEntry some;
+  for (const image::NetSetting& setting : entry.stasis_settings()) {
+    const std::string& name = setting.name();
+    if (name.find("/conf/") != std::string::npos) *some.add_stasis_settings() = setting;
+  }
+  return some;
+}
+
 // All but firewalls, and what is to be set in the end.
 Status Make(std::span<const NetworkUnderWay> networks, const OutsideDevices& outside, bool tries) {
   std::vector<NetworkToMake> devices;
@@ -77,9 +87,10 @@ Status Make(std::span<const NetworkUnderWay> networks, const OutsideDevices& out
   std::vector<std::pair<int, image::NetnsEntry>> looks;
   for (const NetworkUnderWay& one : networks) {
     if (!HasDevices(*one.network)) continue;
-    if (one.network->entry.stasis_settings_size() > 0) {
+    const image::NetnsEntry of_devices = SettingsOfDevices(one.network->entry);
+    if (of_devices.stasis_settings_size() > 0) {
       std::vector<std::string> told_later;
-      RETURN_IF_ERROR(RestoreNetSettings(one.where.ns_fd, one.network->entry, told_later));
+      RETURN_IF_ERROR(RestoreNetSettings(one.where.ns_fd, of_devices, told_later));
     }
     std::set<std::string> looking;
     const std::set<std::uint32_t> tentative = TentativeDevices(one.network->tables);
