@@ -518,7 +518,8 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
   image::TimensEntry time;
   SetTime(clocks_.monotonic, *time.mutable_monotonic());
   SetTime(clocks_.boottime, *time.mutable_boottime());
-  return PutOne(sink, ImageName("timens", 0), "timens", time);
+  const bool is_own = tree_[kTime] != ours_[kTime];
+  return PutOne(sink, ImageName("timens", is_own ? tree_numbers_[kTime] : 0), "timens", time);
 }
 
 }  // namespace stasis::engine

@@ -92,7 +92,7 @@ class NamespaceDumper {
   /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
   std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
 
-  /// mountpoints-N, utsns-N, ipcns-var-N, netns-N for namespaces that are not ours, and timens-0.
+  /// mountpoints-N, utsns-N, ipcns-var-N, netns-N for namespaces that are not ours, and timens-N; timens-0 for ours.
   Status WriteImages(const UtsNames& names, ImageSink& sink) const;
 
  private:

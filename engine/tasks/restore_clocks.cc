@@ -35,15 +35,20 @@ using std::chrono::seconds;
 Result<nanoseconds> ToTime(const image::Timespec& entry) {
   constexpr std::uint64_t kMostSeconds = std::uint64_t{1} << 32;  // far less than what overflows
   if (entry.tv_sec() > kMostSeconds || entry.tv_nsec() >= 1'000'000'000) {
-    return InvalidArgument("timens-0.img: an impossible time");
+    return InvalidArgument("timens: an impossible time");
   }
   return seconds(entry.tv_sec()) + nanoseconds(entry.tv_nsec());
 }
 
 // The clocks at the dump; empty where nobody wrote them down (CRIU on a kernel without time namespaces).
 Result<std::optional<Clocks>> SavedClocks(const ImageSource& source) {
+  // Named by the tree's namespace where it had one of its own, else 0. It is one file in any case.
+  std::string name = ImageName("timens", 0);
+  for (const std::string& file : source.Names()) {
+    if (file.starts_with("timens-")) name = file;
+  }
   ASSIGN_OR_RETURN(const std::vector<image::TimensEntry> entries,
-                   ReadRecords<image::TimensEntry>(source, ImageName("timens", 0), "timens"));
+                   ReadRecords<image::TimensEntry>(source, name, "timens"));
   if (entries.empty()) return std::nullopt;
   Clocks clocks;
   ASSIGN_OR_RETURN(clocks.monotonic, ToTime(entries.front().monotonic()));

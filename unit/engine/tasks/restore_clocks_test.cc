@@ -19,7 +19,8 @@ constexpr uid_t kNobody = 65534;
 class RestoreClocksTest : public ::testing::Test {
  protected:
   // Images of a tree that had read these clocks.
-  void Save(std::chrono::seconds monotonic, std::chrono::seconds boottime) {
+  void Save(std::chrono::seconds monotonic, std::chrono::seconds boottime,
+            const std::string& file_name = "timens-0.img") {
     image::TimensEntry entry;
     entry.mutable_monotonic()->set_tv_sec(static_cast<std::uint64_t>(monotonic.count()));
     entry.mutable_monotonic()->set_tv_nsec(0);
@@ -27,7 +28,7 @@ class RestoreClocksTest : public ::testing::Test {
     entry.mutable_boottime()->set_tv_nsec(0);
     ImageFileBuilder file("timens");
     ASSERT_THAT(file.Add(entry), IsOk());
-    source_.files["timens-0.img"] = file.bytes();
+    source_.files[file_name] = file.bytes();
   }
   Status Restore(testing::FreshProgram& program, bool may_go_back = false) {
     return RestoreClocks(program.process(), source_, STASIS_PLACEHOLDER, may_go_back, notes_);
@@ -48,6 +49,15 @@ TEST_F(RestoreClocksTest, ClocksThatWouldGoBackGetATimeNamespace) {
   EXPECT_THAT(notes_, IsEmpty());
 }
 
+// The file is named by a time namespace that the tree had to itself.
+TEST_F(RestoreClocksTest, SoDoThoseOfATreeThatHadOne) {
+  testing::FreshProgram program;
+  const Clocks before = *ReadClocks(program.process_fd());
+  Save(std::chrono::ceil<std::chrono::seconds>(before.monotonic) + 1000s, 1s, "timens-9.img");
+  ASSERT_THAT(Restore(program), IsOk());
+  EXPECT_GE(ReadClocks(program.process_fd())->monotonic, before.monotonic + 1000s);
+}
+
 TEST_F(RestoreClocksTest, ClocksThatAreAheadAreLeftAlone) {
   testing::FreshProgram program;
   Save(1s, 1s);
@@ -66,7 +76,8 @@ TEST_F(RestoreClocksTest, WithoutTheRightItIsRefusedUnlessAllowed) {
 TEST_F(RestoreClocksTest, ImpossibleTimesAreRefused) {
   testing::FreshProgram program;
   Save(std::chrono::seconds(std::int64_t{1} << 60), 1s);
-  EXPECT_THAT(Restore(program), StatusIs(StatusCode::kInvalidArgument, HasSubstr("timens-0.img")));
+  EXPECT_THAT(Restore(program),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("an impossible time")));
 }
 
 }  // namespace
