@@ -115,6 +115,17 @@ Status StandStill(const DumpRequest& request, DumpReport& report, EarlierStops& 
   return status;
 }
 
+void Watch(SavedProcess& process) {
+  if (!process.tracker) return;
+  const Result<std::vector<Vma>> vmas = ReadMaps(process.proc.get());
+  if (!vmas.ok()) return;
+  const auto is_ring = [](const Vma& vma) {
+    return vma.path == "/[aio] (deleted)" || vma.path == kRingLink;
+  };
+  if (std::ranges::any_of(*vmas, is_ring)) return;
+  for (const Vma& vma : *vmas) process.tracker->Watch(vma);
+}
+
 // `shared`: null where none of the process is to be saved.
 Result<SavedProcess> BeginOne(FrozenProcess& process, bool own, SharedCopy* shared,
                               const Log& log) {
@@ -133,6 +144,7 @@ Result<SavedProcess> BeginOne(FrozenProcess& process, bool own, SharedCopy* shar
   // Without it the objects that it maps are left out, but not the process.
   const Status added = shared != nullptr ? shared->Add(process, std::move(fds)) : OkStatus();
   if (!added.ok()) log.Debug(Name(process) + ": " + Message(added));
+  Watch(saved);  // after it, for it needs the stack to itself
   return saved;
 }
 
@@ -165,17 +177,6 @@ bool HasOtherFlags(const Vma& then, const Vma& now) {
   const bool is_same = kind(then) == kind(now) &&
                        (now.inode == 0 || then.offset - then.start == now.offset - now.start);
   return is_same && (then.flags != now.flags || then.protection_key != now.protection_key);
-}
-
-void Watch(SavedProcess& process) {
-  if (!process.tracker) return;
-  const Result<std::vector<Vma>> vmas = ReadMaps(process.proc.get());
-  if (!vmas.ok()) return;
-  const auto is_ring = [](const Vma& vma) {
-    return vma.path == "/[aio] (deleted)" || vma.path == kRingLink;
-  };
-  if (std::ranges::any_of(*vmas, is_ring)) return;
-  for (const Vma& vma : *vmas) process.tracker->Watch(vma);
 }
 
 using Scan = Result<PageRanges> (PageMap::*)(std::uint64_t start, std::uint64_t end) const;
@@ -278,7 +279,6 @@ Status PreCopy::Begin(const DumpRequest& request, DumpReport& report) {
     }
   };
   const Status status = StandStill(request, report, earlier_stops_, begin);
-  for (SavedProcess& process : processes_) Watch(process);
   if (shared_) shared_->Begin(candidates.tree, request.log);
   return status;
 }
@@ -421,7 +421,8 @@ std::map<std::uint64_t, PageRanges> PreCopy::CleanObjects(std::span<const Mapped
 
 void PreCopy::End() {
   for (SavedProcess& process : processes_) {
-    if (process.tracker) process.tracker->End();
+    if (!process.tracker) continue;
+    process.tracker->End(ReadMaps(process.proc.get()).value_or(std::vector<Vma>()));
   }
   if (shared_) shared_->End();
 }

@@ -190,6 +190,9 @@ Status SharedCopy::Add(const FrozenProcess& process, std::vector<UniqueFd> userf
   ASSIGN_OR_RETURN(const std::vector<Vma> vmas, ReadMaps(process.proc.get()));
   ASSIGN_OR_RETURN(mapper.watch, MappingWatch::Begin(std::move(userfaultfds.at(0)),
                                                      std::move(userfaultfds.at(1)), vmas));
+  for (const Vma& vma : vmas) {
+    if (vma.shared && wanted_.contains(ObjectKey::Of(vma))) mapper.watch->Watch(vma);
+  }
   // It stays, whatever happens: the reader may be told of it.
   const Mapper& added = mappers_.emplace_back(std::move(mapper));
   for (const int fd : added.watch->descriptors()) {
@@ -289,7 +292,9 @@ Status SharedCopy::WatchIn(Mapper& mapper, const std::vector<Vma>& smaps,
   PageRanges whole;
   for (const Vma& vma : smaps) {
     if (!vma.shared || ObjectKey::Of(vma) != object.key) continue;
-    if (!mapper.watch->Watch(vma)) return Refuse("cannot be watched, or has a userfaultfd itself");
+    if (!mapper.watch->Watches(vma)) {
+      return Refuse("cannot be watched, has a userfaultfd itself, or was mapped anew");
+    }
     whole = Unite(whole, {{vma.offset, vma.offset + vma.size()}});
   }
   if (whole.empty()) return OkStatus();
@@ -469,7 +474,9 @@ void SharedCopy::HideFrom(pid_t pid, Vma& vma) const {
 }
 
 void SharedCopy::End() {
-  for (const Mapper& mapper : mappers_) mapper.watch->End();
+  for (const Mapper& mapper : mappers_) {
+    mapper.watch->End(ReadMaps(mapper.proc.get()).value_or(std::vector<Vma>()));
+  }
 }
 
 }  // namespace stasis::engine

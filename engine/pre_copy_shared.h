@@ -73,11 +73,11 @@ class SharedCopy {
   SharedCopy& operator=(const SharedCopy&) = delete;
   ~SharedCopy();
 
-  /// A mapper that stands still, with two userfaultfds of its own. Its forks are seen from here on.
+  /// A mapper that stands still, with two userfaultfds of its own. Its forks, and what it does to its mappings of the
+  /// objects, are seen from here on.
   Status Add(const FrozenProcess& process, std::vector<UniqueFd> userfaultfds);
 
-  /// The tree runs. Watches the objects in all that map them; what cannot be watched wholly is left out, and
-  /// `log` hears why. `tree`: its processes.
+  /// The tree runs. Objects that are not watched wholly, in all that map them, are left out, and `log` hears why. `tree`: its processes.
   void Begin(const std::set<pid_t>& tree, const Log& log);
 
   std::list<SavedObject>& objects() { return objects_; }

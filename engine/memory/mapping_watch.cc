@@ -65,11 +65,14 @@ Result<std::unique_ptr<MappingWatch>> MappingWatch::Begin(UniqueFd writes, Uniqu
       new MappingWatch(std::move(writes), std::move(forks), PageRange{stack->start, stack->end}));
 }
 
-bool MappingWatch::Watch(const Vma& vma) {
-  if (!WatchRange(writes_.get(), {vma.start, vma.end})) return false;
-  areas_.push_back({vma.start, vma.end});
-  if (vma.Has("ht") || vma.path.starts_with("/SYSV")) whole_.push_back(areas_.back());
-  return true;
+void MappingWatch::Watch(const Vma& vma) {
+  if (WatchRange(writes_.get(), {vma.start, vma.end})) areas_.push_back({vma.start, vma.end});
+}
+
+bool MappingWatch::Watches(const Vma& vma) const {
+  return std::ranges::any_of(areas_, [&](const PageRange& area) {
+    return area.start == vma.start && area.end == vma.end;
+  });
 }
 
 bool MappingWatch::MissesForks(const std::vector<Vma>& smaps) const {
@@ -116,9 +119,18 @@ MappingWatch::Seen MappingWatch::seen() {
   return seen_;
 }
 
-void MappingWatch::End() {
-  for (const PageRange& range : whole_) UnwatchWhole(writes_.get(), range);
-  for (const PageRange& range : areas_) UnwatchRange(writes_.get(), range);
+void MappingWatch::End(const std::vector<Vma>& now) {
+  for (const PageRange& area : areas_) {
+    const auto vma = std::ranges::find(now, area.start, &Vma::start);
+    // Their areas would stay in pieces.
+    const bool stays = vma != now.end() &&
+                       (vma->path.starts_with("/anon_hugepage") || vma->path.starts_with("/SYSV"));
+    if (stays && vma->end == area.end) {
+      UnwatchWhole(writes_.get(), area);
+    } else {
+      UnwatchArea(writes_.get(), area, now);
+    }
+  }
   const std::lock_guard lock(mutex_);
   UnwatchWhole(forks_.get(), stack_);
   forks_.Reset();

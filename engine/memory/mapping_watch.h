@@ -33,8 +33,10 @@ class MappingWatch {
   static Result<std::unique_ptr<MappingWatch>> Begin(UniqueFd writes, UniqueFd forks,
                                                      const std::vector<Vma>& vmas);
 
-  /// Watches all of `vma`; what lies there may be another area by now. The process may run.
-  bool Watch(const Vma& vma);
+  /// Watches all of `vma` of the process, which stands still.
+  void Watch(const Vma& vma);
+  /// Whether all of `vma` is watched since it was the area that it is.
+  bool Watches(const Vma& vma) const;
 
   /// True when the flags of smaps say that a fork would not be seen.
   bool MissesForks(const std::vector<Vma>& smaps) const;
@@ -51,8 +53,8 @@ class MappingWatch {
   /// Become readable when there are events.
   std::vector<int> descriptors() const { return {writes_.get(), forks_.get()}; }
 
-  /// Ends the watch. The process may run.
-  void End();
+  /// Ends the watch. The process, which may run, has `now`.
+  void End(const std::vector<Vma>& now);
 
  private:
   MappingWatch(UniqueFd writes, UniqueFd forks, PageRange stack)
@@ -64,7 +66,6 @@ class MappingWatch {
   UniqueFd forks_;  // closed when nobody reads it any more
   const PageRange stack_;
   PageRanges areas_;  // each as it was watched
-  PageRanges whole_;  // those that must not be split
   Seen seen_;
 };
 

@@ -10,6 +10,7 @@
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
 #include "engine/memory/page_ranges.h"
+#include "engine/proc/maps.h"
 #include "engine/tracee/frozen_tree.h"
 #include "engine/tracee/remote_syscalls.h"
 
@@ -26,11 +27,13 @@ Result<UniqueFd> MakeUserfaultfd(RemoteSyscalls& remote, pid_t pid);
 /// (Linux 6.7).
 Status StartUserfault(int fd, std::uint64_t events = 0);
 
-/// False when the range cannot be watched, or is by somebody else (EBUSY), or has gone.
+/// False when the range cannot be watched, or is by somebody else (EBUSY), or has gone. Of a process that runs a part
+/// of an area could be all that is left in `range`, which splits it.
 bool WatchRange(int fd, const PageRange& range);
 
-/// Ends the watch of `range` in steps that nobody feels. The process may run.
-void UnwatchRange(int fd, const PageRange& range);
+/// Ends the watch of `area`, in steps of some 10 ms where it is large. The process, which may run, has `now`; of an area
+/// that is another one by now the watch ends when `fd` is closed.
+void UnwatchArea(int fd, const PageRange& area, const std::vector<Vma>& now);
 /// ... at once, for areas that would stay in pieces.
 void UnwatchWhole(int fd, const PageRange& range);
 

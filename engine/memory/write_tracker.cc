@@ -21,7 +21,9 @@ Result<WriteTracker> WriteTracker::Begin(UniqueFd userfaultfd) {
 void WriteTracker::Watch(const Vma& vma) {
   if (!IsAnonymous(vma)) return;
   // EBUSY: the program's own userfaultfd; EINVAL: what cannot be watched, or has gone.
-  if (WatchRange(fd_.get(), {vma.start, vma.end})) Append(watched_, {vma.start, vma.end});
+  if (!WatchRange(fd_.get(), {vma.start, vma.end})) return;
+  Append(watched_, {vma.start, vma.end});
+  areas_.push_back({vma.start, vma.end});
 }
 
 void WriteTracker::HideFrom(Vma& vma) const {
@@ -31,8 +33,8 @@ void WriteTracker::HideFrom(Vma& vma) const {
   if (IsAnonymous(vma) && std::ranges::any_of(watched_, overlaps)) std::erase(vma.flags, "uw");
 }
 
-void WriteTracker::End() {
-  for (const PageRange& range : watched_) UnwatchRange(fd_.get(), range);
+void WriteTracker::End(const std::vector<Vma>& now) {
+  for (const PageRange& area : areas_) UnwatchArea(fd_.get(), area, now);
   watched_.clear();
   fd_.Reset();
 }

@@ -19,8 +19,8 @@ class WriteTracker {
   /// By a userfaultfd of the process (MakeUserfaultfds). Unimplemented: this kernel cannot (Linux 6.7).
   static Result<WriteTracker> Begin(UniqueFd userfaultfd);
 
-  /// Watches `vma`, if it is private anonymous memory of small pages and not watched by somebody else; what
-  /// lies there may be another area by now. The process may run.
+  /// Watches `vma` of the process, which stands still, if it is private anonymous memory of small pages and not watched
+  /// by somebody else.
   void Watch(const Vma& vma);
 
   /// What is watched; areas may have gone since, and the heap and stacks may have grown.
@@ -30,14 +30,15 @@ class WriteTracker {
   /// own. It has none where we watch (EBUSY).
   void HideFrom(Vma& vma) const;
 
-  /// Ends the watch. The process may run.
-  void End();
+  /// Ends the watch. The process, which may run, has `now`.
+  void End(const std::vector<Vma>& now);
 
  private:
   explicit WriteTracker(UniqueFd fd) : fd_(std::move(fd)) {}
 
   UniqueFd fd_;
   PageRanges watched_;
+  std::vector<PageRange> areas_;  // each as it was watched
 };
 
 }  // namespace stasis::engine

@@ -214,6 +214,36 @@ TEST(PreCopyTest, AnAdviceThatChangesAfterItWasReadIsSeen) {
   Unmap(memory);
 }
 
+// mremap(2) takes one area: a program that resizes its memory all the time would meet one that a watch has split.
+TEST(PreCopyTest, AreasThatAreResizedMeanwhileStayWhole) {
+  constexpr std::size_t kBytes = kPages * 4096;
+  SharedWords words;
+  Child child = Program([&] {
+    std::array<void*, 2> areas = {};
+    for (std::size_t i = 0; i < areas.size(); ++i) {
+      const int flags = MAP_ANONYMOUS | (i == 0 ? MAP_PRIVATE : MAP_SHARED);
+      areas[i] = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+      Fill(static_cast<Word*>(areas[i]));
+    }
+    for (std::size_t size = kBytes; words[1] == 0; ++words[0]) {
+      const std::size_t next = kBytes - words[0] % 512 * 4096;
+      for (void*& area : areas) {
+        area = ::mremap(area, size, next, MREMAP_MAYMOVE);
+        if (area == MAP_FAILED) return 2;
+      }
+      size = next;
+    }
+    return 0;
+  });
+  ASSERT_TRUE(words.WaitAbove(0, 0));
+  for (int i = 0; i < 10; ++i) {
+    MemoryImages images;
+    ASSERT_THAT(DumpInRounds(child.pid(), images), IsOk());
+  }
+  words[1] = 1;
+  EXPECT_EQ(child.Wait(), 0);
+}
+
 TEST(PreCopyTest, ItsStopsCountInWhatIsLeftOfAWait) {
   SharedWords words;
   Word* const memory = MapPages();
