@@ -106,9 +106,13 @@ Status ReadTasks(Checkpoint& checkpoint, BesideLook& beside) {
   RETURN_IF_ERROR(checkpoint.namespaces.FindOthers(checkpoint.tree.processes()));
   NumberTasks(checkpoint.processes, checkpoint.namespaces);
   RETURN_IF_ERROR(CheckForks(checkpoint.processes));
-  RETURN_IF_ERROR(checkpoint.namespaces.Read(
-      checkpoint.tree.processes(), checkpoint.request.compare_mounts,
-      checkpoint.request.outside_mounts, checkpoint.request.options.own_namespaces));
+  return checkpoint.namespaces.Read(checkpoint.tree.processes(), checkpoint.request.compare_mounts,
+                                    checkpoint.request.outside_mounts,
+                                    checkpoint.request.options.own_namespaces);
+}
+
+Status TryNetworks(Checkpoint& checkpoint) {
+  RETURN_IF_ERROR(checkpoint.namespaces.TryNetworks());
   std::ranges::move(checkpoint.namespaces.NeedsOfNetworks(),
                     std::back_inserter(checkpoint.report.notes));
   return OkStatus();
@@ -478,6 +482,7 @@ Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, HeldSink& held,
     RETURN_IF_ERROR(pre_copy.CheckAdvices());
     pre_copy.End();
   }
+  RETURN_IF_ERROR(TryNetworks(checkpoint));
   RETURN_IF_ERROR(held.PassOn());
   std::ranges::move(NameStrangers(pids, checkpoint.namespaces), std::back_inserter(report.notes));
   RETURN_IF_ERROR(WriteImages(checkpoint, sink));

@@ -47,7 +47,7 @@ class Checker {
     Status shared = CheckTree(tree_);
     while (!shared.ok() && ForgetEnded()) shared = CheckTree(tree_);
     Add(shared);
-    const Result<NamespaceDumper> namespaces = NamespaceDumper::Create(tree_.root());
+    Result<NamespaceDumper> namespaces = NamespaceDumper::Create(tree_.root());
     Add(namespaces.status());
     for (const FrozenProcess& process : tree_.processes()) {
       ++found_.processes;
@@ -62,9 +62,10 @@ class Checker {
                              " (a debugger or strace); end that first"));
     }
     if (!namespaces.ok()) return;
-    NamespaceDumper reader = *namespaces;
+    NamespaceDumper reader = *std::move(namespaces);
     Add(reader.FindOthers(tree_.processes()));
     Add(reader.Read(tree_.processes(), compare_mounts, std::nullopt, makes_namespaces));
+    if (look_ != MemoryLook::kQuick) Add(reader.TryNetworks());
     for (FrozenProcess& process : tree_.processes()) {
       DumpedProcess& dumped = processes_.emplace_back();
       dumped.frozen = &process;
@@ -165,7 +166,7 @@ std::vector<std::string> NeedsOfRestore(pid_t root) {
   Result<NamespaceDumper> namespaces = NamespaceDumper::Create(tree->root());
   if (!namespaces.ok() || !namespaces->FindOthers(tree->processes()).ok()) return {};
   // What is refused is among the obstacles.
-  (void)namespaces->ReadNetworks(tree->processes());
+  if (namespaces->ReadNetworks(tree->processes()).ok()) (void)namespaces->TryNetworks();
   return namespaces->NeedsOfNetworks();
 }
 

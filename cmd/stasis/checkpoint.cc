@@ -187,6 +187,7 @@ Status CheckpointContainer(Options& options, engine::DumpRequest& request) {
   options.container = facts.status.id();
   options.pid = request.root = facts.pid;
   if (options.output.empty()) return ToFolder(options, request);
+  request.options.own_namespaces = false;  // as in the runtime's call: it makes them for a restore
   ASSIGN_OR_RETURN(
       const cri::ContainerCheckpoint done,
       cri::WriteArchive(

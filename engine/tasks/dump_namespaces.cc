@@ -384,12 +384,13 @@ Result<UniqueFd> FindTunOf(std::span<const FrozenProcess> processes, const std::
 }  // namespace
 
 Status NamespaceDumper::ReadNetworks(std::span<const FrozenProcess> processes) {
-  std::vector<UniqueFd> opened;
+  network_fds_.clear();
+  to_try_.clear();
   std::vector<NumberedNetwork> all;
   const auto add = [&](const FrozenProcess& process, std::uint32_t number) -> Status {
     ASSIGN_OR_RETURN(UniqueFd ns, OpenAt(process.proc.get(), "ns/net", O_RDONLY));
     all.push_back({number, ns.get()});
-    opened.push_back(std::move(ns));
+    network_fds_.push_back(std::move(ns));
     return OkStatus();
   };
   if (has_own_net()) RETURN_IF_ERROR(add(processes.front(), tree_numbers_[kNet]));
@@ -402,28 +403,36 @@ Status NamespaceDumper::ReadNetworks(std::span<const FrozenProcess> processes) {
     return ReadOwnNetwork(
         *where, all, [&](const std::string& name) { return FindTunOf(processes, name, inode); });
   };
-  std::vector<NetworkToTry> to_try;
   network_obstacle_.clear();
   if (has_own_net()) {
     Result<OwnNetwork> network = read(tree_numbers_[kNet], tree_[kNet]);
     if (network.ok()) {
       network_ = *std::move(network);
-      to_try.push_back({all.front(), &network_});
+      to_try_.push_back(all.front());
     } else {
       network_obstacle_ = Message(network.status());
     }
   }
-  const Other* first = nullptr;
   for (Other& other : others_) {
     if (other.kind != kNet || other.inode == ours_[kNet]) continue;
-    if (first == nullptr) first = &other;
     Result<OwnNetwork> network = read(other.number, other.inode);
     if (!network.ok()) return Annotate(network.status(), Message(InOther(other)));
     other.network = *std::move(network);
-    to_try.push_back(
-        {*std::ranges::find(all, other.number, &NumberedNetwork::number), &other.network});
+    to_try_.push_back(*std::ranges::find(all, other.number, &NumberedNetwork::number));
   }
-  const Status tried = TryOwnNetworks(to_try);
+  return OkStatus();
+}
+
+Status NamespaceDumper::TryNetworks() {
+  std::vector<NetworkToTry> networks;
+  const Other* first = nullptr;
+  for (const NumberedNetwork& where : to_try_) {
+    const auto other = std::ranges::find_if(
+        others_, [&](const Other& one) { return one.kind == kNet && one.number == where.number; });
+    if (other != others_.end() && first == nullptr) first = &*other;
+    networks.push_back({where, other != others_.end() ? &other->network : &network_});
+  }
+  const Status tried = TryOwnNetworks(networks);
   if (tried.ok()) return tried;
   if (first != nullptr) return Annotate(tried, Message(InOther(*first)));
   network_ = {};

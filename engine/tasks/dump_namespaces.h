@@ -87,7 +87,10 @@ class NamespaceDumper {
               const OutsideMounts& outside, bool makes);
   /// The part of it that is about networks which a restore makes again. `processes`: all, the root first.
   Status ReadNetworks(std::span<const FrozenProcess> processes);
-  /// What a restore has to be told about these, a sentence each.
+  /// Makes these networks somewhere, to see that a restore can; the tree may run. Takes tenths of a second.
+  /// Unimplemented: one in which other processes than the root are cannot be made.
+  Status TryNetworks();
+  /// What a restore has to be told about these, a sentence each; after TryNetworks.
   std::vector<std::string> NeedsOfNetworks() const;
   /// Ids of the System V segments of an IPC namespace of its own that nobody is attached to.
   std::vector<int> idle_segments() const { return ipc_ ? ipc_->idle_segments : std::vector<int>(); }
@@ -117,6 +120,8 @@ class NamespaceDumper {
   std::vector<Other> others_;
   std::map<std::pair<std::size_t, pid_t>, std::uint32_t> numbers_;  // of these, by our pids
   std::optional<IpcObjects> ipc_;
+  std::vector<UniqueFd> network_fds_;
+  std::vector<NumberedNetwork> to_try_;  // of these, that a restore makes
   OwnNetwork network_;            // with the state of its loopback device when a restore makes it
   std::string network_obstacle_;  // why none does
   Clocks clocks_;
