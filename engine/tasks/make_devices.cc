@@ -13,8 +13,11 @@
 #include <linux/veth.h>
 #include <net/if.h>
 #include <poll.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <set>
 #include <utility>
 
@@ -404,8 +407,12 @@ Status MakeDevices(std::span<const NetworkToMake> networks, const OutsideDevices
   return Maker(networks, outside).Run();
 }
 
+// The addresses of macvlans on one device differ. Those of a network whose last process was just killed are there until
+// the kernel has cleaned it up, which nobody waits for (cleanup_net() in net/core/net_namespace.c).
 Status StartDevices(std::span<const NetworkToMake> networks, const OutsideDevices& outside,
                     bool awaits) {
+  constexpr std::chrono::seconds kCleanUp{10};
+  const auto deadline = std::chrono::steady_clock::now() + kCleanUp;
   constexpr std::uint32_t kChosen = IFF_UP | IFF_DEBUG | IFF_NOTRAILERS | IFF_NOARP | IFF_PROMISC |
                                     IFF_ALLMULTI | IFF_MULTICAST | IFF_DYNAMIC;
   for (const NetworkToMake& network : networks) {
@@ -413,7 +420,11 @@ Status StartDevices(std::span<const NetworkToMake> networks, const OutsideDevice
     std::vector<const NetworkDevice*> waiting;
     for (const NetworkDevice& device : network.devices) waiting.push_back(&device);
     Status last;
-    for (std::size_t before = 0; before != waiting.size();) {
+    for (std::size_t before = 0; !waiting.empty();) {
+      if (before == waiting.size()) {
+        if (ErrnoOf(last) != EADDRINUSE || std::chrono::steady_clock::now() > deadline) return last;
+        ::usleep(10'000);
+      }
       before = waiting.size();
       std::erase_if(waiting, [&](const NetworkDevice* device) {
         const Status set = SetFlags(socket, device->index, device->flags, kChosen);
@@ -421,7 +432,6 @@ Status StartDevices(std::span<const NetworkToMake> networks, const OutsideDevice
         return set.ok();
       });
     }
-    if (!waiting.empty()) return last;
   }
   RETURN_IF_ERROR(StartOutside(networks, outside));
   for (int waited = 0; awaits && waited < kConnectMilliseconds; ++waited) {
