@@ -4,7 +4,7 @@
 //         asynchronous: the kernel resolves its faults itself.
 // Rule    Closing the last descriptor, or UFFDIO_UNREGISTER, lifts the protection of every page while the
 //         memory is locked for writing: 40 ms for 1 GiB, in which no page fault of the process ends; whether it
-//         was lifted by UFFDIO_WRITEPROTECT before makes no difference. In pieces it is 5 ms for 128 MiB each:
+//         was lifted by UFFDIO_WRITEPROTECT before makes no difference. In pieces it is 2.5 ms for 64 MiB each:
 //         the area is split there, and joined again with what is not watched any more before it.
 // Rule    mremap(2) of an area that is split fails with EFAULT, where the program has known one area (mm/mremap.c,
 //         check_prep_vma()). So an area is watched as a whole, while its process stands still; it is let go as a whole;
@@ -35,7 +35,7 @@ namespace {
 constexpr std::uint64_t kFeatureWpAsync = 1 << 15;
 constexpr std::uint64_t kUserModeOnly = 1;
 
-constexpr std::uint64_t kPieceBytes = std::uint64_t{128} << 20;  // of memory, given back at a time
+constexpr std::uint64_t kPieceBytes = std::uint64_t{64} << 20;  // of memory, given back at a time
 
 // The program's seccomp filter does not judge our calls while the thread stands still.
 Status LiftSeccomp(const FrozenThread& thread) {

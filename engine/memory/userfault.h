@@ -31,7 +31,7 @@ Status StartUserfault(int fd, std::uint64_t events = 0);
 /// of an area could be all that is left in `range`, which splits it.
 bool WatchRange(int fd, const PageRange& range);
 
-/// Ends the watch of `area`, in steps of some 5 ms where it is large. The process, which may run, has `now`; of an area
+/// Ends the watch of `area`, in steps of some 3 ms where it is large. The process, which may run, has `now`; of an area
 /// that is another one by now the watch ends when `fd` is closed.
 void UnwatchArea(int fd, const PageRange& area, const std::vector<Vma>& now);
 /// ... at once, for areas that would stay in pieces.
