@@ -120,17 +120,16 @@ MappingWatch::Seen MappingWatch::seen() {
 }
 
 void MappingWatch::End(const std::vector<Vma>& now) {
+  std::vector<PageRange> others;
   for (const PageRange& area : areas_) {
     const auto vma = std::ranges::find(now, area.start, &Vma::start);
     // Their areas would stay in pieces.
     const bool stays = vma != now.end() &&
                        (vma->path.starts_with("/anon_hugepage") || vma->path.starts_with("/SYSV"));
-    if (stays && vma->end == area.end) {
-      UnwatchWhole(writes_.get(), area);
-    } else {
-      UnwatchArea(writes_.get(), area, now);
-    }
+    if (!stays) others.push_back(area);
+    if (stays && vma->end == area.end) UnwatchWhole(writes_.get(), area);
   }
+  UnwatchAreas(writes_.get(), others, now);
   const std::lock_guard lock(mutex_);
   UnwatchWhole(forks_.get(), stack_);
   forks_.Reset();

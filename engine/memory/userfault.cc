@@ -99,11 +99,18 @@ bool WatchRange(int fd, const PageRange& range) {
   return ::ioctl(fd, UFFDIO_REGISTER, &area) == 0;
 }
 
-void UnwatchArea(int fd, const PageRange& area, const std::vector<Vma>& now) {
-  const auto same = std::ranges::lower_bound(now, area.start, {}, &Vma::start);
-  if (same == now.end() || same->start != area.start || same->end != area.end) return;
-  for (std::uint64_t at = area.start; at < area.end; at += kPieceBytes) {
-    UnwatchWhole(fd, {at, std::min(at + kPieceBytes, area.end)});
+void UnwatchAreas(int fd, std::span<const PageRange> areas, const std::vector<Vma>& now) {
+  const auto starts = [&](const Vma& vma) {
+    return std::ranges::find(areas, vma.start, &PageRange::start) != areas.end();
+  };
+  const auto ends = [&](const Vma& vma) {
+    return std::ranges::find(areas, vma.end, &PageRange::end) != areas.end();
+  };
+  for (const Vma& vma : now) {
+    if (!starts(vma) || !ends(vma)) continue;
+    for (std::uint64_t at = vma.start; at < vma.end; at += kPieceBytes) {
+      UnwatchWhole(fd, {at, std::min(at + kPieceBytes, vma.end)});
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -31,9 +32,9 @@ Status StartUserfault(int fd, std::uint64_t events = 0);
 /// of an area could be all that is left in `range`, which splits it.
 bool WatchRange(int fd, const PageRange& range);
 
-/// Ends the watch of `area`, in steps of some 3 ms where it is large. The process, which may run, has `now`; of an area
-/// that is another one by now the watch ends when `fd` is closed.
-void UnwatchArea(int fd, const PageRange& area, const std::vector<Vma>& now);
+/// Ends the watch of `areas`, in steps of some 3 ms where they are large. The process, which may run, has `now`: some
+/// of them may be one by now. Of an area that the program has resized the watch ends when `fd` is closed.
+void UnwatchAreas(int fd, std::span<const PageRange> areas, const std::vector<Vma>& now);
 /// ... at once, for areas that would stay in pieces.
 void UnwatchWhole(int fd, const PageRange& range);
 

@@ -34,7 +34,7 @@ void WriteTracker::HideFrom(Vma& vma) const {
 }
 
 void WriteTracker::End(const std::vector<Vma>& now) {
-  for (const PageRange& area : areas_) UnwatchArea(fd_.get(), area, now);
+  UnwatchAreas(fd_.get(), areas_, now);
   watched_.clear();
   fd_.Reset();
 }
