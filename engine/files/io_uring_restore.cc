@@ -327,8 +327,8 @@ Status RingRestorer::Make(RestoredProcess& process, Ring& ring, int& number) {
     return FailedPrecondition(
         "this kernel lays out an io_uring otherwise than that of the checkpoint");
   }
-  ring.ours.Reset(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
-  return ring.ours ? OkStatus() : SyscallError(errno, "pidfd_getfd of an io_uring");
+  ASSIGN_OR_RETURN(ring.ours, GetFd(process.pidfd.get(), number));
+  return OkStatus();
 }
 
 // From the process that has made it.

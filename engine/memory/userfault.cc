@@ -24,6 +24,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "engine/tracee/fd_channel.h"
 #include "engine/tracee/foothold.h"
 #include "engine/tracee/remote_syscalls.h"
 #include "engine/tracee/rseq.h"
@@ -50,9 +51,7 @@ Status LiftSeccomp(const FrozenThread& thread) {
 Result<UniqueFd> TakeFrom(pid_t pid, int number) {
   const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd) return SyscallError(errno, "pidfd_open");
-  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), number, 0)));
-  if (!fd) return SyscallError(errno, "pidfd_getfd");
-  return fd;
+  return GetFd(pidfd.get(), number);
 }
 
 }  // namespace

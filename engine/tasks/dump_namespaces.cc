@@ -38,6 +38,7 @@
 #include "engine/tasks/dump_ipc.h"
 #include "engine/tasks/dump_tree.h"
 #include "engine/tasks/make_devices.h"
+#include "engine/tracee/fd_channel.h"
 
 #ifndef CLONE_NEWTIME
 #define CLONE_NEWTIME 0x80  // linux/sched.h
@@ -370,9 +371,7 @@ Result<UniqueFd> FindTunOf(std::span<const FrozenProcess> processes, const std::
       const Result<std::string> info = ReadFileAt(process.proc.get(), "fdinfo/" + number);
       if (!info.ok() || text::Field(*info, "iff").value_or("") != name) continue;
       const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, process.pid, 0)));
-      UniqueFd fd(static_cast<int>(
-          ::syscall(SYS_pidfd_getfd, pidfd.get(), text::Number<int>(number).value_or(-1), 0)));
-      if (!fd) return SyscallError(errno, "pidfd_getfd of " + name);
+      ASSIGN_OR_RETURN(UniqueFd fd, GetFd(pidfd.get(), text::Number<int>(number).value_or(-1)));
       const UniqueFd ns(::ioctl(fd.get(), TUNGETDEVNETNS));
       struct stat st = {};
       if (ns && ::fstat(ns.get(), &st) == 0 && st.st_ino == network) return fd;

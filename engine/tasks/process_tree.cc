@@ -407,10 +407,7 @@ Result<int> SendInto(RestoredProcess& process, int our_fd) {
 }
 
 Result<UniqueFd> TakeFrom(RestoredProcess& process, int number) {
-  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.pidfd.get(), number, 0)));
-  if (!fd) {
-    return SyscallError(errno, "pidfd_getfd of descriptor " + std::to_string(number));
-  }
+  ASSIGN_OR_RETURN(UniqueFd fd, GetFd(process.pidfd.get(), number));
   RETURN_IF_ERROR(process.remote->Call("close", SYS_close, number).status());
   return fd;
 }

@@ -60,13 +60,19 @@ Status Set(int fd, unsigned long number, unsigned long value, const char* what) 
   return ::ioctl(fd, number, value) == 0 ? OkStatus() : SyscallError(errno, what);
 }
 
-// Of one that lasts and that nobody has open.
-Result<UniqueFd> Attach(int ns_fd, const NetworkDevice& device) {
+// For devices of that network.
+Result<UniqueFd> OpenIn(int ns_fd) {
   UniqueFd fd;
   RETURN_IF_ERROR(InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
     ASSIGN_OR_RETURN(fd, OpenAt(AT_FDCWD, kDevice, O_RDWR));
     return OkStatus();
   }));
+  return fd;
+}
+
+// Of one that lasts and that nobody has open.
+Result<UniqueFd> Attach(int ns_fd, const NetworkDevice& device) {
+  ASSIGN_OR_RETURN(UniqueFd fd, OpenIn(ns_fd));
   ifreq request = RequestFor(device);
   RETURN_IF_ERROR(Call(fd.get(), TUNSETIFF, &request, "TUNSETIFF"));
   return fd;
@@ -103,11 +109,7 @@ Status ReadTunDevice(int ns_fd, NetworkDevice& device, const FindTun& find) {
 }
 
 Status MakeTunDevice(int ns_fd, const NetworkDevice& device) {
-  UniqueFd fd;
-  RETURN_IF_ERROR(InNamespace(ns_fd, CLONE_NEWNET, [&]() -> Status {
-    ASSIGN_OR_RETURN(fd, OpenAt(AT_FDCWD, kDevice, O_RDWR));
-    return OkStatus();
-  }));
+  ASSIGN_OR_RETURN(UniqueFd fd, OpenIn(ns_fd));
   std::uint32_t index = device.index;
   RETURN_IF_ERROR(Call(fd.get(), TUNSETIFINDEX, &index, "TUNSETIFINDEX"));
   ifreq request = RequestFor(device);

@@ -93,13 +93,13 @@ Status CloseAll(RemoteSyscalls& remote, std::span<const int> numbers) {
   return OkStatus();
 }
 
+}  // namespace
+
 Result<UniqueFd> GetFd(int pidfd, int number) {
   UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, number, 0)));
   if (!fd) return SyscallError(errno, "pidfd_getfd of descriptor " + std::to_string(number));
   return fd;
 }
-
-}  // namespace
 
 Result<FdChannel> FdChannel::Open(RemoteSyscalls& remote, int pidfd) {
   remote.ResetArguments();

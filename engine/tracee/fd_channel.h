@@ -10,6 +10,9 @@
 
 namespace stasis::engine {
 
+/// Descriptor `number` of the process behind `pidfd`, as one of ours (pidfd_getfd(2)).
+Result<UniqueFd> GetFd(int pidfd, int number);
+
 /// A pair of connected sockets, one end in a process under restore, the other in ours. The only way
 /// into a foreign descriptor table is SCM_RIGHTS, unix(7); the way out is pidfd_getfd(2).
 ///
