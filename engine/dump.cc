@@ -43,6 +43,7 @@
 #include "engine/tasks/dump_outside.h"
 #include "engine/tasks/dump_seccomp.h"
 #include "engine/tasks/dump_tree.h"
+#include "engine/tasks/kernel_tasks.h"
 #include "engine/tasks/security_label.h"
 #include "engine/tracee/frozen_tree.h"
 #include "engine/tracee/task_folder.h"
@@ -67,6 +68,7 @@ struct Checkpoint {
   FrozenTree& tree;
   DumpReport& report;
   PreCopy& pre_copy;
+  KernelTasks* kernel_tasks;  // may be null
   NamespaceDumper namespaces;
   std::unique_ptr<FileDumper> files;
   CgroupDumper cgroups;
@@ -338,13 +340,14 @@ Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
   const DumpReport& report = checkpoint.report;
   RETURN_IF_ERROR(CheckTree(checkpoint.tree));
   ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
-  BesideLook beside(checkpoint.tree, checkpoint.namespaces,
-                    [&](const FrozenProcess& process) -> Result<std::vector<Area>> {
-                      ASSIGN_OR_RETURN(
-                          std::vector<Vma> vmas,
-                          checkpoint.pre_copy.ReadVmas(process, checkpoint.request.fate));
-                      return ClassifyAreas(std::move(vmas), process.ns_pid, shmem);
-                    });
+  BesideLook beside(
+      checkpoint.tree, checkpoint.namespaces,
+      [&](const FrozenProcess& process) -> Result<std::vector<Area>> {
+        ASSIGN_OR_RETURN(std::vector<Vma> vmas,
+                         checkpoint.pre_copy.ReadVmas(process, checkpoint.request.fate));
+        return ClassifyAreas(std::move(vmas), process.ns_pid, shmem);
+      },
+      checkpoint.kernel_tasks);
   RETURN_IF_ERROR(ReadTasks(checkpoint, beside));
   RETURN_IF_ERROR(checkpoint.ForEach(
       [&](DumpedProcess& process) { return ReadAioRings(process, checkpoint.report); }));
@@ -399,29 +402,35 @@ Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   return Internal("no such fate");
 }
 
-// Of a tree that has rings of io_uring: reads what their dump needs while nobody waits for it. As far as is to be seen
-// at once.
-void PrepareForRings(pid_t root) {
+// Of a tree that has rings of io_uring, or a process of many threads: reads what their dump needs while nobody waits
+// for it. As far as is to be seen at once.
+std::optional<KernelTasks> PrepareKernelTasks(pid_t root) {
   constexpr std::size_t kMostLooks = 64;
+  bool has_ring = false, has_many = false;
   std::vector<pid_t> pids = {root};
   for (std::size_t i = 0; i < std::min(pids.size(), kMostLooks); ++i) {
     const pid_t pid = pids[i];
     const auto maps = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/maps");
-    if (maps.ok() && maps->find(kRingLink) != std::string::npos) {
-      (void)KernelBtf::Running();  // whoever asks again is told why not
-      return;
-    }
-    for (const pid_t tid : ThreadsOf(pid)) {
+    has_ring = has_ring || (maps.ok() && maps->find(kRingLink) != std::string::npos);
+    const std::vector<pid_t> threads = ThreadsOf(pid);
+    has_many = has_many || threads.size() >= KernelTasks::kWorthIt;
+    for (const pid_t tid : threads) {
       const std::vector<pid_t> children = TaskFiles(pid, tid).Children();
       pids.insert(pids.end(), children.begin(), children.end());
     }
   }
+  if (has_ring) (void)KernelBtf::Running();  // whoever asks again is told why not
+  std::optional<KernelTasks> tasks;
+  if (!has_many) return tasks;
+  Result<KernelTasks> opened = KernelTasks::Open();
+  if (opened.ok()) tasks.emplace(*std::move(opened));
+  return tasks;
 }
 
 // From the stop of the tree to the end. A ring that is busy: the tree runs on, nothing is written, and `report` has
 // the stop alone.
-Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, HeldSink& held, CountingSink& sink,
-                  DumpReport& report) {
+Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, KernelTasks* kernel_tasks,
+                  HeldSink& held, CountingSink& sink, DumpReport& report) {
   const DumpReport unread = report;
   const auto start = steady_clock::now();
   ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline, request.stop,
@@ -441,6 +450,7 @@ Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, HeldSink& held,
                         .tree = tree,
                         .report = report,
                         .pre_copy = pre_copy,
+                        .kernel_tasks = kernel_tasks,
                         .namespaces = std::move(namespaces),
                         .files = std::move(files),
                         .cgroups = std::move(cgroups)};
@@ -513,14 +523,15 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
   // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
   RETURN_IF_ERROR(StillWanted(request));
-  PrepareForRings(request.root);
+  std::optional<KernelTasks> kernel_tasks = PrepareKernelTasks(request.root);
   HeldSink held(sink);
   held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
   constexpr int kTries = 30;
   constexpr std::chrono::milliseconds kNap{20};
   Status status;
   for (int i = 1; i <= kTries; ++i) {
-    status = DumpFrozen(request, pre_copy, held, sink, report);
+    status =
+        DumpFrozen(request, pre_copy, kernel_tasks ? &*kernel_tasks : nullptr, held, sink, report);
     if (!IsBusyRing(status)) break;
     request.log.Info("the tree runs on for a moment: " + Message(status));
     std::this_thread::sleep_for(kNap);

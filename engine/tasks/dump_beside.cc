@@ -1,6 +1,7 @@
 #include "engine/tasks/dump_beside.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 
 #include "engine/tasks/dump_outside.h"
@@ -9,14 +10,16 @@
 
 namespace stasis::engine {
 
-BesideLook::BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas)
+BesideLook::BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas,
+                       KernelTasks* kernel)
     : namespaces_(namespaces), areas_of_(std::move(areas)) {
   for (const FrozenProcess& process : tree.processes()) {
     if (process.zombie) continue;
     processes_.push_back({.process = &process});
     for (const FrozenThread& thread : process.threads) threads_.push_back({&process, &thread});
   }
-  other_threads_ = std::async(std::launch::async, [this]() -> Status {
+  other_threads_ = std::async(std::launch::async, [this, kernel]() -> Status {
+    if (kernel != nullptr) LookIntoKernel(*kernel);
     const Status processes = LookAtProcesses();
     other_processes_.set_value(processes);
     return processes.ok() ? LookAtThreads() : processes;
@@ -36,11 +39,41 @@ Status BesideLook::LookAt(SeenProcess& seen) const {
   return OkStatus();
 }
 
+// Of processes with many threads. What cannot be read is asked for as it is without it.
+void BesideLook::LookIntoKernel(KernelTasks& kernel) {
+  for (auto seen = threads_.begin(); seen != threads_.end();) {
+    const FrozenProcess& process = *seen->process;
+    const auto end = seen + static_cast<std::ptrdiff_t>(process.threads.size());
+    if (process.threads.size() >= KernelTasks::kWorthIt) {
+      const auto known = kernel.ThreadsOf(process.proc.get());
+      if (known.ok()) KeepKernelTasks(std::span(seen, end), *known);
+    }
+    seen = end;
+  }
+}
+
+// Of one process, its leader first.
+void BesideLook::KeepKernelTasks(std::span<SeenThread> threads,
+                                 const std::map<pid_t, KernelTask>& known) {
+  for (SeenThread& seen : threads) {
+    const auto found = known.find(seen.thread->tid());
+    if (found == known.end()) continue;
+    const KernelTask& task = found->second;
+    seen.in_kernel = task;
+    const auto& leader = threads.front().in_kernel;
+    seen.is_as_leader = &seen != &threads.front() && leader && task.files == leader->files &&
+                        task.directories == leader->directories &&
+                        task.namespaces == leader->namespaces && task.cgroups == leader->cgroups;
+  }
+}
+
 Status BesideLook::LookAt(SeenThread& seen) const {
-  RETURN_IF_ERROR(CheckShares(*seen.process, *seen.thread));
-  RETURN_IF_ERROR(namespaces_.CheckSame(*seen.process, *seen.thread));
+  if (!seen.is_as_leader) {
+    RETURN_IF_ERROR(CheckShares(*seen.process, *seen.thread));
+    RETURN_IF_ERROR(namespaces_.CheckSame(*seen.process, *seen.thread));
+    ASSIGN_OR_RETURN(seen.cgroups, seen.thread->files.Read(TaskFiles::kCgroup));
+  }
   RETURN_IF_ERROR(ReadByCalls(*seen.thread, seen.settings));
-  ASSIGN_OR_RETURN(seen.cgroups, seen.thread->files.Read(TaskFiles::kCgroup));
   return ReadSettings(*seen.thread, seen.settings);
 }
 
@@ -69,12 +102,14 @@ Status BesideLook::TakeProcesses(std::vector<DumpedProcess>& processes) {
   RETURN_IF_ERROR(other_processes_.get_future().get());
   RETURN_IF_ERROR(ours);
   auto seen = processes_.begin();
+  auto seen_thread = threads_.begin();
   for (DumpedProcess& process : processes) {
     if (process.zombie) continue;
     process.threads.front().core.mutable_tc()->MergeFrom(seen->core);
     process.mm.MergeFrom(seen->mm);
     process.areas = std::move(seen->areas);
     ++seen;
+    for (DumpedThread& thread : process.threads) thread.in_kernel = (seen_thread++)->in_kernel;
   }
   return OkStatus();
 }
@@ -86,9 +121,11 @@ Status BesideLook::TakeThreads(std::vector<DumpedProcess>& processes, CgroupDump
   auto seen = threads_.begin();
   for (DumpedProcess& process : processes) {
     if (process.zombie) continue;
+    const std::string& of_leader = seen->cgroups;
     for (DumpedThread& thread : process.threads) {
       thread.core.mutable_thread_core()->MergeFrom(seen->settings);
-      RETURN_IF_ERROR(cgroups.Add(seen->thread->tid(), seen->cgroups));
+      const std::string& of_thread = seen->is_as_leader ? of_leader : seen->cgroups;
+      RETURN_IF_ERROR(cgroups.Add(seen->thread->tid(), of_thread));
       ++seen;
     }
   }

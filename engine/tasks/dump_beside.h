@@ -6,6 +6,9 @@
 #include <cstddef>
 #include <functional>
 #include <future>
+#include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +18,7 @@
 #include "engine/tasks/cgroups.h"
 #include "engine/tasks/dump_namespaces.h"
 #include "engine/tasks/dumped_process.h"
+#include "engine/tasks/kernel_tasks.h"
 #include "engine/tracee/frozen_tree.h"
 
 namespace stasis::engine {
@@ -24,8 +28,9 @@ class BesideLook {
   /// What else is to be read of a process that is no zombie; by any thread of ours.
   using OfProcess = std::function<Result<std::vector<Area>>(const FrozenProcess& process)>;
 
-  /// Begins to look. The first two must stay as they are, and where they are.
-  BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas);
+  /// Begins to look. The first two must stay as they are, and where they are. `kernel`: may be null.
+  BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas,
+             KernelTasks* kernel);
   BesideLook(const BesideLook&) = delete;
   BesideLook& operator=(const BesideLook&) = delete;
   ~BesideLook();
@@ -41,8 +46,10 @@ class BesideLook {
   struct SeenThread {
     const FrozenProcess* process;
     const FrozenThread* thread;
+    std::optional<KernelTask> in_kernel = {};
+    bool is_as_leader = false;  // in namespaces, cgroups and what threads share
     image::ThreadCoreEntry settings = {};
-    std::string cgroups = {};
+    std::string cgroups = {};  // of one that is not as its leader
   };
   struct SeenProcess {
     const FrozenProcess* process;
@@ -50,6 +57,9 @@ class BesideLook {
     image::MmEntry mm = {};
     std::vector<Area> areas = {};
   };
+  void LookIntoKernel(KernelTasks& kernel);
+  static void KeepKernelTasks(std::span<SeenThread> threads,
+                              const std::map<pid_t, KernelTask>& known);
   Status LookAt(SeenThread& seen) const;
   Status LookAt(SeenProcess& seen) const;
   Status LookAtProcesses();

@@ -167,35 +167,67 @@ void AskUtsNames(CallBatch& batch, UtsNames& names) {
   });
 }
 
+void SetAlternateStack(std::uint64_t stack, std::uint64_t bytes, std::uint32_t flags,
+                       image::ThreadCoreEntry& thread) {
+  image::ThreadSasEntry& entry = *thread.mutable_sas();
+  entry.set_ss_sp(stack);
+  entry.set_ss_size(bytes);
+  entry.set_ss_flags(flags);
+}
+
+void SetParentDeathSignal(std::int32_t signal, image::ThreadCoreEntry& thread) {
+  if (signal != 0) thread.set_pdeath_sig(static_cast<std::uint32_t>(signal));
+}
+
+void SetTimeStampCounter(std::int32_t counter, image::ThreadCoreEntry& thread) {
+  if (counter == PR_TSC_ENABLE) return;
+  thread.set_stasis_time_stamp_counter(static_cast<std::uint32_t>(counter));
+}
+
 // What a thread alone can tell.
 void AskThread(CallBatch& batch, image::CoreEntry& core) {
   image::ThreadCoreEntry& thread = *core.mutable_thread_core();
-  batch.AddFilling<stack_t>("sigaltstack", SYS_sigaltstack, {0, kHere},
-                            [&thread](const stack_t& stack) {
-                              image::ThreadSasEntry& entry = *thread.mutable_sas();
-                              entry.set_ss_sp(reinterpret_cast<std::uint64_t>(stack.ss_sp));
-                              entry.set_ss_size(stack.ss_size);
-                              entry.set_ss_flags(static_cast<std::uint32_t>(stack.ss_flags));
-                            });
+  batch.AddFilling<stack_t>(
+      "sigaltstack", SYS_sigaltstack, {0, kHere}, [&thread](const stack_t& stack) {
+        SetAlternateStack(reinterpret_cast<std::uint64_t>(stack.ss_sp), stack.ss_size,
+                          static_cast<std::uint32_t>(stack.ss_flags), thread);
+      });
   batch.Add("prctl GET_SECUREBITS", SYS_prctl, {PR_GET_SECUREBITS}, [&thread](std::int64_t bits) {
     thread.mutable_creds()->set_secbits(static_cast<std::uint32_t>(bits));
   });
   batch.AddFilling<std::uint64_t>(
       "prctl GET_TID_ADDRESS", SYS_prctl, {PR_GET_TID_ADDRESS, kHere},
       [&core](std::uint64_t address) { arch::SetClearTidAddress(address, core); });
-  batch.AddFilling<std::int32_t>("prctl GET_PDEATHSIG", SYS_prctl, {PR_GET_PDEATHSIG, kHere},
-                                 [&thread](std::int32_t signal) {
-                                   if (signal != 0)
-                                     thread.set_pdeath_sig(static_cast<std::uint32_t>(signal));
-                                 });
+  batch.AddFilling<std::int32_t>(
+      "prctl GET_PDEATHSIG", SYS_prctl, {PR_GET_PDEATHSIG, kHere},
+      [&thread](std::int32_t signal) { SetParentDeathSignal(signal, thread); });
 #ifdef __x86_64__
   batch.AddFilling<std::int32_t>(
-      "prctl GET_TSC", SYS_prctl, {PR_GET_TSC, kHere}, [&thread](std::int32_t counter) {
-        if (counter != PR_TSC_ENABLE) {
-          thread.set_stasis_time_stamp_counter(static_cast<std::uint32_t>(counter));
-        }
-      });
+      "prctl GET_TSC", SYS_prctl, {PR_GET_TSC, kHere},
+      [&thread](std::int32_t counter) { SetTimeStampCounter(counter, thread); });
 #endif
+}
+
+// The same, without asking it.
+void TakeFromKernel(const KernelTask& task, image::CoreEntry& core) {
+  image::ThreadCoreEntry& thread = *core.mutable_thread_core();
+  SetAlternateStack(task.stack, task.stack_bytes, task.stack_flags, thread);
+  thread.mutable_creds()->set_secbits(task.secure_bits);
+  arch::SetClearTidAddress(task.clear_tid_address, core);
+  SetParentDeathSignal(task.parent_death_signal, thread);
+  SetTimeStampCounter(task.time_stamp_counter, thread);
+}
+
+// Whether the others need not be asked: the kernel's structures, where we look for it, have of the leader what it
+// said.
+bool OthersAreKnown(const DumpedProcess& process) {
+  const DumpedThread& leader = process.threads.front();
+  const auto is_known = [](const DumpedThread& thread) { return thread.in_kernel.has_value(); };
+  if (!std::ranges::all_of(process.threads, is_known)) return false;
+  image::CoreEntry core = leader.core;
+  TakeFromKernel(*leader.in_kernel, core);
+  // Whole only later.
+  return core.SerializePartialAsString() == leader.core.SerializePartialAsString();
 }
 
 // With a signal that tells when a thread has made its calls; without one where none may, and they are made one
@@ -268,7 +300,7 @@ class Questions {
     Status status = std::move(begun);
     if (status.ok()) status = TakeAnswers();
     if (remote_) status.Update(remote_->Finish());
-    if (status.ok() && area_) status = AskOthers(process_, *area_);
+    if (status.ok() && process_.threads.size() > 1) status = HearOthers();
     if (area_) status.Update(RemoveArea(process_.threads.front().frozen->tracee, *area_));
     if (foothold_) status.Update(foothold_->Leave());
     return status;
@@ -287,9 +319,22 @@ class Questions {
                            : Foothold::Take(leader, *vdso, Find("[stack]"));
   }
 
+  Status HearOthers() {
+    const std::span<DumpedThread> others = std::span(process_.threads).subspan(1);
+    if (OthersAreKnown(process_)) {
+      for (DumpedThread& thread : others) TakeFromKernel(*thread.in_kernel, thread.core);
+      return OkStatus();
+    }
+    if (!area_) {
+      if (foothold_) RETURN_IF_ERROR(std::exchange(foothold_, std::nullopt)->Leave());
+      ASSIGN_OR_RETURN(area_, MakeArea(process_.threads.front().frozen->tracee, std::nullopt));
+    }
+    return AskOthers(process_, *area_);
+  }
+
   // Threads that are asked together need more room than there is in a foothold.
   Result<CallPlace> TakePlace(Tracee& leader) {
-    if (process_.threads.size() == 1) {
+    if (process_.threads.size() == 1 || process_.threads.front().in_kernel) {
       ASSIGN_OR_RETURN(Foothold foothold, TakeFoothold(leader));
       if (foothold.place().argument_bytes != 0) {
         foothold_.emplace(std::move(foothold));

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "engine/arch/arch.h"
 #include "engine/image/schema/memory.pb.h"
 #include "engine/image/schema/tasks.pb.h"
 #include "engine/memory/dump_areas.h"
+#include "engine/tasks/kernel_tasks.h"
 #include "engine/tasks/seccomp_filter.h"
 #include "engine/tracee/frozen_tree.h"
 
@@ -22,6 +24,7 @@ struct DumpedThread {
   const SeccompChain* filters =
       nullptr;  ///< Of SeccompDumper, once it was asked; null without any.
   image::CoreEntry core;
+  std::optional<KernelTask> in_kernel;  ///< Of BesideLook; empty where it did not look.
 };
 
 struct DumpedProcess {
