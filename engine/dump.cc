@@ -21,7 +21,7 @@
 #include <utility>
 
 #include "engine/base/io.h"
-#include "engine/base/kernel_btf.h"
+#include "engine/dump_ahead.h"
 #include "engine/dump_files.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
@@ -46,7 +46,6 @@
 #include "engine/tasks/kernel_tasks.h"
 #include "engine/tasks/security_label.h"
 #include "engine/tracee/frozen_tree.h"
-#include "engine/tracee/task_folder.h"
 
 namespace stasis::engine {
 namespace {
@@ -402,31 +401,6 @@ Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   return Internal("no such fate");
 }
 
-// Of a tree that has rings of io_uring, or a process of many threads: reads what their dump needs while nobody waits
-// for it. As far as is to be seen at once.
-std::optional<KernelTasks> PrepareKernelTasks(pid_t root) {
-  constexpr std::size_t kMostLooks = 64;
-  bool has_ring = false, has_many = false;
-  std::vector<pid_t> pids = {root};
-  for (std::size_t i = 0; i < std::min(pids.size(), kMostLooks); ++i) {
-    const pid_t pid = pids[i];
-    const auto maps = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/maps");
-    has_ring = has_ring || (maps.ok() && maps->find(kRingLink) != std::string::npos);
-    const std::vector<pid_t> threads = ThreadsOf(pid);
-    has_many = has_many || threads.size() >= KernelTasks::kWorthIt;
-    for (const pid_t tid : threads) {
-      const std::vector<pid_t> children = TaskFiles(pid, tid).Children();
-      pids.insert(pids.end(), children.begin(), children.end());
-    }
-  }
-  if (has_ring) (void)KernelBtf::Running();  // whoever asks again is told why not
-  std::optional<KernelTasks> tasks;
-  if (!has_many) return tasks;
-  Result<KernelTasks> opened = KernelTasks::Open();
-  if (opened.ok()) tasks.emplace(*std::move(opened));
-  return tasks;
-}
-
 // From the stop of the tree to the end. A ring that is busy: the tree runs on, nothing is written, and `report` has
 // the stop alone.
 Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, KernelTasks* kernel_tasks,
@@ -523,7 +497,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
   // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
   RETURN_IF_ERROR(StillWanted(request));
-  std::optional<KernelTasks> kernel_tasks = PrepareKernelTasks(request.root);
+  std::optional<KernelTasks> kernel_tasks = OpenKernelFor(request.root);
   HeldSink held(sink);
   held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
   constexpr int kTries = 30;

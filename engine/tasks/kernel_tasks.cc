@@ -10,6 +10,7 @@
 //         changes. A thread whose counter is off must not look at a clock; no signal handler may run in it.
 #include "engine/tasks/kernel_tasks.h"
 
+#include <linux/securebits.h>
 #include <signal.h>
 #include <sys/prctl.h>
 
@@ -41,7 +42,13 @@ Result<KernelTasks> KernelTasks::Open() {
   KernelTasks tasks(std::move(memory));
   RETURN_IF_ERROR(tasks.FindFields());
   RETURN_IF_ERROR(tasks.FindNumber());
-  ASSIGN_OR_RETURN(tasks.counter_flag_, tasks.FindCounterFlag());
+  Status tried;
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread([&] { tried = tasks.TryHere(); }).join();
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  RETURN_IF_ERROR(tried);
   return tasks;
 }
 
@@ -56,32 +63,58 @@ Status KernelTasks::FindFields() {
   return OkStatus();
 }
 
+Result<KernelTask> KernelTasks::Self() {
+  std::vector<std::byte> task(task_bytes_);
+  ASSIGN_OR_RETURN(const KernelAddress self, memory_.Current());
+  RETURN_IF_ERROR(memory_.Read(self, task));
+  return Read(task);
+}
+
+// By a thread of ours, of whose flags others change as the kernel pleases.
 Result<std::uint64_t> KernelTasks::FindCounterFlag() {
 #ifdef __x86_64__
-  Result<std::uint64_t> flag = Internal("not looked at");
-  const auto look = [&]() -> Result<std::uint64_t> {
-    ASSIGN_OR_RETURN(const KernelAddress self, memory_.Current());
-    const KernelAddress flags = self + at_[kThreadFlags];
-    ASSIGN_OR_RETURN(const auto on, memory_.Value<std::uint64_t>(flags));
-    if (::prctl(PR_SET_TSC, PR_TSC_SIGSEGV) != 0) return SyscallError(errno, "PR_SET_TSC");
-    const auto off = memory_.Value<std::uint64_t>(flags);
-    ::prctl(PR_SET_TSC, PR_TSC_ENABLE);
-    RETURN_IF_ERROR(off.status());
-    ASSIGN_OR_RETURN(const auto on_again, memory_.Value<std::uint64_t>(flags));
-    // Others of its flags change as the kernel pleases.
-    const std::uint64_t changed = *off & ~on & ~on_again;
-    if (!std::has_single_bit(changed)) return FailedPrecondition("flags of a thread change");
-    return changed;
-  };
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread([&] { flag = look(); }).join();
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return flag;
+  ASSIGN_OR_RETURN(const KernelAddress self, memory_.Current());
+  const KernelAddress flags = self + at_[kThreadFlags];
+  ASSIGN_OR_RETURN(const auto on, memory_.Value<std::uint64_t>(flags));
+  if (::prctl(PR_SET_TSC, PR_TSC_SIGSEGV) != 0) return SyscallError(errno, "PR_SET_TSC");
+  const auto off = memory_.Value<std::uint64_t>(flags);
+  ::prctl(PR_SET_TSC, PR_TSC_ENABLE);
+  RETURN_IF_ERROR(off.status());
+  ASSIGN_OR_RETURN(const auto on_again, memory_.Value<std::uint64_t>(flags));
+  const std::uint64_t changed = *off & ~on & ~on_again;
+  if (!std::has_single_bit(changed)) return FailedPrecondition("the flags of a thread change");
+  return changed;
 #else
   return std::uint64_t{0};
 #endif
+}
+
+// Sets each thing in this thread, which ends afterwards, and looks whether it is where we look for it.
+Status KernelTasks::TryHere() {
+  ASSIGN_OR_RETURN(counter_flag_, FindCounterFlag());
+  std::vector<char> room(65536);
+  const stack_t stack = {
+      .ss_sp = room.data(), .ss_flags = static_cast<int>(kAutoDisarm), .ss_size = room.size()};
+  KernelTask told;
+  if (::sigaltstack(&stack, nullptr) != 0 || ::prctl(PR_SET_PDEATHSIG, SIGURG) != 0 ||
+      ::prctl(PR_GET_TID_ADDRESS, &told.clear_tid_address) != 0) {
+    return SyscallError(errno, "prctl");
+  }
+  const int bits = ::prctl(PR_GET_SECUREBITS) ^ SECBIT_NO_SETUID_FIXUP;
+  const bool may_set = ::prctl(PR_SET_SECUREBITS, bits) == 0;  // CAP_SETPCAP
+  told.secure_bits = static_cast<std::uint32_t>(::prctl(PR_GET_SECUREBITS));
+  told.stack = reinterpret_cast<std::uint64_t>(room.data());
+  told.stack_bytes = room.size();
+  told.stack_flags = kAutoDisarm;
+  told.parent_death_signal = SIGURG;
+  told.time_stamp_counter = PR_TSC_ENABLE;
+  ASSIGN_OR_RETURN(const KernelTask seen, Self());
+  told.files = seen.files;
+  told.directories = seen.directories;
+  told.namespaces = seen.namespaces;
+  told.cgroups = seen.cgroups;
+  if (seen == told && may_set) return OkStatus();
+  return FailedPrecondition("a thread is not described as it is");
 }
 
 template <typename T>
@@ -155,7 +188,7 @@ Result<KernelTask> KernelTasks::Read(Bytes task) {
 }
 
 Result<std::map<pid_t, KernelTask>> KernelTasks::ThreadsOf(int proc) {
-  secure_bits_.clear();
+  secure_bits_.clear();  // what was at an address may be gone
   ASSIGN_OR_RETURN(const KernelAddress leader, LeaderOf(proc));
   ASSIGN_OR_RETURN(const KernelAddress signal, memory_.Number(leader, "task_struct", "signal"));
   ASSIGN_OR_RETURN(const KernelAddress head,

@@ -36,7 +36,8 @@ class KernelTasks {
   /// Threads of a process from which on it saves time to open this.
   static constexpr std::size_t kWorthIt = 64;
 
-  /// Takes some 20 ms, once. FailedPrecondition, PermissionDenied, NotFound: this kernel does not let us.
+  /// Takes some 20 ms, once. FailedPrecondition, PermissionDenied, NotFound: this kernel does not let us, or is not as
+  /// we know it.
   static Result<KernelTasks> Open();
 
   /// The threads of a process that stands still, by their ids as we see them. `proc`: its open directory /proc/PID.
@@ -67,7 +68,9 @@ class KernelTasks {
   explicit KernelTasks(KernelMemory memory) : memory_(std::move(memory)) {}
   Status FindFields();
   Status FindNumber();
+  Status TryHere();
   Result<std::uint64_t> FindCounterFlag();
+  Result<KernelTask> Self();
   template <typename T>
   T Value(Bytes task, Field field) const;
   Result<KernelAddress> LeaderOf(int proc);

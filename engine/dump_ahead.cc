@@ -1,0 +1,42 @@
+#include "engine/dump_ahead.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base/io.h"
+#include "engine/base/kernel_btf.h"
+#include "engine/files/io_uring.h"
+#include "engine/tracee/task_files.h"
+#include "engine/tracee/task_folder.h"
+
+namespace stasis::engine {
+
+std::optional<KernelTasks> OpenKernelFor(pid_t root) {
+  constexpr std::size_t kMostLooks = 64;
+  bool has_ring = false, has_many = false;
+  std::vector<pid_t> pids = {root};
+  for (std::size_t i = 0; i < std::min(pids.size(), kMostLooks); ++i) {
+    const pid_t pid = pids[i];
+    const auto maps = ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/maps");
+    has_ring = has_ring || (maps.ok() && maps->find(kRingLink) != std::string::npos);
+    const std::vector<pid_t> threads = ThreadsOf(pid);
+    has_many = has_many || threads.size() >= KernelTasks::kWorthIt;
+    for (const pid_t tid : threads) {
+      const std::vector<pid_t> children = TaskFiles(pid, tid).Children();
+      pids.insert(pids.end(), children.begin(), children.end());
+    }
+  }
+  if (has_ring) (void)KernelBtf::Running();  // whoever asks again is told why not
+  std::optional<KernelTasks> tasks;
+  if (!has_many) return tasks;
+  Result<KernelTasks> opened = KernelTasks::Open();
+  if (opened.ok()) tasks.emplace(*std::move(opened));
+  return tasks;
+}
+
+}  // namespace stasis::engine
