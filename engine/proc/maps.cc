@@ -1,10 +1,15 @@
 #include "engine/proc/maps.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 
 #include "engine/base/io.h"
+#include "engine/base/unique_fd.h"
 #include "engine/proc/text.h"
 
 namespace stasis::engine {
@@ -73,8 +78,8 @@ Status ReadDetail(std::string_view line, Vma& vma) {
 // An area's line begins with a hexadecimal number in lower case; a detail's with a capital letter.
 bool IsDetail(std::string_view line) { return line.front() >= 'A' && line.front() <= 'Z'; }
 
-Result<std::vector<Vma>> Parse(std::string_view text, std::string_view name) {
-  std::vector<Vma> vmas;
+// Adds the areas of `text`, whole lines.
+Status Parse(std::string_view text, std::string_view name, std::vector<Vma>& vmas) {
   while (!text.empty()) {
     const std::string_view line = text::CutLine(text);
     if (line.empty()) return DataLoss(std::string(name) + ": an empty line");
@@ -90,7 +95,31 @@ Result<std::vector<Vma>> Parse(std::string_view text, std::string_view name) {
       return Annotate(status, std::string(name) + ": \"" + std::string(line.substr(0, 128)) + "\"");
     }
   }
+  return OkStatus();
+}
+
+Result<std::vector<Vma>> ParseAll(std::string_view text, std::string_view name) {
+  std::vector<Vma> vmas;
+  RETURN_IF_ERROR(Parse(text, name, vmas));
   return vmas;
+}
+
+// Piece by piece: of ten thousand threads it is 30 MB of text.
+Result<std::vector<Vma>> ReadAreas(int proc_fd, const char* file) {
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenAt(proc_fd, file, O_RDONLY));
+  std::vector<Vma> vmas;
+  std::string text;
+  std::array<char, 32768> piece;
+  while (true) {
+    const ssize_t got = ::read(fd.get(), piece.data(), piece.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return SyscallError(errno, std::string("read ") + file);
+    text.append(piece.data(), static_cast<std::size_t>(got));
+    const std::size_t whole = got == 0 ? text.size() : text.rfind('\n') + 1;
+    RETURN_IF_ERROR(Parse(std::string_view(text).substr(0, whole), file, vmas));
+    if (got == 0) return vmas;
+    text.erase(0, whole);
+  }
 }
 
 }  // namespace
@@ -99,20 +128,16 @@ bool Vma::Has(std::string_view flag) const {
   return std::find(flags.begin(), flags.end(), flag) != flags.end();
 }
 
-Result<std::vector<Vma>> ParseMaps(std::string_view text) { return Parse(text, "/proc/PID/maps"); }
+Result<std::vector<Vma>> ParseMaps(std::string_view text) {
+  return ParseAll(text, "/proc/PID/maps");
+}
 
 Result<std::vector<Vma>> ParseSmaps(std::string_view text) {
-  return Parse(text, "/proc/PID/smaps");
+  return ParseAll(text, "/proc/PID/smaps");
 }
 
-Result<std::vector<Vma>> ReadMaps(int proc_fd) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "maps"));
-  return ParseMaps(text);
-}
+Result<std::vector<Vma>> ReadMaps(int proc_fd) { return ReadAreas(proc_fd, "maps"); }
 
-Result<std::vector<Vma>> ReadSmaps(int proc_fd) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFileAt(proc_fd, "smaps"));
-  return ParseSmaps(text);
-}
+Result<std::vector<Vma>> ReadSmaps(int proc_fd) { return ReadAreas(proc_fd, "smaps"); }
 
 }  // namespace stasis::engine

@@ -1,9 +1,12 @@
 #include "engine/proc/maps.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "engine/base/unique_fd.h"
 #include "unit/engine/proc/testdata.h"
 #include "unit/support/matchers.h"
 
@@ -68,6 +71,27 @@ TEST(SmapsTest, ReadsThisProcess) {
   ASSERT_NE(code, vmas->end());
   EXPECT_EQ(code->prot, std::uint32_t{PROT_READ | PROT_EXEC});
   EXPECT_TRUE(code->Has("ex"));
+}
+
+TEST(SmapsTest, ReadsInPiecesWhatItReadsAtOnce) {
+  std::vector<void*> areas;
+  for (int i = 0; i < 200;
+       ++i) {  // more text than there is in one piece, whose lines are cut anywhere
+    const int prot = i % 2 == 0 ? PROT_READ : PROT_NONE;
+    areas.push_back(::mmap(nullptr, 8192, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  }
+  const UniqueFd proc(::open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  const auto vmas = ReadSmaps(proc.get());
+  ASSERT_THAT(vmas, IsOk());
+  for (void* const area : areas) {
+    const auto at = reinterpret_cast<std::uintptr_t>(area);
+    const auto found = std::ranges::find_if(
+        *vmas, [at](const Vma& vma) { return vma.start <= at && at < vma.end; });
+    ASSERT_NE(found, vmas->end());
+    EXPECT_EQ(found->Has("rd"), found->prot == PROT_READ);
+    EXPECT_EQ(found->kernel_page_size, 4096u);
+    ::munmap(area, 8192);
+  }
 }
 
 TEST(MapsTest, RefusesWhatIsNoArea) {
