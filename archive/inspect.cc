@@ -96,7 +96,7 @@ Status ReadStats(const engine::ImageSource& members, Inspection& inspection) {
   RETURN_IF_ERROR(stats.status());
   inspection.freezing = std::chrono::microseconds(stats->dump().freezing_time());
   inspection.frozen = std::chrono::microseconds(stats->dump().frozen_time());
-  inspection.pages_written = stats->dump().pages_written();
+  inspection.pages_written = stats->dump().pages_written() + stats->dump().shpages_written();
   return OkStatus();
 }
 

@@ -363,7 +363,7 @@ Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
   RETURN_IF_ERROR(beside.TakeThreads(checkpoint.processes, checkpoint.cgroups));
   RETURN_IF_ERROR(ReadCgroups(checkpoint));
   RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
-  checkpoint.request.log.Info(std::to_string(report.pages_written) + " pages of memory saved in " +
+  checkpoint.request.log.Info(std::to_string(report.pages().written) + " pages of memory saved in " +
                               Milliseconds(report.memory));
   return OkStatus();
 }

@@ -73,19 +73,33 @@ struct Stops {
   void Add(std::chrono::steady_clock::duration time);
 };
 
+/// Pages of 4096 bytes.
+struct PageCounts {
+  std::uint64_t scanned = 0;
+  std::uint64_t written = 0;    ///< While the tree stood still.
+  std::uint64_t in_parent = 0;  ///< Which were saved while it ran, and not written since.
+
+  PageCounts& operator+=(const PageCounts& other) {
+    scanned += other.scanned;
+    written += other.written;
+    in_parent += other.in_parent;
+    return *this;
+  }
+};
+
 struct DumpReport {
   std::chrono::microseconds freezing{};  ///< From the first interrupt until all tasks stand still.
   Stops stops;
   std::chrono::microseconds memory{};  ///< Part of `frozen` in which memory was read and written.
   std::uint64_t processes = 0;
   std::uint64_t threads = 0;
-  std::uint64_t pages_scanned = 0;
-  std::uint64_t pages_written = 0;        ///< While the tree stood still.
-  std::uint64_t pages_in_parent = 0;      ///< Which were saved while it ran, and not written since.
-  std::uint64_t pages_copied_before = 0;  ///< While it ran, in all rounds.
+  PageCounts process_pages, object_pages;  ///< Of processes; of memory that several may map.
+  std::uint64_t pages_copied_before = 0;   ///< While it ran, in all rounds.
   std::uint64_t image_bytes = 0;
   /// What a restore will not bring back, a sentence each ("pid 7 fd 5: TCP 10.0.0.1:80 to …").
   std::vector<std::string> notes;
+
+  PageCounts pages() const { return PageCounts(process_pages) += object_pages; }
 
   /// The file `stats-dump`, as CRIU writes it.
   std::string StatsImage() const;

@@ -30,10 +30,13 @@ std::string DumpReport::StatsImage() const {
   // Pages are read and written in turns: there is one time for both.
   dump.set_memdump_time(Microseconds(memory));
   dump.set_memwrite_time(0);
-  dump.set_pages_scanned(pages_scanned);
-  dump.set_pages_skipped_parent(pages_in_parent);
-  dump.set_pages_written(pages_written);
+  dump.set_pages_scanned(process_pages.scanned);
+  dump.set_pages_skipped_parent(process_pages.in_parent);
+  dump.set_pages_written(process_pages.written);
   dump.set_pages_lazy(0);
+  dump.set_shpages_scanned(object_pages.scanned);
+  dump.set_shpages_skipped_parent(object_pages.in_parent);
+  dump.set_shpages_written(object_pages.written);
   ImageFileBuilder file("stats-dump");
   file.AddRecord(stats.SerializeAsString());
   return std::string(file.bytes());

@@ -78,7 +78,7 @@ void Print(const Options& options, const engine::DumpReport& report,
            const std::vector<std::string>& notes, microseconds total,
            const std::optional<archive::CompressionReport>& compression = std::nullopt) {
   options.log.Warn(notes);
-  const std::uint64_t pages = report.pages_written + report.pages_in_parent;
+  const std::uint64_t pages = report.pages().written + report.pages().in_parent;
   if (options.json) {
     nlohmann::json json = {{"pid", options.pid},
                            {"output", options.output.empty() ? options.images_dir : options.output},

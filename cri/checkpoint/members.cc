@@ -112,8 +112,8 @@ std::string DumpLog(const engine::DumpReport& report, const std::vector<std::str
     return std::string(what) + ": " + std::to_string(value) + "\n";
   };
   std::string text = "Dumped by Stasis\n" + line("processes", report.processes) +
-                     line("threads", report.threads) + line("pages scanned", report.pages_scanned) +
-                     line("pages written", report.pages_written) +
+                     line("threads", report.threads) + line("pages scanned", report.pages().scanned) +
+                     line("pages written", report.pages().written) +
                      line("image bytes", report.image_bytes) +
                      line("freezing, microseconds", report.freezing.count()) +
                      line("frozen, microseconds", report.stops.total.count());

@@ -179,8 +179,8 @@ Status MemoryDumper::Scan(Found& found) {
     ASSIGN_OR_RETURN(PageMap::Own own, look.OwnIn(area, clean));
     for (const PageRange& range : own.guards) Append(found.guards, range);
     if (!HasPrivateContent(area)) continue;
-    found.pages_scanned += area.vma.size() / kPageBytes;
-    found.pages_in_parent += PageCount(clean);
+    found.pages.scanned += area.vma.size() / kPageBytes;
+    found.pages.in_parent += PageCount(clean);
     AddArea(area, std::move(own.content), clean, found);
   }
   return OkStatus();
@@ -202,8 +202,7 @@ Status MemoryDumper::Add(std::vector<Process> processes) {
     for (const PageRange& range : found.guards) {
       process.areas.push_back({.vma = {}, .entry = GuardEntry(range)});
     }
-    report_.pages_scanned += found.pages_scanned;
-    report_.pages_in_parent += found.pages_in_parent;
+    report_.process_pages += found.pages;
     total_bytes_ += found.content.page_count() * kPageBytes;
     found.content.pages_id = next_pages_id_++;
     processes_.push_back(std::move(found.content));
@@ -244,8 +243,8 @@ Status MemoryDumper::AddObject(std::uint64_t id, UniqueFd fd) {
   for (const PageRun& run : MergeRuns(rest, kRunPresent, in_parent, kRunInParent)) {
     content.Add(run.pages, run.flags, false);
   }
-  report_.pages_scanned += PageCount(rest) + PageCount(in_parent);
-  report_.pages_in_parent += PageCount(in_parent);
+  report_.object_pages.scanned += PageCount(rest) + PageCount(in_parent);
+  report_.object_pages.in_parent += PageCount(in_parent);
   total_bytes_ += content.page_count() * kPageBytes;
   objects_.emplace(id, std::move(content));
   return OkStatus();
@@ -287,7 +286,8 @@ Status MemoryDumper::WritePages(HeldSink& sink) {
     } else {
       others.push_back(&content);
     }
-    report_.pages_written += content.page_count();
+    PageCounts& pages = content.pid != 0 ? report_.process_pages : report_.object_pages;
+    pages.written += content.page_count();
   };
   for (const Content& content : processes_) add(content);
   for (const auto& [id, content] : objects_) add(content);

@@ -78,7 +78,7 @@ class MemoryDumper {
     const Process* process;
     Content content = {};
     PageRanges guards = {};
-    std::uint64_t pages_scanned = 0, pages_in_parent = 0;
+    PageCounts pages = {};
   };
   static Status Scan(Found& found);
   static void AddArea(const Area& area, PageRanges content, const PageRanges& in_parent,

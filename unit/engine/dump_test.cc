@@ -4,10 +4,12 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
+#include <cstring>
 #include <filesystem>
 #include <random>
 #include <thread>
 
+#include "engine/image/schema/inventory.pb.h"
 #include "unit/engine/dump_fixture.h"
 
 namespace stasis::engine {
@@ -81,6 +83,29 @@ TEST(DumpTest, TheInventoryComesLast) {
   ASSERT_THAT(DumpTo(child.pid(), images), IsOk());
   EXPECT_EQ(images.order.back(), "inventory.img");
   EXPECT_EQ(images.files.at("descriptors.json"), R"(["/dev/null","/dev/null","/dev/null"])");
+}
+
+// Tools compare the two, and take a field that is not there for a broken image.
+TEST(DumpTest, TheStatisticsCountThePagesThatAreInTheImages) {
+  SharedWords words;
+  Child child = Prepared(words, [] {
+    void* const shared =
+        ::mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    std::memset(shared, 7, 1 << 20);
+  });
+  MemoryImages images;
+  const auto report = DumpTo(child.pid(), images);
+  ASSERT_THAT(report, IsOk());
+  std::uint64_t bytes = 0;
+  for (const auto& [name, content] : images.files) {
+    if (name.starts_with("pages-")) bytes += content.size();
+  }
+  images.files["stats-dump"] = report->StatsImage();
+  const auto stats = ReadOne<image::StatsEntry>(images, "stats-dump", "stats-dump");
+  ASSERT_THAT(stats, IsOk());
+  EXPECT_TRUE(stats->dump().has_shpages_scanned() && stats->dump().has_shpages_skipped_parent());
+  EXPECT_GE(stats->dump().shpages_written(), 256u);
+  EXPECT_EQ((stats->dump().pages_written() + stats->dump().shpages_written()) * 4096, bytes);
 }
 
 TEST(DumpTest, NothingRunsWhileTheCallerWorksOnTheFrozenTree) {

@@ -74,7 +74,7 @@ TEST(PreCopyTest, MemoryThatIsWrittenMeanwhileIsThatOfOneMoment) {
   MemoryImages images;
   const auto report = DumpInRounds(child.pid(), images);
   ASSERT_THAT(report, IsOk());
-  EXPECT_GT(report->pages_in_parent, 0);
+  EXPECT_GT(report->pages().in_parent, 0);
   EXPECT_GE(report->stops.count, 3u);
   const auto saved = FirstWords(images, child.pid(), memory);
   const std::uint64_t last = *std::ranges::max_element(saved);
@@ -140,7 +140,7 @@ TEST(PreCopyTest, DroppableMemoryIsNeverSaved) {
   MemoryImages images;
   const auto report = DumpInRounds(child.pid(), images);
   ASSERT_THAT(report, IsOk());
-  EXPECT_GT(report->pages_in_parent, 0);
+  EXPECT_GT(report->pages().in_parent, 0);
   std::array<std::uint64_t, kWords> page;
   FillUniquely(page.data(), child.pid());
   const std::string part(reinterpret_cast<const char*>(&page[128]), 64);
