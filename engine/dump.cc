@@ -363,8 +363,8 @@ Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
   RETURN_IF_ERROR(beside.TakeThreads(checkpoint.processes, checkpoint.cgroups));
   RETURN_IF_ERROR(ReadCgroups(checkpoint));
   RETURN_IF_ERROR(ReadMemory(checkpoint, sink));
-  checkpoint.request.log.Info(std::to_string(report.pages().written) + " pages of memory saved in " +
-                              Milliseconds(report.memory));
+  checkpoint.request.log.Info(std::to_string(report.pages().written) +
+                              " pages of memory saved in " + Milliseconds(report.memory));
   return OkStatus();
 }
 
@@ -497,7 +497,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   ASSIGN_OR_RETURN(PreCopy pre_copy, PreCopy::Run(request, sink, report));
   // Else what the copy was cancelled at is seized once more, and said to be somebody's tracee.
   RETURN_IF_ERROR(StillWanted(request));
-  std::optional<KernelTasks> kernel_tasks = OpenKernelFor(request.root);
+  KernelAhead kernel = OpenKernelFor(request.root);
   HeldSink held(sink);
   held.Prepare(pre_copy.rest_bytes(), pre_copy.rest_processes());
   constexpr int kTries = 30;
@@ -505,7 +505,7 @@ Result<DumpReport> Dump(const DumpRequest& request, ImageSink& user_sink) {
   Status status;
   for (int i = 1; i <= kTries; ++i) {
     status =
-        DumpFrozen(request, pre_copy, kernel_tasks ? &*kernel_tasks : nullptr, held, sink, report);
+        DumpFrozen(request, pre_copy, kernel.tasks ? &*kernel.tasks : nullptr, held, sink, report);
     if (!IsBusyRing(status)) break;
     request.log.Info("the tree runs on for a moment: " + Message(status));
     std::this_thread::sleep_for(kNap);

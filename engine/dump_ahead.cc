@@ -16,7 +16,7 @@
 
 namespace stasis::engine {
 
-std::optional<KernelTasks> OpenKernelFor(pid_t root) {
+KernelAhead OpenKernelFor(pid_t root) {
   constexpr std::size_t kMostLooks = 64;
   bool has_ring = false, has_many = false;
   std::vector<pid_t> pids = {root};
@@ -31,12 +31,13 @@ std::optional<KernelTasks> OpenKernelFor(pid_t root) {
       pids.insert(pids.end(), children.begin(), children.end());
     }
   }
-  if (has_ring) (void)KernelBtf::Running();  // whoever asks again is told why not
-  std::optional<KernelTasks> tasks;
-  if (!has_many) return tasks;
+  KernelAhead ahead;
+  if (!has_ring && !has_many) return ahead;
+  ahead.structures = KernelBtf::Running().value_or(nullptr);  // whoever asks again is told why not
+  if (!has_many) return ahead;
   Result<KernelTasks> opened = KernelTasks::Open();
-  if (opened.ok()) tasks.emplace(*std::move(opened));
-  return tasks;
+  if (opened.ok()) ahead.tasks.emplace(*std::move(opened));
+  return ahead;
 }
 
 }  // namespace stasis::engine

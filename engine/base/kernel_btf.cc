@@ -56,16 +56,17 @@ std::optional<std::uint64_t> RestOf(std::uint32_t info) {
 
 Result<std::shared_ptr<const KernelBtf>> KernelBtf::Running() {
   static std::mutex mutex;
-  static std::shared_ptr<const KernelBtf> known;
+  static std::weak_ptr<const KernelBtf> in_use;
   const std::scoped_lock lock(mutex);
-  if (known != nullptr) return known;
+  if (std::shared_ptr<const KernelBtf> known = in_use.lock()) return known;
   Result<std::string> bytes = ReadFileAt(AT_FDCWD, kPath);
   if (!bytes.ok()) {
     return FailedPrecondition("this kernel does not describe its structures (" +
                               Message(bytes.status()) + "; CONFIG_DEBUG_INFO_BTF)");
   }
   ASSIGN_OR_RETURN(KernelBtf btf, Parse(*std::move(bytes)));
-  known = std::make_shared<const KernelBtf>(std::move(btf));
+  auto known = std::make_shared<const KernelBtf>(std::move(btf));
+  in_use = known;
   return known;
 }
 

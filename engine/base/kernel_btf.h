@@ -14,8 +14,8 @@ namespace stasis {
 
 class KernelBtf {
  public:
-  /// Of the running kernel; read once, some 20 ms, and kept. FailedPrecondition: it was built without
-  /// CONFIG_DEBUG_INFO_BTF.
+  /// Of the running kernel; 7 MB, which take some 20 ms to read and are kept as long as somebody has them.
+  /// FailedPrecondition: it was built without CONFIG_DEBUG_INFO_BTF.
   static Result<std::shared_ptr<const KernelBtf>> Running();
   /// `bytes` as in /sys/kernel/btf/vmlinux. DataLoss: they are not.
   static Result<KernelBtf> Parse(std::string bytes);
