@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -98,6 +99,11 @@ GeneralRegisters ForCalls(const GeneralRegisters& registers, std::uint64_t code,
 /// The instruction behind the system call of those.
 std::uint64_t BehindCall(std::uint64_t code);
 
+/// Code that goes on at `address`, with all registers as they are.
+std::vector<std::byte> JumpTo(std::uint64_t address);
+/// Code that does by a system call what the vDSO's function of that name does, vdso(7). Empty: nobody knows how.
+std::vector<std::byte> InsteadOfVdso(std::string_view name);
+
 /// A frame from which rt_sigreturn(2) restores `registers` and `signal_mask`, to be placed at `address`
 /// (64-byte aligned); the stack pointer for the system call is address + FrameStackOffset().
 /// A system call under way is rewound as AsRestarted does.
@@ -112,6 +118,7 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address, imag
 /// For an address that is known only later than the registers.
 void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core);
 Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model);
+std::uint64_t InstructionPointerOf(const image::CoreEntry& core);
 /// The call that AsRestarted found in the registers of an image.
 SystemCall CallOf(const image::CoreEntry& core);
 /// Makes `registers`, as an image has them, those of a thread at the end of that call, which gave

@@ -142,14 +142,15 @@ class Restorer : public MemoryRestorer {
  private:
   Status RestoreOne(RestoredProcess& process, const MemoryPlan& plan, const MemoryPlan* parent) {
     ASSIGN_OR_RETURN(const LiveVdso vdso, FindVdso(process));
-    RETURN_IF_ERROR(CheckVdso(process, vdso, plan.layout, plan.pages, source_));
+    ASSIGN_OR_RETURN(const VdsoPlan place,
+                     PlanVdso(process, vdso, plan.layout, plan.pages, source_));
     Inheritance inherited;
     // Where the vDSO has to move, nothing may be in its way.
-    if (parent != nullptr && vdso.whole().start == plan.layout.vvar.start) {
+    if (parent != nullptr && vdso.whole() == place.place) {
       inherited = Inheritance(parent->layout, parent->pages, plan.layout);
     }
     RETURN_IF_ERROR(ClearMemory(process, vdso.whole(), inherited.areas()));
-    RETURN_IF_ERROR(MoveVdso(process, vdso, plan.layout));
+    RETURN_IF_ERROR(PlaceVdso(process, vdso, plan.layout, place));
     const LazyPlan lazy = PlanLater(process, plan, inherited);
     RETURN_IF_ERROR(SetHugePages(process, !lazy.empty() || process.image->mm.thp_disabled()));
     if (std::exchange(first_, first_ == 0 ? process.pid : first_) == 0) {

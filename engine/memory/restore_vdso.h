@@ -28,13 +28,26 @@ struct LiveVdso {
 /// Unimplemented: one of a shape that we do not know.
 Result<LiveVdso> FindVdso(const RestoredProcess& process);
 
-/// FailedPrecondition when the vDSO in the image, whose pages are in `pages`, is another than the one of
-/// `process`: the program's pointers into it would lead astray.
-Status CheckVdso(const RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
-                 const PageSet& pages, const ImageSource& source);
+/// What becomes of it.
+struct VdsoPlan {
+  /// Where all of it goes. Of the same kernel, to where the image has it. Of another, the program's pointers into it
+  /// have to be good, too: then it goes where the image has nothing, and ...
+  AddressRange place = {};
+  /// ... this is where the image has it: its own vDSO, each function of which goes on in this kernel's.
+  std::vector<std::byte> redirected;
 
-/// Moves the vDSO to where the image has it, and unmaps what of it the image has not. Nothing but that and our area may
-/// be in the process.
-Status MoveVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image);
+  bool is_other() const { return !redirected.empty(); }
+};
+
+/// FailedPrecondition: the vDSO in the image, whose pages are in `pages`, is of another kernel or processor, and a thread
+/// stands in it, or it has what this one has not. Nothing is changed.
+Result<VdsoPlan> PlanVdso(const RestoredProcess& process, const LiveVdso& live,
+                          const MemoryLayout& image, const PageSet& pages,
+                          const ImageSource& source);
+
+/// Moves it there, and unmaps what of it the image has not. Nothing but that and our area may be in the process where
+/// it goes.
+Status PlaceVdso(RestoredProcess& process, const LiveVdso& live, const MemoryLayout& image,
+                 const VdsoPlan& plan);
 
 }  // namespace stasis::engine

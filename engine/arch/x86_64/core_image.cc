@@ -157,6 +157,10 @@ void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core) {
   core.mutable_thread_info()->set_clear_tid_addr(address);
 }
 
+std::uint64_t InstructionPointerOf(const image::CoreEntry& core) {
+  return core.thread_info().gpregs().ip();
+}
+
 Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model) {
   if (core.mtype() != image::MARCH_X86_64 || !core.has_thread_info()) {
     return FailedPrecondition("the checkpoint was made on another architecture than x86_64");

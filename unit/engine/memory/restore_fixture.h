@@ -223,6 +223,8 @@ class MemoryImage {
     return vmas_[status == kGuard ? ~start : start] = vma;  // guards come last
   }
 
+  void Remove(std::uint64_t start) { vmas_.erase(start); }
+
   void Pages(std::uint64_t start, const std::string& bytes) { pages_[start] = bytes; }
 
   /// Pages of shared memory `number`, from `offset` on.

@@ -191,13 +191,45 @@ TEST(RestoreMemoryTest, TheVdsoMovesByLessThanItsSize) {
   }
 }
 
-TEST(RestoreMemoryTest, AVdsoOfAnotherKernelIsRefused) {
+// As another kernel's: a page more of data and of code, and at `time` something that ends who runs it.
+void PutOtherVdso(FreshProgram& program, MemoryImage& image, std::uint64_t time) {
+  const LiveVdso live = *FindVdso(program.process());
+  std::string other = program.Read(live.code.start, live.code.size()) + PageOf("");
+  other.replace(time, 4, "\xcc\xcc\xcc\xcc");  // int3
+  image.Add(kVvar - kPage, live.data_bytes() / kPage + 1, PROT_READ, MemoryImage::kVvar);
+  image.Remove(kVvar);
+  const std::uint64_t vdso = kVvar + live.data_bytes();
+  image.Add(vdso, other.size() / kPage, PROT_READ | PROT_EXEC, MemoryImage::kVdso);
+  image.Pages(vdso, other);
+}
+
+TEST(RestoreMemoryTest, TheVdsoOfAnotherKernelLeadsToOurs) {
+  const std::uint64_t time = OffsetOfTime();
+  if (time == 0) GTEST_SKIP() << "this vDSO has no __vdso_time";
   FreshProgram program;
   MemoryImage image(program, kVvar);
-  const LiveVdso live = *FindVdso(program.process());
-  std::string other = program.Read(live.code.start, live.code.size());
-  other[2000] = static_cast<char>(other[2000] + 1);
-  image.Pages(kVvar + live.data_bytes(), other);
+  PutOtherVdso(program, image, time);
+  const LiveVdso before = *FindVdso(program.process());
+  const std::uint64_t vdso = kVvar + before.data_bytes();
+  // What lies where ours is now makes it move.
+  image.Add(before.whole().start, before.whole().size() / kPage, kReadWrite);
+  image.Add(kBase, 1, PROT_READ | PROT_EXEC);
+  image.Add(kBase + kPage, 4, kReadWrite);
+  image.Pages(kBase, AskTheTime(vdso + time));
+  ASSERT_THAT(image.Restore(), IsOk());
+  const LiveVdso after = *FindVdso(program.process());
+  EXPECT_FALSE(after.whole().Overlaps(before.whole()));
+  EXPECT_EQ(after.whole().size(), before.whole().size());
+  EXPECT_EQ(RunFrom(program, kBase, kBase + 5 * kPage), 7);
+}
+
+TEST(RestoreMemoryTest, NobodyMayStandInTheVdsoOfAnotherKernel) {
+  FreshProgram program;
+  MemoryImage image(program, kVvar);
+  PutOtherVdso(program, image, 2000);
+  const std::uint64_t vdso = kVvar + FindVdso(program.process())->data_bytes();
+  program.image().threads.emplace_back().core.mutable_thread_info()->mutable_gpregs()->set_ip(vdso +
+                                                                                              2000);
   const std::string before = program.Maps();
   EXPECT_THAT(image.Restore(),
               StatusIs(StatusCode::kFailedPrecondition, HasSubstr("another kernel")));
