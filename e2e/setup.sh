@@ -7,7 +7,7 @@ packages=(
   libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev libnghttp2-dev
   libcpprest-dev libarchive-dev libseccomp-dev libssl-dev libzstd-dev libxxhash-dev libcap-dev
   nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev libgtest-dev libgmock-dev
-  containerd runc docker-registry containernetworking-plugins iproute2 iptables
+  containerd runc docker-registry containernetworking-plugins iproute2 iputils-ping iptables nftables
   xz-utils bzip2 zstd redis-server redis-tools busybox-static python3 python3-pytest perl-base libpython3-stdlib
   prometheus python3-jsonschema openssl curl  # promtool; what the REST API is tested with
 )

@@ -154,7 +154,7 @@ for view in ["ps"] if has_zombie else ["ps", "fds", "mems", "rss"]:
 """
 
 #: What may hold fields of our own (engine/image/schema, "stasis_"), which crit skips.
-EXTENDED = ("files.img", "core-", "mm-", "tty-info.img", "tty-data.img", "sk-queues.img", "ipcns-sem-")
+EXTENDED = ("files.img", "core-", "mm-", "netns-", "tty-info.img", "tty-data.img", "sk-queues.img", "ipcns-sem-")
 
 
 class Decoded(Program):

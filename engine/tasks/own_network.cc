@@ -40,7 +40,7 @@ struct Stream {
 constexpr Stream kStreams[] = {{"ifaddr", kAddressMagic, &NetworkTables::addresses},
                                {"rule", kRuleMagic, &NetworkTables::rules},
                                {"route", kRouteMagic, &NetworkTables::routes},
-                               {"neighbour", kNeighbourMagic, &NetworkTables::neighbours}};
+                               {"stasis-neighbour", kNeighbourMagic, &NetworkTables::neighbours}};
 
 struct NetworkUnderWay {
   NumberedNetwork where;
@@ -123,7 +123,7 @@ NetworkDevice Loopback(bool is_up) {
 }
 
 Status LoadDevices(std::uint32_t number, const ImageSource& source, OwnNetwork& network) {
-  const std::string name = ImageName("link", number);
+  const std::string name = ImageName("stasis-link", number);
   if (!source.Size(name).ok()) {
     network.devices.push_back(Loopback(network.entry.stasis_loopback_up()));
     return OkStatus();
@@ -213,7 +213,7 @@ Status WriteOwnNetwork(const OwnNetwork& network, std::uint32_t number, ImageSin
     messages.push_back(ToMessage(device));
   }
   RETURN_IF_ERROR(sink.Put(ImageName("netdev", number), devices.bytes()));
-  RETURN_IF_ERROR(sink.Put(ImageName("link", number), ToStream(kLinkMagic, messages)));
+  RETURN_IF_ERROR(sink.Put(ImageName("stasis-link", number), ToStream(kLinkMagic, messages)));
   for (const Stream& stream : kStreams) {
     RETURN_IF_ERROR(sink.Put(ImageName(stream.name, number),
                              ToStream(stream.magic, network.tables.*stream.messages)));

@@ -34,7 +34,7 @@ struct NetworkToTry {
 };
 Status TryOwnNetworks(std::span<const NetworkToTry> networks);
 
-/// netdev-N, link-N, ifaddr-N, route-N, rule-N and neighbour-N; netns-N is the caller's to write.
+/// netdev-N, stasis-link-N, ifaddr-N, route-N, rule-N and stasis-neighbour-N; netns-N is the caller's to write.
 Status WriteOwnNetwork(const OwnNetwork& network, std::uint32_t number, ImageSink& sink);
 
 /// Whether checkpoint `source` has what is needed to make the network `number` again.
