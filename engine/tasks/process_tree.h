@@ -46,11 +46,6 @@ Status MakeProcesses(std::vector<RestoredProcess>& processes, const CheckpointIm
                      const std::function<Status(RestoredProcess&)>& prepare, const Furnish& furnish,
                      const Lead& lead);
 
-/// Makes a new task from `process` by clone(2) with `flags`, with the id `wanted` in its namespace.
-/// `parent`: whose child it is with CLONE_PARENT, which has no exit signal in `flags`.
-Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
-                           pid_t wanted, RestoredProcess* parent = nullptr);
-
 /// Ends the zombies as they ended, and throws away the SIGCHLDs that their parents got by it.
 Status EndZombies(std::vector<RestoredProcess>& processes);
 

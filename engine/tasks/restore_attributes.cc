@@ -26,6 +26,7 @@
 #include "engine/proc/task.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/affinity.h"
+#include "engine/tasks/clone_task.h"
 #include "engine/tasks/process_tree.h"
 #include "engine/tasks/settings.h"
 #include "engine/tracee/call_batch.h"
