@@ -15,7 +15,6 @@
 // Source   tcp(7), udp(7), socket(7), net/ipv4/tcp.c tcp_get_info; tested on 6.18
 #include <fcntl.h>
 #include <linux/sockios.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -25,7 +24,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "engine/base/io.h"
 #include "engine/base/namespace.h"
@@ -33,6 +31,7 @@
 #include "engine/files/ended_connection.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/inet_address.h"
+#include "engine/files/inet_ends.h"
 #include "engine/files/inet_options.h"
 #include "engine/files/socket.h"
 #include "engine/files/socket_diag.h"
@@ -78,34 +77,6 @@ Status DumpProtocol(const OpenFile& file, image::InetSkEntry& entry) {
   entry.set_type(static_cast<std::uint32_t>(type));
   entry.set_proto(static_cast<std::uint32_t>(protocol));
   return OkStatus();
-}
-
-// Interfaces are known by number to a socket, by name to an image. The ioctl asks in the socket's
-// namespace.
-Status DumpScope(int fd, std::uint32_t index, image::InetSkEntry& entry) {
-  if (index == 0) return OkStatus();
-  ifreq request = {};
-  request.ifr_ifindex = static_cast<int>(index);
-  if (::ioctl(fd, SIOCGIFNAME, &request) != 0) {
-    return SyscallError(errno, "name of network interface " + std::to_string(index));
-  }
-  entry.set_ifname(request.ifr_name, ::strnlen(request.ifr_name, IFNAMSIZ));
-  return OkStatus();
-}
-
-Status DumpAddresses(const OpenFile& file, image::InetSkEntry& entry) {
-  const int fd = file.borrowed.get();
-  ASSIGN_OR_RETURN(const InetAddress local, LocalAddress(fd));
-  Result<InetAddress> remote = RemoteAddress(fd);
-  if (!remote.ok() && remote.status().code() != StatusCode::kNotFound) return remote.status();
-  if (!remote.ok()) remote = InetAddress{.family = local.family};
-  for (std::size_t i = 0; i < local.word_count(); ++i) {
-    entry.add_src_addr(local.words[i]);
-    entry.add_dst_addr(remote->words[i]);
-  }
-  entry.set_src_port(local.port);
-  entry.set_dst_port(remote->port);
-  return DumpScope(fd, local.scope != 0 ? local.scope : remote->scope, entry);
 }
 
 void SetEnded(image::InetSkEntry& entry) {
@@ -274,7 +245,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   entry.set_ino(static_cast<std::uint32_t>(file.st.st_ino));
   entry.set_backlog(0);
   RETURN_IF_ERROR(DumpProtocol(file, entry));
-  RETURN_IF_ERROR(Annotate(DumpAddresses(file, entry), NameOf(file)));
+  RETURN_IF_ERROR(Annotate(DumpEnds(file.borrowed.get(), entry), NameOf(file)));
   ASSIGN_OR_RETURN(*entry.mutable_opts(), DumpSocketOptions(file));
   RETURN_IF_ERROR(DumpInetOptions(file, entry));
   // After the options: a connection that is to be kept changes some of them for that time.
@@ -289,31 +260,6 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
 }
 
 // ---- restore ----
-
-Result<InetAddress> AddressOf(const image::InetSkEntry& entry,
-                              const google::protobuf::RepeatedField<std::uint32_t>& words,
-                              std::uint32_t port) {
-  InetAddress address;
-  address.family = static_cast<int>(entry.family());
-  if (static_cast<std::size_t>(words.size()) != address.word_count() || port > 0xffff) {
-    return DataLoss("a socket with a strange address");
-  }
-  std::copy(words.begin(), words.end(), address.words.begin());
-  address.port = static_cast<std::uint16_t>(port);
-  return address;
-}
-
-// The interface of a link-local address, by name, in the namespace of `fd`.
-Status RestoreScope(int fd, const image::InetSkEntry& entry, InetAddress& address) {
-  if (entry.ifname().empty()) return OkStatus();
-  ifreq request = {};
-  entry.ifname().copy(request.ifr_name, IFNAMSIZ - 1);
-  if (::ioctl(fd, SIOCGIFINDEX, &request) != 0) {
-    return SyscallError(errno, "network interface " + entry.ifname().substr(0, IFNAMSIZ));
-  }
-  address.scope = static_cast<std::uint32_t>(request.ifr_ifindex);
-  return OkStatus();
-}
 
 // A socket that connect(2) bound has the address that the machine had then. Where that is gone, any
 // will do for one that is to be connected again.
@@ -369,7 +315,7 @@ Status RestoreDatagrams(int fd, const image::InetSkEntry& entry, const InetAddre
   const bool connects = entry.state() == TCP_ESTABLISHED;
   RETURN_IF_ERROR(Bind(fd, local, connects, context));
   if (connects) {
-    ASSIGN_OR_RETURN(InetAddress remote, AddressOf(entry, entry.dst_addr(), entry.dst_port()));
+    ASSIGN_OR_RETURN(InetAddress remote, RemoteEnd(entry));
     RETURN_IF_ERROR(RestoreScope(fd, entry, remote));
     RETURN_IF_ERROR(Annotate(context.actor().Connect(fd, InetSockaddr(remote).bytes()),
                              "connect a UDP socket to " + remote.ToText()));
@@ -402,23 +348,10 @@ Result<UniqueFd> RestoreEnded(const image::InetSkEntry& entry, FileRestoreContex
   return fd;
 }
 
-struct Ends {
-  InetAddress local, remote;
-};
-Result<Ends> EndsOf(int fd, const image::InetSkEntry& entry) {
-  Ends ends;
-  ASSIGN_OR_RETURN(ends.local, AddressOf(entry, entry.src_addr(), entry.src_port()));
-  ASSIGN_OR_RETURN(ends.remote, AddressOf(entry, entry.dst_addr(), entry.dst_port()));
-  if (fd < 0) return ends;
-  RETURN_IF_ERROR(RestoreScope(fd, entry, ends.local));
-  ends.remote.scope = ends.local.scope;
-  return ends;
-}
-
 Result<UniqueFd> RestoreLost(const image::InetSkEntry& entry, FileRestoreContext& context) {
   const int family = static_cast<int>(entry.family());
   if (context.options().tcp_close) return MakeShutSocket(family, context);
-  ASSIGN_OR_RETURN(const Ends ends, EndsOf(-1, entry));
+  ASSIGN_OR_RETURN(const InetEnds ends, EndsOf(-1, entry));
   context.Note("TCP connection " + ends.local.ToText() + " to " + ends.remote.ToText() +
                " was closed as by a reset from the peer");
   return MakeEndedConnection(family, Ending::kReset, {}, context);
@@ -434,7 +367,7 @@ Result<UniqueFd> RestoreKept(const image::InetSkEntry& entry, FileRestoreContext
   ASSIGN_OR_RETURN(TcpStream stream, LoadTcpStream(context.source(), entry.ino()));
   ASSIGN_OR_RETURN(const UniqueFd any,
                    context.actor().Socket(static_cast<int>(entry.family()), SOCK_STREAM, 0));
-  ASSIGN_OR_RETURN(const Ends ends, EndsOf(any.get(), entry));
+  ASSIGN_OR_RETURN(const InetEnds ends, EndsOf(any.get(), entry));
   Result<UniqueFd> fd = MakeConnection(entry, std::move(stream), ends.local, ends.remote, context);
   if (fd.status().code() == StatusCode::kNotFound) return Internal(Message(fd.status()));
   return fd;
@@ -471,7 +404,7 @@ Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContex
   const bool shares = SharesPort(entry, context);
   if (shares) RETURN_IF_ERROR(ShareAll(fd.get()));
   RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry, context.actor()));
-  ASSIGN_OR_RETURN(InetAddress local, AddressOf(entry, entry.src_addr(), entry.src_port()));
+  ASSIGN_OR_RETURN(InetAddress local, LocalEnd(entry));
   if (entry.type() == SOCK_RAW) local.port = 0;  // what is shown there is the protocol
   RETURN_IF_ERROR(RestoreScope(fd.get(), entry, local));
   RETURN_IF_ERROR(IsTcp(entry) ? RestoreTcp(fd.get(), entry, local, context)
