@@ -27,6 +27,9 @@ namespace {
 
 using image::FdinfoEntry;
 
+// Descriptors that we need besides those of the images.
+constexpr std::size_t kOwnDescriptors = 256;
+
 int NumberIn(const FdinfoEntry& descriptor) { return static_cast<int>(descriptor.fd()); }
 
 // The table of one process in the making.
@@ -147,6 +150,26 @@ class Table {
 
 Status MakeDescriptorTable(RestoredProcess& process, std::span<const int> our_fds) {
   return Table(process, our_fds).Make();
+}
+
+Status RaiseOurLimit(std::size_t open_files) {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return SyscallError(errno, "getrlimit");
+  const std::size_t needed = open_files + kOwnDescriptors;
+  // What is mapped or executed, and has no path, is open a second time (OpenPathless() in restore_files.cc).
+  if (const rlimit more = {2 * needed, 2 * needed}; limit.rlim_max < more.rlim_max) {
+    // CAP_SYS_RESOURCE, up to fs.nr_open; without it we try with what we have.
+    if (::setrlimit(RLIMIT_NOFILE, &more) == 0) return OkStatus();
+  }
+  if (limit.rlim_max < needed) {
+    return ResourceExhausted("the checkpoint has " + std::to_string(open_files) +
+                             " open files, our hard limit (RLIMIT_NOFILE) is " +
+                             std::to_string(limit.rlim_max) + "; raise it for this program");
+  }
+  if (limit.rlim_cur == limit.rlim_max) return OkStatus();
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) return SyscallError(errno, "setrlimit");
+  return OkStatus();
 }
 
 }  // namespace stasis::engine

@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -24,7 +23,6 @@
 #include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/descriptor_table.h"
-#include "engine/files/file_locks.h"
 #include "engine/files/ghost_file.h"
 #include "engine/files/io_uring_restore.h"
 #include "engine/files/kept_links.h"
@@ -35,6 +33,7 @@
 #include "engine/files/process_files.h"
 #include "engine/files/pseudo_terminal.h"
 #include "engine/files/restore_context.h"
+#include "engine/files/restore_locks.h"
 #include "engine/files/table_actor.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/memory.pb.h"
@@ -48,9 +47,6 @@ namespace {
 using image::FdinfoEntry;
 using image::FileEntry;
 
-// Descriptors that we need besides those of the images.
-constexpr std::size_t kOwnDescriptors = 256;
-
 class Restorer : public FileRestorer {
  public:
   Restorer(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
@@ -62,6 +58,7 @@ class Restorer : public FileRestorer {
         mounts_(mounts),
         namespaces_(namespaces) {
     std::vector<const ProcessImage*> processes;
+    processes.reserve(images.processes.size());
     for (const ProcessImage& process : images.processes) processes.push_back(&process);
     std::ranges::sort(processes, {}, [](const ProcessImage* process) { return process->pid(); });
     for (const ProcessImage* process : processes) {
@@ -72,7 +69,7 @@ class Restorer : public FileRestorer {
   }
 
   Status RestoreAll() override {
-    RETURN_IF_ERROR(RaiseOurLimit());
+    RETURN_IF_ERROR(RaiseOurLimit(holders_.size()));
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
     RestoreContext context(root_, images_, source_, options_, connections_, files_, dead_, mounts_,
                            namespaces_, notes_);
@@ -202,7 +199,7 @@ class Restorer : public FileRestorer {
     }
     RETURN_IF_ERROR(FinishPassed(processes, actors));
     RETURN_IF_ERROR(SetForegrounds(processes, actors));
-    RETURN_IF_ERROR(TakeLocks(actors));
+    RETURN_IF_ERROR(TakeFileLocks(images_, source_, files_, actors));
     RETURN_IF_ERROR(SealAll());
     files_.clear();
     pathless_.clear();
@@ -419,35 +416,6 @@ class Restorer : public FileRestorer {
     return inode.seals();
   }
 
-  Status TakeLocks(std::map<pid_t, TableActor>& actors) {
-    ASSIGN_OR_RETURN(
-        const std::vector<image::FileLockEntry> locks,
-        ReadRecords<image::FileLockEntry>(source_, ImageName("filelocks"), "filelocks"));
-    for (const image::FileLockEntry& lock : locks) {
-      const std::string name = NameOf(Holder{lock.pid(), lock.fd()}) + ", file lock";
-      const auto actor = actors.find(lock.pid());
-      if (actor == actors.end()) return InvalidArgument(name + ": no such process");
-      const auto& descriptors = actor->second.descriptors();
-      const auto descriptor = std::ranges::find(descriptors, lock.fd(), NumberIn);
-      if (descriptor == descriptors.end()) return InvalidArgument(name + ": no such descriptor");
-      if (lock.flag() == kLockPosix) {
-        RETURN_IF_ERROR(Annotate(actor->second.TakeLock(lock), name));
-      } else if (lock.flag() == kLockFlock) {
-        RETURN_IF_ERROR(Annotate(actor->second.Flock(lock), name));
-      } else if (lock.flag() == kLockLease && lock.type() <= (kLeaseBreaking | F_UNLCK)) {
-        const FileKey key = KeyOf(*descriptor);
-        const FileEntry* const entry = images_.File(key.first, key.second);
-        RETURN_IF_ERROR(
-            Annotate(actor->second.Lease(lock, files_[key].get(), entry->reg().fown()), name));
-      } else if (lock.flag() == kLockOpenFile) {
-        RETURN_IF_ERROR(Annotate(TakeOpenFileLock(files_[KeyOf(*descriptor)].get(), lock), name));
-      } else {
-        return Unimplemented(name + " of kind " + std::to_string(lock.flag()));
-      }
-    }
-    return OkStatus();
-  }
-
   Status SealAll() {
     const auto seal = [this](std::uint32_t id, const UniqueFd& fd) -> Status {
       const FileEntry* const memfd = images_.File(image::FD_MEMFD, id);
@@ -465,26 +433,6 @@ class Restorer : public FileRestorer {
   // The kinds' errors tell the rest.
   static std::string NameOf(const Holder& holder) {
     return "pid " + std::to_string(holder.pid) + " fd " + std::to_string(holder.fd);
-  }
-
-  Status RaiseOurLimit() const {
-    rlimit limit = {};
-    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return SyscallError(errno, "getrlimit");
-    const std::size_t needed = holders_.size() + kOwnDescriptors;
-    // What is mapped or executed, and has no path, is open a second time (OpenPathless).
-    if (const rlimit more = {2 * needed, 2 * needed}; limit.rlim_max < more.rlim_max) {
-      // CAP_SYS_RESOURCE, up to fs.nr_open; without it we try with what we have.
-      if (::setrlimit(RLIMIT_NOFILE, &more) == 0) return OkStatus();
-    }
-    if (limit.rlim_max < needed) {
-      return ResourceExhausted("the checkpoint has " + std::to_string(holders_.size()) +
-                               " open files, our hard limit (RLIMIT_NOFILE) is " +
-                               std::to_string(limit.rlim_max) + "; raise it for this program");
-    }
-    if (limit.rlim_cur == limit.rlim_max) return OkStatus();
-    limit.rlim_cur = limit.rlim_max;
-    if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) return SyscallError(errno, "setrlimit");
-    return OkStatus();
   }
 
   RestoredProcess& root_;  // only until RestoreAll() has ended
