@@ -22,6 +22,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "engine/base/read_as.h"
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/socket.h"
@@ -42,13 +43,6 @@ constexpr std::uint64_t kRingLimitBytes = std::uint64_t{1} << 30;
 constexpr std::size_t kMembershipLimit = 4096;
 
 bool Owns(const OpenFile& file) { return SocketFamily(file) == AF_PACKET; }
-
-template <typename T>
-T ReadAs(std::string_view bytes) {
-  T value = {};
-  std::memcpy(&value, bytes.data(), std::min(sizeof(value), bytes.size()));
-  return value;
-}
 
 // ---- dump ----
 

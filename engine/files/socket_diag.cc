@@ -10,21 +10,14 @@
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 
+#include "engine/base/read_as.h"
 #include "engine/files/socket.h"
 
 namespace stasis::engine {
 namespace {
 
 constexpr std::size_t kAnswerBytes = 65536;
-
-template <typename T>
-T ReadAs(std::string_view bytes) {
-  T value = {};
-  std::memcpy(&value, bytes.data(), std::min(sizeof(value), bytes.size()));
-  return value;
-}
 
 // Adds what one datagram of netlink holds; true at the end of the dump.
 Result<bool> AddAnswers(std::string_view bytes, std::vector<std::string>& answers) {

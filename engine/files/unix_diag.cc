@@ -11,7 +11,6 @@
 #include <sys/stat.h>
 
 #include <cerrno>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <span>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/read_as.h"
 #include "engine/files/socket.h"
 #include "engine/files/socket_diag.h"
 
@@ -56,15 +56,9 @@ Request RequestFor(const OpenFile& file) {
   return request;
 }
 
-template <typename T>
-T ReadAs(const char* bytes) {
-  T value;
-  std::memcpy(&value, bytes, sizeof(value));
-  return value;
-}
-
-void ReadAttribute(int type, const char* bytes, std::size_t length, UnixDiag& diag) {
-  if (type == UNIX_DIAG_NAME) diag.name.assign(bytes, length);
+void ReadAttribute(int type, std::string_view bytes, UnixDiag& diag) {
+  const std::size_t length = bytes.size();
+  if (type == UNIX_DIAG_NAME) diag.name = bytes;
   if (type == UNIX_DIAG_PEER && length >= 4) diag.peer = ReadAs<std::uint32_t>(bytes);
   if (type == UNIX_DIAG_SHUTDOWN && length >= 1) diag.shutdown = ReadAs<std::uint8_t>(bytes);
   if (type == UNIX_DIAG_RQLEN && length >= sizeof(unix_diag_rqlen)) {
@@ -73,36 +67,36 @@ void ReadAttribute(int type, const char* bytes, std::size_t length, UnixDiag& di
     diag.send_queue = queue.udiag_wqueue;
   }
   for (std::size_t at = 0; type == UNIX_DIAG_ICONS && at + 4 <= length; at += 4) {
-    diag.waiting.push_back(ReadAs<std::uint32_t>(bytes + at));
+    diag.waiting.push_back(ReadAs<std::uint32_t>(bytes.substr(at)));
   }
 }
 
 Result<UnixDiag> ParseBody(std::string_view body) {
   std::size_t offset = NLMSG_ALIGN(sizeof(unix_diag_msg));
   if (body.size() < offset) return Internal("sock_diag: a strange answer");
-  const auto message = ReadAs<unix_diag_msg>(body.data());
+  const auto message = ReadAs<unix_diag_msg>(body);
   UnixDiag diag;
   diag.type = message.udiag_type;
   diag.state = message.udiag_state;
   while (offset + sizeof(rtattr) <= body.size()) {
-    const auto attribute = ReadAs<rtattr>(body.data() + offset);
+    const auto attribute = ReadAs<rtattr>(body.substr(offset));
     if (attribute.rta_len < RTA_LENGTH(0) || offset + attribute.rta_len > body.size()) break;
-    ReadAttribute(attribute.rta_type, body.data() + offset + RTA_LENGTH(0),
-                  attribute.rta_len - RTA_LENGTH(0), diag);
+    ReadAttribute(attribute.rta_type,
+                  body.substr(offset + RTA_LENGTH(0), attribute.rta_len - RTA_LENGTH(0)), diag);
     offset += RTA_ALIGN(attribute.rta_len);
   }
   return diag;
 }
 
-Result<UnixDiag> ParseAnswer(const char* bytes, std::size_t length) {
-  if (length < sizeof(nlmsghdr)) return Internal("sock_diag: a short answer");
+Result<UnixDiag> ParseAnswer(std::string_view bytes) {
+  if (bytes.size() < sizeof(nlmsghdr)) return Internal("sock_diag: a short answer");
   const auto header = ReadAs<nlmsghdr>(bytes);
-  if (header.nlmsg_type == NLMSG_ERROR && length >= NLMSG_HDRLEN + sizeof(int)) {
+  if (header.nlmsg_type == NLMSG_ERROR && bytes.size() >= NLMSG_HDRLEN + sizeof(int)) {
     // ENOENT: no such socket, or no unix_diag in this kernel.
-    return SyscallError(-ReadAs<int>(bytes + NLMSG_HDRLEN), "sock_diag (CONFIG_UNIX_DIAG)");
+    return SyscallError(-ReadAs<int>(bytes.substr(NLMSG_HDRLEN)), "sock_diag (CONFIG_UNIX_DIAG)");
   }
   if (header.nlmsg_type != SOCK_DIAG_BY_FAMILY) return Internal("sock_diag: a strange answer");
-  return ParseBody({bytes + NLMSG_HDRLEN, length - NLMSG_HDRLEN});
+  return ParseBody(bytes.substr(NLMSG_HDRLEN));
 }
 
 Result<UnixDiag> AskAlone(const OpenFile& file) {
@@ -119,7 +113,7 @@ Result<UnixDiag> AskAlone(const OpenFile& file) {
   if (length > static_cast<ssize_t>(answer.size())) {
     return Internal(NameOf(file) + ": a long answer of sock_diag");
   }
-  Result<UnixDiag> diag = ParseAnswer(answer.data(), static_cast<std::size_t>(length));
+  Result<UnixDiag> diag = ParseAnswer({answer.data(), static_cast<std::size_t>(length)});
   if (!diag.ok()) return Annotate(diag.status(), NameOf(file));
   return diag;
 }
@@ -136,7 +130,7 @@ Result<Diags> AskForAll(const OpenFile& file) {
   Diags diags;
   for (const std::string& answer : answers) {
     ASSIGN_OR_RETURN(UnixDiag diag, ParseBody(answer));
-    diags.insert_or_assign(ReadAs<unix_diag_msg>(answer.data()).udiag_ino, std::move(diag));
+    diags.insert_or_assign(ReadAs<unix_diag_msg>(answer).udiag_ino, std::move(diag));
   }
   return diags;
 }

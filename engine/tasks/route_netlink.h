@@ -2,23 +2,15 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/base/read_as.h"
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
 
 namespace stasis::engine {
-
-/// The first bytes of `bytes`, which has as many.
-template <typename T>
-T ReadAs(std::string_view bytes) {
-  T value;
-  std::memcpy(&value, bytes.data(), sizeof(value));
-  return value;
-}
 
 template <typename T>
 void Append(std::string& text, const T& value) {
