@@ -71,7 +71,7 @@ TEST_F(TmpfsContentTest, PutsAllBackIntoANewFileSystem) {
   std::filesystem::create_symlink("/etc/passwd", from + "link");
   std::ofstream(from + "holes") << "begin";
   std::filesystem::resize_file(from + "holes", 10 << 20);
-  std::ofstream(from + "hole");
+  std::ofstream(from + "hole").flush();  // makes it
   std::filesystem::resize_file(from + "hole", 1 << 20);
   ASSERT_EQ(::chmod((from + "file").c_str(), 04711), 0);
   ASSERT_EQ(::chmod(from.c_str(), 01733), 0);

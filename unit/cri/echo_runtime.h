@@ -46,7 +46,7 @@ class EchoRuntime {
 
   void Start() {
     // For all tests: whoever ends gRPC waits up to ten seconds for its poller, once a socket was full.
-    [[maybe_unused]] static const bool kept = (grpc_init(), true);
+    [[maybe_unused]] static const bool kKept = (grpc_init(), true);
     grpc::ServerBuilder builder;
     builder.AddListeningPort("unix:" + socket_, grpc::InsecureServerCredentials());
     builder.SetMaxReceiveMessageSize(-1);

@@ -153,7 +153,6 @@ TEST_F(CreateContainerTest, AfterARestoredOneItBeginsAnewWhereThePodSaysSo) {
   const std::string first = Create(fresh);
   EXPECT_THAT(Asked(first).command(), ElementsAre(kPlaceholderPath));
   MarkAs(first, RestorePhase::kRestored);
-  std::string last;
   for (std::uint32_t attempt : {1U, 2U}) {
     v1::CreateContainerRequest again = fresh;
     again.mutable_config()->mutable_metadata()->set_attempt(attempt);

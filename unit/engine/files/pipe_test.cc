@@ -78,7 +78,7 @@ TEST(PipeTest, AFullPipeOfSmallPiecesFits) {
   const Pipe pipe = MakePipe(O_NONBLOCK);
   std::string sent;
   for (char byte = 'a'; ::write(pipe.writer.get(), &byte, 1) == 1;
-       byte = byte == 'z' ? 'a' : byte + 1) {
+       byte = static_cast<char>(byte == 'z' ? 'a' : byte + 1)) {
     sent += byte;
   }
   LocalDumpContext dump;

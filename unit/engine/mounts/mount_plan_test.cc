@@ -83,9 +83,9 @@ TEST_F(MountPlanTest, PutsWhatHidesOthersLast) {
 }
 
 TEST_F(MountPlanTest, RefusesWhatItCannotMake) {
-  const std::pair<const char*, const char*> kTypes[] = {
+  const std::pair<const char*, const char*> types[] = {
       {"ext4", "only tmpfs"}, {"nsfs", "only tmpfs"}, {"fuse", "only tmpfs"}, {"", "only tmpfs"}};
-  for (const auto& [type, reason] : kTypes) {
+  for (const auto& [type, reason] : types) {
     Make(10, 1, "/own", type, 9, "/");
     EXPECT_THAT(PlanMounts(all_).status(), StatusIs(StatusCode::kUnimplemented));
     EXPECT_THAT(Message(PlanMounts(all_).status()), HasSubstr(reason));

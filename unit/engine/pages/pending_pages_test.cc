@@ -5,38 +5,38 @@
 namespace stasis::engine::pages {
 namespace {
 
-constexpr std::uint64_t P = kPageBytes;
+constexpr std::uint64_t kP = kPageBytes;
 
 // The pages of the file that are pending from page 0 to 40, or -1 each.
 std::vector<int> FilePages(const PendingPages& pending) {
   std::vector<int> pages;
   for (std::uint64_t page = 0; page < 40; ++page) {
-    const auto run = pending.At(page * P);
-    pages.push_back(run ? static_cast<int>(run->offset / P) : -1);
+    const auto run = pending.At(page * kP);
+    pages.push_back(run ? static_cast<int>(run->offset / kP) : -1);
   }
   return pages;
 }
 
 TEST(PendingPagesTest, WhatIsRemovedLeavesItsNeighbours) {
   PendingPages pending;
-  ASSERT_TRUE(pending.Add({.start = 10 * P, .end = 14 * P, .file = 3, .offset = 100 * P}));
-  ASSERT_TRUE(pending.Add({.start = 14 * P, .end = 16 * P, .file = 3, .offset = 200 * P}));
-  pending.Remove(11 * P, 15 * P);
-  pending.Remove(0, 2 * P);
-  EXPECT_EQ(pending.bytes(), 2 * P);
-  EXPECT_EQ(pending.At(10 * P)->offset, 100 * P);
-  EXPECT_FALSE(pending.At(11 * P) || pending.At(14 * P) || pending.At(16 * P));
-  EXPECT_EQ(pending.From(11 * P)->start, 15 * P);
-  EXPECT_EQ(pending.At(15 * P)->offset, 201 * P);
-  EXPECT_FALSE(pending.From(16 * P));
+  ASSERT_TRUE(pending.Add({.start = 10 * kP, .end = 14 * kP, .file = 3, .offset = 100 * kP}));
+  ASSERT_TRUE(pending.Add({.start = 14 * kP, .end = 16 * kP, .file = 3, .offset = 200 * kP}));
+  pending.Remove(11 * kP, 15 * kP);
+  pending.Remove(0, 2 * kP);
+  EXPECT_EQ(pending.bytes(), 2 * kP);
+  EXPECT_EQ(pending.At(10 * kP)->offset, 100 * kP);
+  EXPECT_FALSE(pending.At(11 * kP) || pending.At(14 * kP) || pending.At(16 * kP));
+  EXPECT_EQ(pending.From(11 * kP)->start, 15 * kP);
+  EXPECT_EQ(pending.At(15 * kP)->offset, 201 * kP);
+  EXPECT_FALSE(pending.From(16 * kP));
 }
 
 TEST(PendingPagesTest, AMoveBringsHolesAlongAndReplacesWhatWasThere) {
   PendingPages pending;
-  ASSERT_TRUE(pending.Add({.start = 2 * P, .end = 4 * P, .file = 0, .offset = 0}));
-  ASSERT_TRUE(pending.Add({.start = 6 * P, .end = 9 * P, .file = 0, .offset = 10 * P}));
-  ASSERT_TRUE(pending.Add({.start = 20 * P, .end = 30 * P, .file = 0, .offset = 50 * P}));
-  pending.Move(3 * P, 21 * P, 5 * P);  // pages 3 to 7
+  ASSERT_TRUE(pending.Add({.start = 2 * kP, .end = 4 * kP, .file = 0, .offset = 0}));
+  ASSERT_TRUE(pending.Add({.start = 6 * kP, .end = 9 * kP, .file = 0, .offset = 10 * kP}));
+  ASSERT_TRUE(pending.Add({.start = 20 * kP, .end = 30 * kP, .file = 0, .offset = 50 * kP}));
+  pending.Move(3 * kP, 21 * kP, 5 * kP);  // pages 3 to 7
   std::vector<int> expected(40, -1);
   expected[2] = 0;
   expected[8] = 12;
@@ -50,11 +50,11 @@ TEST(PendingPagesTest, AMoveBringsHolesAlongAndReplacesWhatWasThere) {
 
 TEST(PendingPagesTest, APageIsPendingOnce) {
   PendingPages pending;
-  ASSERT_TRUE(pending.Add({.start = 2 * P, .end = 4 * P, .file = 0, .offset = 0}));
-  EXPECT_FALSE(pending.Add({.start = 3 * P, .end = 5 * P, .file = 0, .offset = 0}));
-  EXPECT_FALSE(pending.Add({.start = 1 * P, .end = 3 * P, .file = 0, .offset = 0}));
-  EXPECT_FALSE(pending.Add({.start = 8 * P, .end = 8 * P, .file = 0, .offset = 0}));
-  EXPECT_EQ(pending.bytes(), 2 * P);
+  ASSERT_TRUE(pending.Add({.start = 2 * kP, .end = 4 * kP, .file = 0, .offset = 0}));
+  EXPECT_FALSE(pending.Add({.start = 3 * kP, .end = 5 * kP, .file = 0, .offset = 0}));
+  EXPECT_FALSE(pending.Add({.start = 1 * kP, .end = 3 * kP, .file = 0, .offset = 0}));
+  EXPECT_FALSE(pending.Add({.start = 8 * kP, .end = 8 * kP, .file = 0, .offset = 0}));
+  EXPECT_EQ(pending.bytes(), 2 * kP);
 }
 
 }  // namespace

@@ -36,10 +36,10 @@ using ::testing::HasSubstr;
 pid_t PidIn(const SharedWords& words, int i) { return static_cast<pid_t>(words[i].load()); }
 
 const ProcessImage& ProcessOf(const CheckpointImages& images, pid_t pid) {
-  static const ProcessImage none;
+  static const ProcessImage kNone;
   const auto found = std::ranges::find(images.processes, pid, &ProcessImage::pid);
   EXPECT_NE(found, images.processes.end()) << pid;
-  return found == images.processes.end() ? none : *found;
+  return found == images.processes.end() ? kNone : *found;
 }
 
 TEST(DumpTasksTest, TheTreeHasItsShape) {

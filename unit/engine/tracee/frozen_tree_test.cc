@@ -79,6 +79,7 @@ TEST(FrozenTreeTest, AZombieAndNobodyCannotBeFrozen) {
 
 TEST(FrozenTreeTest, AVforkParentIsFrozenOnceItsChildIsGone) {
   Child root([] {
+    // NOLINTNEXTLINE(bugprone-unsafe-functions): programs call it
     if (::vfork() == 0) {
       ::usleep(800'000);  // longer than one attempt to freeze
       ::_exit(0);

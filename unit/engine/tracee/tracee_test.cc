@@ -25,6 +25,7 @@ TEST(TraceeTest, StopsAlsoWhenAnotherStopComesFirst) {
   ASSERT_EQ(::pipe2(channel, O_CLOEXEC), 0);
   Child child([channel] {
     ::close(channel[1]);
+    // NOLINTNEXTLINE(bugprone-unsafe-functions): programs call it
     if (::vfork() == 0) {
       char byte = 0;
       ::_exit(static_cast<int>(::read(channel[0], &byte, 1)));

@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <cpprest/details/http_server_api.h>
 #include <cpprest/http_listener.h>
+#include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -84,7 +85,7 @@ class Served {
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof(address);
-    ::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), size);
+    EXPECT_EQ(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
     ::listen(socket.get(), 64);
     ::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size);
     port_ = ntohs(address.sin_port);
