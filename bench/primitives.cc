@@ -192,7 +192,8 @@ void Watch(char* area, size_t bytes) {
   const double faults = Milliseconds([&] {
     for (size_t i = 0; i < bytes; i += kPage) ++area[i];
   });
-  Show("write fault after write-protect", faults * 1000 / static_cast<double>(bytes / kPage), "us");
+  const size_t pages = bytes / kPage;
+  Show("write fault after write-protect", faults * 1000 / static_cast<double>(pages), "us");
   scan("PAGEMAP_SCAN, written only (fast path), all written",
        {.mask = kWritten, .wanted = kWritten});
   close(fd);

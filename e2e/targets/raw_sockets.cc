@@ -28,7 +28,7 @@ void Ping(int fd) {
   CHECK(recv(fd, answer, sizeof(answer), 0) > 0);
 }
 
-constexpr unsigned kFrame = 2048, kFrames = 4;
+constexpr std::size_t kFrame = 2048, kFrames = 4;
 
 // A socket that receives from the loopback device into a ring, which is mapped.
 char* MappedRing() {

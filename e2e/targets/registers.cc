@@ -18,7 +18,7 @@ struct Seen {
 
 // Spins until `stop` with all values in registers, then writes them out.
 void Spin(Seen& seen) {
-  alignas(32) static const double values[4] = {1.5, -2.25, 1e300, 4e-300};
+  alignas(32) static const double kValues[4] = {1.5, -2.25, 1e300, 4e-300};
   spinning = 1;
   asm volatile(
       "vmovapd %[values], %%ymm7\n"
@@ -31,7 +31,7 @@ void Spin(Seen& seen) {
       "vmovapd %%ymm7, %[avx]\n"
       "vzeroupper\n"
       : [general] "=m"(seen.general), [x87] "=m"(seen.x87), [avx] "=m"(seen.avx)
-      : [values] "m"(values), [stop] "m"(stop)
+      : [values] "m"(kValues), [stop] "m"(stop)
       : "r15", "xmm7", "st", "memory", "cc");
 }
 
