@@ -24,6 +24,7 @@ class TarMembers : public engine::ImageSource {
 
   std::vector<std::string> Names() const override {
     std::vector<std::string> names;
+    names.reserve(index_.files.size());
     for (const auto& [name, extent] : index_.files) names.push_back(name);
     return names;
   }

@@ -71,9 +71,9 @@ class ArchiveWriter {
 
   /// `wanted` is asked now and then while what waited is compressed, and before the archive gets its name: what it
   /// says but OK is what Commit() says then, and there is no archive.
-  void StopUnless(std::function<Status()> wanted) {
+  void StopUnless(const std::function<Status()>& wanted) {
     wanted_ = wanted;
-    output_->StopUnless(std::move(wanted));
+    output_->StopUnless(wanted);
   }
 
   /// Ends the archive: manifest, end mark, fsync, the name. AlreadyExists: another took the name.

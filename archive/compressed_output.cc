@@ -69,7 +69,7 @@ class CompressedOutput : public TarOutput {
   std::uint64_t file_bytes() const override { return frames_.stored_bytes(); }
   std::uint64_t disk_bytes() const override { return file_bytes() + spooled_; }
   void Hurry(bool hurried) override { hurried_ = hurried; }
-  void StopUnless(std::function<Status()> wanted) override { wanted_ = std::move(wanted); }
+  void StopUnless(const std::function<Status()>& wanted) override { wanted_ = wanted; }
   CompressionReport report() const override {
     return {.plain_bytes = frames_.plain_bytes(),
             .stored_bytes = frames_.stored_bytes(),

@@ -44,6 +44,7 @@ class FolderMembers : public engine::ImageSource {
 
   std::vector<std::string> Names() const override {
     std::vector<std::string> names;
+    names.reserve(sizes_.size());
     for (const auto& [name, size] : sizes_) names.push_back(name);
     return names;
   }

@@ -9,7 +9,7 @@
 
 namespace stasis::archive {
 
-HashedRing::HashedRing(Shape shape, std::function<Work()> make_worker, Work done)
+HashedRing::HashedRing(Shape shape, const std::function<Work()>& make_worker, Work done)
     : done_(std::move(done)), slots_(shape.buffers) {
   for (unsigned i = 0; i < shape.workers; ++i) {
     threads_.emplace_back([this, make_worker] { RunWorker(make_worker); });

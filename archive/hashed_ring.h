@@ -46,7 +46,7 @@ class HashedRing {
 
   /// `make_worker` runs on each worker's thread and gives what it does; `done` runs on the caller's. What either says
   /// but OK is what all calls say from then on.
-  HashedRing(Shape shape, std::function<Work()> make_worker, Work done);
+  HashedRing(Shape shape, const std::function<Work()>& make_worker, Work done);
   HashedRing(const HashedRing&) = delete;
   HashedRing& operator=(const HashedRing&) = delete;
   ~HashedRing();

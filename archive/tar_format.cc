@@ -132,9 +132,10 @@ Result<std::map<std::string, std::string>> ParsePaxRecords(std::string_view reco
   std::map<std::string, std::string> values;
   while (!records.empty()) {
     const std::size_t blank = records.find(' ');
+    const std::string_view digits = records.substr(0, blank);
     std::uint32_t length = 0;
     if (blank == std::string_view::npos || blank > 10 ||
-        !absl::SimpleAtoi(absl::string_view(records.data(), blank), &length) ||
+        !absl::SimpleAtoi(absl::string_view(digits.data(), digits.size()), &length) ||
         length > records.size() || length < blank + 3 || records[length - 1] != '\n') {
       return InvalidArgument("a malformed pax header");
     }

@@ -43,7 +43,7 @@ class TarOutput {
   virtual std::uint64_t disk_bytes() const { return file_bytes(); }
 
   /// Asked now and then while what waited is compressed; what it says but OK ends that.
-  virtual void StopUnless(std::function<Status()>) {}
+  virtual void StopUnless(const std::function<Status()>&) {}
   /// Whether somebody waits for what is written from here on: a container that stands still.
   virtual void Hurry(bool) {}
   /// What follows has changed while what is there was written: the sooner it is taken, the less changes again.

@@ -53,7 +53,7 @@ Status CheckpointContainer(const CheckpointCall& call) {
 
 Result<std::string> UsualEndpoint() {
   std::string asked;
-  for (const std::string endpoint : kUsualEndpoints) {
+  for (std::string endpoint : kUsualEndpoints) {
     ASSIGN_OR_RETURN(const std::string path, UnixSocketPath(endpoint));
     if (SomebodyIsAt(path)) return endpoint;
     asked += (asked.empty() ? "" : ", ") + path;

@@ -277,6 +277,7 @@ Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {
   for (DumpedProcess& process : checkpoint.processes) {
     if (process.zombie) continue;
     std::vector<std::uint64_t> stack_pointers;
+    stack_pointers.reserve(process.threads.size());
     for (const DumpedThread& thread : process.threads) {
       stack_pointers.push_back(arch::StackPointer(thread.registers.general));
     }
@@ -286,7 +287,7 @@ Status ReadMemory(Checkpoint& checkpoint, HeldSink& sink) {
   }
   RETURN_IF_ERROR(StillWanted(checkpoint.request));
   checkpoint.memory.SetClean(CleanObjects(checkpoint));
-  RETURN_IF_ERROR(checkpoint.memory.Add(std::move(processes)));
+  RETURN_IF_ERROR(checkpoint.memory.Add(processes));
   for (auto& [id, file] : checkpoint.files->memory_files()) {
     RETURN_IF_ERROR(file.own ? checkpoint.memory.AddObject(id, std::move(file.own))
                              : checkpoint.memory.AddBorrowed(id, file.borrowed));

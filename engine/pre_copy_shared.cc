@@ -70,7 +70,7 @@ std::uint64_t BytesOfObject(const FrozenProcess& process, const Vma& vma) {
   return static_cast<std::uint64_t>(st.st_blocks) * kBlockBytes;
 }
 
-Status Refuse(std::string why) { return FailedPrecondition(std::move(why)); }
+Status Refuse(std::string_view why) { return FailedPrecondition(why); }
 
 std::string Pid(pid_t pid) { return "pid " + std::to_string(pid); }
 

@@ -211,6 +211,7 @@ class Restoration {
       if (request_.progress) request_.progress(pages * 4096, total);
     };
     std::vector<const ProcessImage*> all;
+    all.reserve(images_.processes.size());
     for (const ProcessImage& process : images_.processes) all.push_back(&process);
     ASSIGN_OR_RETURN(const std::unique_ptr<MemoryRestorer> memory,
                      MemoryRestorer::Create(

@@ -28,7 +28,7 @@ constexpr auto kRuntimeTime = std::chrono::seconds(2);
 constexpr auto kReadyKept = std::chrono::seconds(1);
 // The kubelet's runtimeRequestTimeout: a client can lengthen it, not shorten it.
 constexpr std::int64_t kLeastTimeoutSeconds = 120;
-constexpr std::int64_t kMostTimeoutSeconds = 24 * 3600;
+constexpr std::int64_t kMostTimeoutSeconds = std::int64_t{24} * 3600;
 
 std::string Header(const http::http_request& request, const char* name) {
   const auto found = request.headers().find(name);

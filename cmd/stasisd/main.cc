@@ -166,7 +166,7 @@ int Probe(const std::string& endpoint) {
     stasis::log::Error("no answer", {{"reason", stasis::ToText(version.status())}});
     return kExitFailure;
   }
-  std::cout << *version << std::endl;
+  std::cout << *version << '\n';
   return EXIT_SUCCESS;
 }
 
@@ -213,6 +213,8 @@ int ServeUntilASignal(const stasis::kubelet_api::ApiOptions& options, stasis::cr
 
 }  // namespace
 
+// What no one catches ends the program, with its words on standard error (std::terminate).
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   Options options;
   CLI::App app;

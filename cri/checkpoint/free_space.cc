@@ -46,7 +46,8 @@ Status FreeSpace::Check() const {
 }
 
 Status FreeSpace::Wrote(std::uint64_t bytes) {
-  if ((unchecked_ += bytes) < kUncheckedBytes) return OkStatus();
+  unchecked_ += bytes;
+  if (unchecked_ < kUncheckedBytes) return OkStatus();
   unchecked_ = 0;
   if (part_ != nullptr) RETURN_IF_ERROR(part_->Takes(bytes_()));
   return Check();

@@ -228,7 +228,7 @@ engine::CompareMounts CompareWithSpecification(const ContainerFacts& facts) {
           spec = facts.spec](std::span<const Mount> mounts) -> Result<MountChanges> {
     ASSIGN_OR_RETURN(const UniqueFd root, OpenAt(AT_FDCWD, "/proc/" + std::to_string(pid) + "/root",
                                                  O_PATH | O_DIRECTORY));
-    ASSIGN_OR_RETURN(const MountChanges changes, Comparison(root.get(), mounts).Run(spec));
+    ASSIGN_OR_RETURN(MountChanges changes, Comparison(root.get(), mounts).Run(spec));
     if (HasCapability(spec, "CAP_SYS_ADMIN")) return changes;
     // No process of it can have changed any: what differs is the runtime's.
     const auto made = std::ranges::find_if(

@@ -82,8 +82,7 @@ Status RemoveStale(const std::string& path, const sockaddr_un& address) {
 
 Result<std::string> UnixSocketPath(const std::string& endpoint) {
   constexpr std::string_view kScheme = "unix://";
-  const std::string path =
-      endpoint.rfind(kScheme, 0) == 0 ? endpoint.substr(kScheme.size()) : endpoint;
+  std::string path = endpoint.rfind(kScheme, 0) == 0 ? endpoint.substr(kScheme.size()) : endpoint;
   if (path.empty() || path.front() != '/') {
     return InvalidArgument("'" + endpoint + "' is not a unix socket; write unix:///absolute/path");
   }

@@ -5,7 +5,7 @@
 namespace stasis::cri {
 namespace {
 
-std::string Text(grpc::string_ref ref) { return {ref.data(), ref.size()}; }
+std::string Text(const grpc::string_ref& ref) { return {ref.data(), ref.size()}; }
 
 // Names that gRPC sets itself on every call that it makes.
 bool IsTransport(std::string_view key) { return key == "user-agent" || key == "host"; }

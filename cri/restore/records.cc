@@ -209,6 +209,7 @@ bool Records::HasRun(const std::string& pod_uid, const std::string& name) const 
 std::vector<RestoredContainer> Records::All() const {
   const std::lock_guard lock(mutex_);
   std::vector<RestoredContainer> all;
+  all.reserve(records_.size());
   for (const auto& [id, record] : records_) all.push_back(record);
   return all;
 }

@@ -63,7 +63,7 @@ MessageFilter Filter(const Records& records, Change change) {
     // What is not understood goes on as it is: the client may understand it.
     if (!Parse(bytes, message).ok() || !change(records, message)) return;
     if (Result<grpc::ByteBuffer> changed = Serialize(message); changed.ok()) {
-      bytes = std::move(*changed);
+      bytes = *changed;  // its copy shares the bytes
     }
   };
 }

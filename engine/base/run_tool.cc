@@ -35,6 +35,7 @@ Result<std::string> ReadBuffer(int fd) {
 Result<pid_t> Spawn(const std::string& program, std::vector<std::string>& words, int in, int out,
                     int error) {
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   std::string path = kPath, language = kLanguage;

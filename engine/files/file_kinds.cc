@@ -7,7 +7,7 @@
 namespace stasis::engine {
 namespace {
 
-#define STASIS_KIND_ADDRESS(kind) &kind,
+#define STASIS_KIND_ADDRESS(kind) &(kind),
 constexpr auto kKinds = std::to_array<const FileKind*>({STASIS_FILE_KINDS(STASIS_KIND_ADDRESS)});
 #undef STASIS_KIND_ADDRESS
 

@@ -66,7 +66,7 @@ Result<int> OpenFdinfo(RestoredProcess& process, const std::string& path, int fl
     RETURN_IF_ERROR(remote.Call("dup3", SYS_dup3, stand_in, shown, O_CLOEXEC).status());
     RETURN_IF_ERROR(remote.Call("close", SYS_close, stand_in).status());
   }
-  const Result<int> number = OpenInProcess(process, path, flags);
+  Result<int> number = OpenInProcess(process, path, flags);
   RETURN_IF_ERROR(remote.Call("close", SYS_close, shown).status());
   return number;
 }

@@ -338,6 +338,7 @@ class RestoreContext : public FileRestoreContext {
       ASSIGN_OR_RETURN(std::vector<ImageRecord> read,
                        ReadImageRecords(source_, ImageName(image_name), image_name));
       std::vector<Record> records;
+      records.reserve(read.size());
       for (ImageRecord& record : read) {
         records.push_back({std::move(record.message), std::move(record.bytes)});
       }

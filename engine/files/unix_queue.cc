@@ -182,7 +182,7 @@ class Queue {
     }
     if (message.length == 0 && type_ != SOCK_DGRAM) return AtZero(std::move(message));
     if (type_ != SOCK_STREAM || message.rights.empty() || message.length == 1) return message;
-    return FirstPart(std::move(message), buffer);
+    return FirstPart(message.length, buffer);
   }
 
   // Of a connection, 0 bytes are its end; among datagrams and packets, an empty one.
@@ -202,10 +202,10 @@ class Queue {
     return message;
   }
 
-  // What comes before the part with descriptors, or all when it begins with it.
-  Result<Message> FirstPart(Message whole, std::vector<char>& buffer) {
-    ASSIGN_OR_RETURN(const std::size_t before, StartOfLastPart(whole.length));
-    if (before == 0) return PeekAgain(std::span(buffer).first(whole.length));
+  // Of `whole` bytes what comes before the part with descriptors, or all when they begin with it.
+  Result<Message> FirstPart(std::size_t whole, std::vector<char>& buffer) {
+    ASSIGN_OR_RETURN(const std::size_t before, StartOfLastPart(whole));
+    if (before == 0) return PeekAgain(std::span(buffer).first(whole));
     ASSIGN_OR_RETURN(Message part, PeekAgain(std::span(buffer).first(before)));
     part.rights.clear();
     return part;

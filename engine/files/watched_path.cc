@@ -43,7 +43,7 @@ class Search {
   Result<std::optional<std::string>> Run() {
     ASSIGN_OR_RETURN(std::optional<std::string> path, AnyPath());
     if (path) {
-      const std::string lasting = ThroughDataLink(*path);
+      std::string lasting = ThroughDataLink(*path);
       if (!lasting.empty() && IsIt(lasting)) return lasting;
     }
     return path;
@@ -54,17 +54,17 @@ class Search {
     for (const std::string& path : Likely()) {
       if (IsIt(path)) return path;
     }
-    if (const auto link = Held()) return link;
+    if (auto link = Held()) return link;
     ASSIGN_OR_RETURN(const std::string text,
                      ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(file_.pid) + "/mountinfo"));
     ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ParseMountinfo(text));
     for (const Mount& mount : mounts) {
       if (!IsOn(mount, watch_)) continue;
-      if (const auto path = ByHandle(mount.mountpoint)) return path;
+      if (auto path = ByHandle(mount.mountpoint)) return path;
     }
     for (const Mount& mount : mounts) {
       if (!IsOn(mount, watch_)) continue;
-      if (const auto path = Below(mount.mountpoint)) return path;
+      if (auto path = Below(mount.mountpoint)) return path;
     }
     return std::nullopt;
   }

@@ -186,8 +186,9 @@ Status MemoryDumper::Scan(Found& found) {
   return OkStatus();
 }
 
-Status MemoryDumper::Add(std::vector<Process> processes) {
+Status MemoryDumper::Add(std::span<const Process> processes) {
   std::vector<Found> all;
+  all.reserve(processes.size());
   for (const Process& process : processes) all.push_back({.process = &process});
   RETURN_IF_ERROR(InHalves(std::span(all), [](Found& found) -> Status {
     return Annotate(Scan(found), "pid " + std::to_string(found.process->frozen.ns_pid));

@@ -43,7 +43,7 @@ class MemoryDumper {
 
   /// Finds the pages of `processes` in their areas, and puts the guard areas behind them as images know
   /// them.
-  Status Add(std::vector<Process> processes);
+  Status Add(std::span<const Process> processes);
 
   /// Adds shared memory object or memory file `id`, open to be read as `fd`, unless it is there.
   Status AddObject(std::uint64_t id, UniqueFd fd);

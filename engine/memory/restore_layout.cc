@@ -218,8 +218,8 @@ Status AddVma(const image::VmaEntry& vma, MemoryLayout& layout) {
         {.range = range, .prot = PROT_READ | PROT_WRITE, .map_flags = MAP_PRIVATE | MAP_ANONYMOUS});
     layout.aio_rings.push_back(range);
   } else {
-    ASSIGN_OR_RETURN(AreaImage area, ReadArea(vma));
-    layout.areas.push_back(std::move(area));
+    ASSIGN_OR_RETURN(const AreaImage area, ReadArea(vma));
+    layout.areas.push_back(area);
   }
   return OkStatus();
 }

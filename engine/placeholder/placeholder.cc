@@ -103,10 +103,9 @@ int TimeNamespace(long long monotonic, long long boottime) {
   const int length = snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n",
                               whole(monotonic), monotonic - whole(monotonic) * kSecond,
                               whole(boottime), boottime - whole(boottime) * kSecond);
-  int fd = -1;
-  if (unshare(kNewTime) != 0 ||
-      (fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC)) < 0 ||
-      write(fd, text, static_cast<size_t>(length)) != length) {
+  const bool made = unshare(kNewTime) == 0;
+  const int fd = made ? open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC) : -1;
+  if (fd < 0 || write(fd, text, static_cast<size_t>(length)) != length) {
     perror("make a time namespace");
     return 1;
   }

@@ -262,7 +262,7 @@ Status AskOthers(DumpedProcess& process, const RemoteArea& area) {
     AskThread(batch, thread.core);
     return HowToAsk(thread);
   };
-  const auto end = [](DumpedThread&, RemoteSyscalls& remote, Status made) {
+  const auto end = [](DumpedThread&, RemoteSyscalls& remote, const Status& made) {
     return made.ok() ? remote.Finish() : made;
   };
   return CallTogether(std::span(process.threads).subspan(1), area, frame_bytes, Begin, ask, end);

@@ -59,6 +59,7 @@ std::map<pid_t, pid_t> FirstSharing(const std::vector<pid_t>& pids, int type) {
 
 Status CheckNotShared(const std::vector<const FrozenProcess*>& living, int type, const char* what) {
   std::vector<pid_t> pids;
+  pids.reserve(living.size());
   for (const FrozenProcess* process : living) pids.push_back(process->pid);
   const std::map<pid_t, pid_t> first = FirstSharing(pids, type);
   for (const FrozenProcess* process : living) {
@@ -259,6 +260,7 @@ Status CheckForks(const std::vector<DumpedProcess>& processes) {
 
 std::vector<std::uint32_t> TableIds(const std::vector<DumpedProcess>& processes) {
   std::vector<std::uint32_t> ids;
+  ids.reserve(processes.size());
   for (const DumpedProcess& process : processes) {
     ids.push_back(process.zombie ? 0 : process.ids.files_id());
   }

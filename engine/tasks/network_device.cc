@@ -273,15 +273,15 @@ Attributes SettableData(const NetworkDevice& device) {
 }
 
 image::NetDeviceEntry ToNetDeviceEntry(const NetworkDevice& device, std::uint32_t own_number) {
-  static const std::map<std::string, image::NdType> types = {{"veth", image::VETH},
-                                                             {"tun", image::TUN},
-                                                             {"bridge", image::BRIDGE},
-                                                             {"macvlan", image::MACVLAN}};
+  static const std::map<std::string, image::NdType> kTypes = {{"veth", image::VETH},
+                                                              {"tun", image::TUN},
+                                                              {"bridge", image::BRIDGE},
+                                                              {"macvlan", image::MACVLAN}};
   image::NetDeviceEntry entry;
-  const auto type = types.find(device.kind);
-  entry.set_type(device.is_loopback()  ? image::LOOPBACK
-                 : type == types.end() ? image::EXTLINK
-                                       : type->second);
+  const auto type = kTypes.find(device.kind);
+  entry.set_type(device.is_loopback()   ? image::LOOPBACK
+                 : type == kTypes.end() ? image::EXTLINK
+                                        : type->second);
   entry.set_ifindex(device.index);
   entry.set_mtu(device.mtu());
   entry.set_flags(device.flags);

@@ -239,6 +239,7 @@ Status MakeOwnNetworks(std::span<const EmptyNetwork> networks, const ImageSource
     ASSIGN_OR_RETURN(loaded.emplace_back(), Load(one.number, source));
   }
   std::vector<NetworkUnderWay> under_way;
+  under_way.reserve(networks.size());
   for (std::size_t i = 0; i < networks.size(); ++i) {
     under_way.push_back(
         {{networks[i].number, networks[i].ns.get()}, &loaded[i].first, loaded[i].second});

@@ -53,6 +53,7 @@ Result<PidReserver> PidReserver::Start(pid_t member, const std::string& program,
   std::vector<std::string> words = {program, "last-pid", std::to_string(kNamespaceFd)};
   for (const pid_t pid : CandidatesBeside(wanted)) words.push_back(std::to_string(pid));
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   char* const environment[] = {nullptr};

@@ -64,8 +64,8 @@ Status Write(RemoteSyscalls& remote, const std::string& path, const std::string&
 }  // namespace
 
 image::Lsmtype ActiveModule() {
-  static const image::Lsmtype module = FindModule();  // chosen at boot
-  return module;
+  static const image::Lsmtype kModule = FindModule();  // chosen at boot
+  return kModule;
 }
 
 std::string ParseLabel(image::Lsmtype module, std::string_view text) {

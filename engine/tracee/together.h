@@ -63,7 +63,7 @@ Status CallTogether(std::span<Thread> threads, const RemoteArea& area, std::size
     each_sound(group, [&](Caller& caller) { return read.ok() ? caller.batch.Finish() : read; });
     Status worst = group.begun;
     for (Caller& caller : group.callers) {
-      const Status status = end(caller.thread, caller.remote, std::move(caller.made));
+      const Status status = end(caller.thread, caller.remote, caller.made);
       if (worst.ok()) worst = status;
     }
     return worst;

@@ -27,8 +27,8 @@ constexpr microseconds kShortestNap{5}, kLongestNap{500};
 
 // Sleeps of microseconds: by default they are lengthened by 50.
 void SleepExactly() {
-  thread_local const bool exact = ::prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0) == 0;
-  (void)exact;  // without it we only wait longer
+  thread_local const bool kExact = ::prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0) == 0;
+  (void)kExact;  // without it we only wait longer
 }
 
 Stop Decode(int status) {
@@ -85,7 +85,7 @@ Status TransferAll(Transfer transfer, const char* name, pid_t pid, std::uint64_t
 // Each stop sends SIGCHLD to the tracer (do_notify_parent_cldstop() in kernel/signal.c), which wakes a thread
 // of ours that waits for signals, to no end: 10 us a stop. Where nobody handles it, it need not come.
 void StopWithoutSignals() {
-  [[maybe_unused]] static const bool once = [] {
+  [[maybe_unused]] static const bool kOnce = [] {
     struct sigaction action = {};
     if (::sigaction(SIGCHLD, nullptr, &action) != 0 || action.sa_handler != SIG_DFL) return false;
     action.sa_flags |= SA_NOCLDSTOP;

@@ -110,6 +110,7 @@ Result<std::vector<Node>> Cluster::NodesOfPods() {
     if (!address.empty()) addresses[TextAt(item, "/spec/nodeName")] = address;
   }
   std::vector<Node> nodes;
+  nodes.reserve(addresses.size());
   for (const auto& [name, address] : addresses) nodes.push_back({name, address});
   return nodes;
 }
@@ -189,8 +190,9 @@ std::vector<Result<json>> Cluster::GetAll(const std::vector<Node>& nodes, const 
                               : Result<json>(text.status());
     }
   };
-  std::vector<std::jthread> threads;
   const std::size_t count = std::min(nodes.size(), kMostAtOnce);
+  std::vector<std::jthread> threads;
+  threads.reserve(count);
   for (std::size_t i = 0; i < count; ++i) threads.emplace_back(ask);
   threads.clear();  // joins them
   return answers;

@@ -62,7 +62,7 @@ http::http_request ToRequest(const Request& from, Exchange& exchange, const std:
 }
 
 std::string HeaderText(const http::http_response& response, std::uint64_t size, bool keep) {
-  const std::string reason = response.reason_phrase();
+  const std::string& reason = response.reason_phrase();
   std::string text =
       "HTTP/1.1 " + std::to_string(response.status_code()) + " " +
       (reason.empty() ? http::http_response(response.status_code()).reason_phrase() : reason) +
