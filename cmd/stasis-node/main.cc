@@ -211,6 +211,8 @@ void Declare(CLI::App& app, Options& options, int& exit_code) {
 
 }  // namespace
 
+// What no one catches ends the program, with its words on standard error (std::terminate).
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   Options options;
   CLI::App app;

@@ -79,6 +79,8 @@ std::string PageServerProgram() { return ProgramBeside("stasis-pages"); }
 
 }  // namespace stasis::cli
 
+// What no one catches ends the program, with its words on standard error (std::terminate).
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   using namespace stasis::cli;
   CLI::App program("Checkpoints and restores running processes and containers.", "stasis");

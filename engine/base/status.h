@@ -74,9 +74,12 @@ inline Status Aborted(std::string_view m) { return MakeStatus(StatusCode::kAbort
     if (::stasis::Status stasis_status = (expression); !stasis_status.ok()) return stasis_status; \
   } while (false)
 
+// `declaration` may declare a variable, and `result` is a name: neither can stand in parentheses.
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define ASSIGN_OR_RETURN(declaration, expression) \
   ASSIGN_OR_RETURN_(STASIS_CONCAT(stasis_result_, __LINE__), declaration, expression)
 #define ASSIGN_OR_RETURN_(result, declaration, expression) \
   auto result = (expression);                              \
   if (!result.ok()) return std::move(result).status();     \
   declaration = std::move(result).value()
+// NOLINTEND(bugprone-macro-parentheses)
