@@ -10,12 +10,12 @@ namespace stasis::log {
 namespace {
 
 spdlog::logger& Logger() {
-  static const std::shared_ptr<spdlog::logger> logger = [] {
+  static const std::shared_ptr<spdlog::logger> kLogger = [] {
     auto made = spdlog::stderr_logger_mt("stasis");
     made->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
     return made;
   }();
-  return *logger;
+  return *kLogger;
 }
 
 // Quoted unless it is one plain word: a value may hold anything, a forged log line among it.

@@ -141,21 +141,22 @@ Result<Ends> Connection(const UnixSkEntry& entry, const UnixSkEntry* other,
     if (other != nullptr) RETURN_IF_ERROR(Bind(ends.two.get(), *other, context));
     return ends;
   }
+  const bool is_named = !entry.name().empty();
   const bool other_named = other != nullptr && !other->name().empty();
-  if (entry.name().empty() && !other_named) return Unnamed(entry, context);
+  if (!is_named && !other_named) return Unnamed(entry, context);
   // What the root itself connected is a pair that it makes: right in all but the names.
-  const StasisCredentials* const client = PeerOf(entry.name().empty() ? *other : entry);
+  const StasisCredentials* const client = PeerOf(is_named ? entry : *other);
   if (client == nullptr || IsRoot(*client, context)) return Unnamed(entry, context);
-  Result<Ends> named = entry.name().empty() ? NamedConnection(*other, &entry, context)
-                                            : NamedConnection(entry, other, context);
+  Result<Ends> named =
+      is_named ? NamedConnection(entry, other, context) : NamedConnection(*other, &entry, context);
   if (!named.ok()) {
     // The name of a connection is for who asks; somebody outside may have taken an abstract one.
     context.Note("a connected unix socket has lost its name " +
-                 NameText(entry.name().empty() ? other->name() : entry.name()) + ": " +
+                 NameText(is_named ? entry.name() : other->name()) + ": " +
                  std::string(Message(named.status())));
     return Unnamed(entry, context);
   }
-  if (!entry.name().empty()) std::swap(named->one, named->two);
+  if (is_named) std::swap(named->one, named->two);
   return named;
 }
 
