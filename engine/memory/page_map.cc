@@ -164,7 +164,7 @@ Result<std::vector<PageRange>> PageMap::FindGuards(std::uint64_t start, std::uin
 }
 
 Result<PageMap::Own> PageMap::ReadOwn(std::uint64_t start, std::uint64_t end) const {
-  static const std::uint64_t zero_page = FindZeroPage();
+  static const std::uint64_t kZeroPage = FindZeroPage();
   Own own;
   std::vector<std::uint64_t> entries;
   for (std::uint64_t at = start; at < end;) {
@@ -173,7 +173,7 @@ Result<PageMap::Own> PageMap::ReadOwn(std::uint64_t start, std::uint64_t end) co
                                          at / kPageBytes * sizeof(entries.front())),
                              "pagemap"));
     for (const std::uint64_t entry : entries) {
-      if (IsOwn(entry, zero_page)) Append(own.content, {at, at + kPageBytes});
+      if (IsOwn(entry, kZeroPage)) Append(own.content, {at, at + kPageBytes});
       at += kPageBytes;
     }
   }
@@ -199,8 +199,8 @@ Result<std::vector<PageRange>> PageMap::TakeAll(std::uint64_t start, std::uint64
 
 Result<std::vector<PageRange>> PageMap::Unwritten(std::uint64_t start, std::uint64_t end,
                                                   bool huge) const {
-  static const bool shows_holes = ShowsHoles();
-  if (huge || !shows_holes) {
+  static const bool kShowsHoles = ShowsHoles();
+  if (huge || !kShowsHoles) {
     return Scan(start, end, {.without = kWritten, .with = kWatched, .any_of = kPresent | kSwapped});
   }
   const Result<PageRanges> written = Scan(start, end, {.with = kWritten, .flags = kCheckWatched});

@@ -41,8 +41,8 @@ Components AskProcessor() {
 
 // Where component `number` lies in the standard format; nothing when this processor has none.
 std::optional<Component> Find(unsigned number, std::span<const std::byte> area) {
-  static const Components components = AskProcessor();
-  const Component& component = components.at(number);
+  static const Components kComponents = AskProcessor();
+  const Component& component = kComponents.at(number);
   if (component.size == 0 || component.offset + component.size > area.size()) return std::nullopt;
   return component;
 }
