@@ -54,7 +54,7 @@ class Fifo {
     if (remap->remap_type() != image::REMAP_GHOST) {
       return Unimplemented("a FIFO that was kept by a link");
     }
-    ASSIGN_OR_RETURN(const int ghost, KeepGhost(reg.reg().name(), remap->remap_id(), context));
+    ASSIGN_OR_RETURN(const int ghost, KeepGhost(reg.reg(), remap->remap_id(), context));
     return Fifo(reg.reg().name(), ghost, context);
   }
 

@@ -7,8 +7,8 @@
 //          another path gets a new one instead (kept_links.h), if the tree does not run on
 // Dump     read through a descriptor of our own: lseek(2) SEEK_DATA on the borrowed one would move
 //          the offset that it shares with its holder
-// Restore  made at its path when that is free, else beside it, and unlinked at once; others that had it
-//          open are opened again through ours
+// Restore  made at its path when that is free, else beside it, and unlinked once it was opened by the other names
+//          that it had (ghost_names.h); others that had it open are opened again through ours
 // Source   lseek(2), proc_pid_fd(5); tested on 6.18 with ext4, tmpfs and overlayfs
 #include "engine/files/ghost_file.h"
 
@@ -28,6 +28,7 @@
 
 #include "engine/base/io.h"
 #include "engine/files/description.h"
+#include "engine/files/ghost_names.h"
 #include "engine/files/kept_links.h"
 #include "engine/files/path.h"
 #include "engine/image/image_file.h"
@@ -166,37 +167,6 @@ Status FillGhost(int fd, const image::GhostFileEntry& ghost, ImageFileReader& re
   return OkStatus();
 }
 
-// Folders above `path` that are gone with it, there again for a moment: a link in /proc shows the whole path
-// of a deleted file.
-class Folders {
- public:
-  explicit Folders(FileActor& actor) : actor_(actor) {}
-  Folders(const Folders&) = delete;
-  Folders& operator=(const Folders&) = delete;
-  ~Folders() { (void)Remove(); }  // already reporting worse
-
-  Status Make(const std::string& path) {
-    for (std::size_t end = path.find('/', 1); end != std::string::npos;
-         end = path.find('/', end + 1)) {
-      const Status made = actor_.MakeNode(path.substr(0, end), S_IFDIR | 0700, 0);
-      if (made.ok()) made_.push_back(path.substr(0, end));
-      // What cannot be made may be there all the same: on a file system that is read only.
-    }
-    return OkStatus();
-  }
-  Status Remove() {
-    Status status;
-    for (; !made_.empty(); made_.pop_back()) {
-      if (Status removed = actor_.RemoveFolder(made_.back()); !removed.ok()) status = removed;
-    }
-    return status;
-  }
-
- private:
-  FileActor& actor_;
-  std::vector<std::string> made_;
-};
-
 // A deleted file while it still has a path.
 class Ghost {
  public:
@@ -296,13 +266,14 @@ class Ghost {
 
   const image::GhostFileEntry& entry_;
   FileActor& actor_;
-  Folders folders_;
+  GoneFolders folders_;
   std::string path_;  // where it is, until it is unlinked
   UniqueFd fd_;       // O_PATH, but for regular files
 };
 
-Result<UniqueFd> MakeGhost(const std::string& path, std::uint32_t number,
+Result<UniqueFd> MakeGhost(const image::RegFileEntry& reg, std::uint32_t number,
                            FileRestoreContext& context) {
+  const std::string& path = reg.name();
   if (!path.starts_with('/')) {
     return InvalidArgument("the path \"" + path + "\" is not absolute");
   }
@@ -315,6 +286,7 @@ Result<UniqueFd> MakeGhost(const std::string& path, std::uint32_t number,
   RETURN_IF_ERROR(Annotate(ghost.Make(path, number), "make deleted file " + path + " again"));
   if (S_ISREG(entry.mode())) RETURN_IF_ERROR(FillGhost(ghost.fd(), entry, reader));
   RETURN_IF_ERROR(ghost.SetAttributes());
+  RETURN_IF_ERROR(KeepOtherNames(ghost.fd(), number, reg, context));
   return ghost.Finish();
 }
 
@@ -449,12 +421,14 @@ Result<std::optional<image::RemapFilePathEntry>> RemapOf(std::uint32_t id,
   return std::nullopt;
 }
 
-Result<int> KeepGhost(const std::string& path, std::uint32_t number, FileRestoreContext& context) {
+Result<int> KeepGhost(const image::RegFileEntry& reg, std::uint32_t number,
+                      FileRestoreContext& context) {
   const std::string key = KeptKey("ghost", number);
   if (!context.Kept().contains(key)) {
-    ASSIGN_OR_RETURN(UniqueFd made, MakeGhost(path, number, context));
+    ASSIGN_OR_RETURN(UniqueFd made, MakeGhost(reg, number, context));
     context.Kept()[key] = std::move(made);
   }
+  if (const int other = GhostAs(reg, number, context); other >= 0) return other;
   return context.Kept()[key].get();
 }
 
@@ -470,7 +444,7 @@ Result<UniqueFd> RestoreRemapped(const image::RegFileEntry& reg,
   if (remap.remap_type() != image::REMAP_GHOST) {
     return Unimplemented(reg.name() + " is kept in an unknown way");
   }
-  ASSIGN_OR_RETURN(const int ghost, KeepGhost(reg.name(), remap.remap_id(), context));
+  ASSIGN_OR_RETURN(const int ghost, KeepGhost(reg, remap.remap_id(), context));
   // The link in /proc of a symbolic link leads to that one, but O_NOFOLLOW would stop before.
   if (S_ISLNK(reg.mode()) && (reg.flags() & O_PATH) != 0) return Duplicate(ghost);
   const int flags = OpenFlags(reg.flags()) & ~(O_NOFOLLOW | O_DIRECTORY);

@@ -26,9 +26,10 @@ Status DumpGhost(const OpenFile& file, std::uint32_t id, const std::string& path
 Result<std::optional<image::RemapFilePathEntry>> RemapOf(std::uint32_t id,
                                                          FileRestoreContext& context);
 
-/// Ghost file `number`, once, with `path` as the one that it lost: open O_PATH or, a regular file, for reading
-/// and writing. Owned by the context.
-Result<int> KeepGhost(const std::string& path, std::uint32_t number, FileRestoreContext& context);
+/// Ghost file `number`, made once, as `reg` had it, with the path that it lost: open O_PATH or, the first of a
+/// regular file, for reading and writing. Owned by the context.
+Result<int> KeepGhost(const image::RegFileEntry& reg, std::uint32_t number,
+                      FileRestoreContext& context);
 
 /// Opens what `remap` stands for as `reg` has it. Open files of one inode share it again.
 Result<UniqueFd> RestoreRemapped(const image::RegFileEntry& reg,

@@ -1,5 +1,8 @@
 #include "engine/files/ghost_file.h"
 
+#include <absl/cleanup/cleanup.h>
+#include <fcntl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 
 #include "engine/files/kept_links.h"
@@ -12,6 +15,12 @@ namespace {
 using ::stasis::testing::IsOk;
 using ::stasis::testing::StatusIs;
 using ::testing::HasSubstr;
+
+std::uint64_t MountOf(int fd) {
+  struct statx st = {};
+  EXPECT_EQ(::statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &st), 0);
+  return st.stx_mnt_id;
+}
 
 TEST(GhostFileTest, ADeletedFileKeepsContentHolesAndMode) {
   const ScratchDirectory scratch;
@@ -50,6 +59,49 @@ TEST(GhostFileTest, TwoOpenFilesOfADeletedOneShareItAgain) {
   ASSERT_THAT(new_writer, IsOk());
   ASSERT_THAT(WriteAll(new_writer->get(), "shared"), IsOk());
   EXPECT_EQ(ReadSome(new_reader->get()), "shared");
+}
+
+TEST(GhostFileTest, ADeletedFileIsOpenByEachOfItsNamesAgain) {
+  const ScratchDirectory scratch;
+  const UniqueFd one = Fd(::open((scratch / "one").c_str(), O_RDWR | O_CREAT, 0600));
+  ASSERT_EQ(::link((scratch / "one").c_str(), (scratch / "other").c_str()), 0);
+  const UniqueFd other = Fd(::open((scratch / "other").c_str(), O_RDONLY));
+  ASSERT_EQ(::unlink((scratch / "one").c_str()) | ::unlink((scratch / "other").c_str()), 0);
+  LocalDumpContext dump;
+  const std::uint32_t ids[] = {dump.Add(one.get()), dump.Add(other.get())};
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> first = restore.Restore(ids[0]), second = restore.Restore(ids[1]);
+  ASSERT_THAT(first, IsOk());
+  ASSERT_THAT(second, IsOk());
+  EXPECT_EQ(Describe(first->get(), 1).link, (scratch / "one") + " (deleted)");
+  EXPECT_EQ(Describe(second->get(), 1).link, (scratch / "other") + " (deleted)");
+  EXPECT_EQ(Describe(first->get(), 1).st.st_ino, Describe(second->get(), 1).st.st_ino);
+  EXPECT_TRUE(std::filesystem::is_empty(scratch / "."));
+}
+
+TEST(GhostFileTest, ADeletedFileIsOpenThroughEachOfItsMountsAgain) {
+  const ScratchDirectory scratch;
+  ASSERT_TRUE(std::filesystem::create_directories(scratch / "disk/part"));
+  ASSERT_TRUE(std::filesystem::create_directory(scratch / "place"));
+  if (::mount((scratch / "disk/part").c_str(), (scratch / "place").c_str(), nullptr, MS_BIND,
+              nullptr) != 0) {
+    GTEST_SKIP() << "no right to mount";
+  }
+  const absl::Cleanup unmount = [&] { ::umount2((scratch / "place").c_str(), MNT_DETACH); };
+  const UniqueFd one = Fd(::open((scratch / "disk/part/file").c_str(), O_RDWR | O_CREAT, 0600));
+  const UniqueFd other = Fd(::open((scratch / "place/file").c_str(), O_RDONLY));
+  ASSERT_EQ(::unlink((scratch / "place/file").c_str()), 0);
+  LocalDumpContext dump;
+  const std::uint32_t ids[] = {dump.Add(one.get()), dump.Add(other.get())};
+  ASSERT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  const Result<UniqueFd> first = restore.Restore(ids[0]), second = restore.Restore(ids[1]);
+  ASSERT_THAT(first, IsOk());
+  ASSERT_THAT(second, IsOk());
+  EXPECT_EQ(MountOf(first->get()), MountOf(one.get()));
+  EXPECT_EQ(MountOf(second->get()), MountOf(other.get()));
+  EXPECT_EQ(Describe(first->get(), 1).st.st_ino, Describe(second->get(), 1).st.st_ino);
 }
 
 TEST(GhostFileTest, AFileThatWasReplacedIsNotItsSuccessor) {
@@ -111,7 +163,9 @@ TEST(GhostFileTest, AnArchiveGetsNoDeviceOfItsChoice) {
   ghost.set_rdev(8 << 20);
   dump.images.Add("ghost-file-1", ghost.SerializeAsString(), "");
   LocalRestoreContext restore(dump);
-  EXPECT_THAT(KeepGhost(scratch / "disk", 1, restore), StatusIs(StatusCode::kUnimplemented));
+  image::RegFileEntry reg;
+  reg.set_name(scratch / "disk");
+  EXPECT_THAT(KeepGhost(reg, 1, restore), StatusIs(StatusCode::kUnimplemented));
   EXPECT_TRUE(std::filesystem::is_empty(scratch / "."));
 }
 
