@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +158,25 @@ def test_what_is_in_mounts_that_others_hide_comes_back(start, root, folder):
     seen = run("nsenter", "-t", pid, "--mount", "--root", f"--wd=/proc/{pid}/cwd", "sh", "-c", UNCOVER)
     os.kill(pid, 9)
     assert after == before and seen == "fourth\nthird\nfirst\n"
+
+
+def test_a_terminal_of_its_own_is_mounted_again(start, root, folder):
+    command = "mount --bind \\$(tty) /dev/console; touch ready; exec sleep 601"
+    script = SCRIPT.replace("touch ready; exec sleep 600", f'exec script -fqc "{command}" /run/log') \
+        .replace("pivot_root", "ln -s pts/ptmx dev/ptmx; touch dev/console; pivot_root")
+    started = start("unshare", "--mount", "--pid", "--fork", "--propagation", "private", "sh", "-ec", script, root)
+    until((root / "data/ready").exists, what="the program")
+    pid = descendants(started.pid)[1]
+    before = mounts_of(pid)
+    assert any(mount[0] == "/dev/console" for mount in before)
+    for time in range(2):
+        images = dump(pid, folder / f"images-{time}", "--external", "mnt[/usr]:programs")
+        run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid", "--root", root,
+            "--external", "mnt[programs]:/usr")
+        pid = int((folder / "pid").read_text(encoding="utf-8"))
+        assert mounts_of(pid) == before
+        with open(f"/proc/{pid}/root/dev/console", "w", encoding="utf-8") as console:
+            console.write(f"written {time}\n")
+        log = Path(f"/proc/{pid}/root/run/log")
+        until(lambda log=log, time=time: f"written {time}" in log.read_text(encoding="utf-8"), what="what was written")
+    os.kill(pid, 9)

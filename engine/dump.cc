@@ -28,6 +28,7 @@
 #include "engine/files/io_uring.h"
 #include "engine/files/memfd.h"
 #include "engine/files/message_queue.h"
+#include "engine/files/pseudo_terminal.h"
 #include "engine/held_sink.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/inventory.pb.h"
@@ -158,6 +159,9 @@ Status ReadFiles(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
+  checkpoint.namespaces.GiveTerminals([&](dev_t device, std::uint32_t index) {
+    return MasterOf(device, index, files.files()) != nullptr;
+  });
   if (checkpoint.namespaces.has_own_ipc()) {
     RETURN_IF_ERROR(DumpIdleQueues(checkpoint.tree.root().pid, files));
   }

@@ -166,7 +166,7 @@ class Restoration {
     files_ = MakeFileRestorer(processes_.front(), images_, source_, request_.options, &mounts_,
                               &namespaces_);
     RETURN_IF_ERROR(files_->RestoreAll());
-    RETURN_IF_ERROR(MakeReadOnly(processes_.front(), later.read_only, mounts_));
+    RETURN_IF_ERROR(FinishMounts(processes_.front(), later.pending_mounts, mounts_));
     RETURN_IF_ERROR(EnterForProgram(processes_.front()));
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
     RETURN_IF_ERROR(Grow(area));

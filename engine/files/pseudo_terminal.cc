@@ -201,17 +201,21 @@ Status CompleteSlave(int fd, const image::TtyInfoEntry& info) {
 
 }  // namespace
 
-const OpenFile* MasterOf(const OpenFile& slave, std::span<const OpenFile> files) {
+const OpenFile* MasterOf(dev_t device, std::uint32_t index, std::span<const OpenFile> files) {
   const auto found = std::ranges::find_if(files, [&](const OpenFile& file) {
-    std::uint32_t index = 0;
-    if (!IsMaster(file) || ::ioctl(file.borrowed.get(), TIOCGPTN, &index) != 0 ||
-        index != PtsIndex(slave.st.st_rdev)) {
+    std::uint32_t number = 0;
+    if (!IsMaster(file) || ::ioctl(file.borrowed.get(), TIOCGPTN, &number) != 0 ||
+        number != index) {
       return false;
     }
     const Result<struct stat> node = NodeOf(file);  // a container has numbers of its own
-    return node.ok() && node->st_dev == slave.st.st_dev;
+    return node.ok() && node->st_dev == device;
   });
   return found == files.end() ? nullptr : &*found;
+}
+
+const OpenFile* MasterOf(const OpenFile& slave, std::span<const OpenFile> files) {
+  return MasterOf(slave.st.st_dev, PtsIndex(slave.st.st_rdev), files);
 }
 
 bool IsHungUp(const OpenFile& file) {

@@ -12,6 +12,8 @@ namespace stasis::engine {
 
 /// The open file of /dev/ptmx whose other end is `slave`, or null.
 const OpenFile* MasterOf(const OpenFile& slave, std::span<const OpenFile> files);
+/// The same of the terminal `index` of the devpts on `device`.
+const OpenFile* MasterOf(dev_t device, std::uint32_t index, std::span<const OpenFile> files);
 /// True when the other end of the /dev/pts file has been closed: it gives EIO for ever.
 bool IsHungUp(const OpenFile& file);
 

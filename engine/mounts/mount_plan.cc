@@ -155,6 +155,7 @@ class Planner {
 
   // What is mounted on a shared mount comes to its peers too.
   Status CheckParent(const image::MntEntry& parent) const {
+    if (IsOfTerminal(parent)) return Unimplemented("it is on a terminal");
     if (parent.shared_id() == 0 || outside_ != nullptr) return OkStatus();
     if (!parent.made_inside() && !parent.sharing_changed()) {
       return Unimplemented("it is on a mount that is shared with outside of the container");
@@ -178,9 +179,8 @@ class Planner {
     mount.is_removed = entry.deleted();
     if (mount.is_removed && outside_ == nullptr)
       return Unimplemented("what is mounted was removed");
-    if (outside_ != nullptr && FsTypeName(entry) == "devpts" && entry.root() != "/") {
-      return Unimplemented("it is of a terminal");
-    }
+    mount.is_terminal = IsOfTerminal(entry);
+    if (mount.is_removed && mount.is_terminal) return Unimplemented("it is of a closed terminal");
     const image::MntEntry* best = nullptr;
     bool is_known = false;
     for (const image::MntEntry& other : all_) {
@@ -193,6 +193,7 @@ class Planner {
       return Unimplemented(
           "it is of a part of a file system that the container has no other mount of");
     }
+    if (best != nullptr && mount.is_terminal) return Unimplemented("it is of a terminal");
     const bool can_be_new = CanBeNew(FsTypeName(entry));
     if (best == nullptr && !can_be_new) {
       return Unimplemented(outside_ != nullptr
@@ -210,6 +211,12 @@ class Planner {
     mount.path_in_source = *Below(entry.root(), best->root());
     if (mount.path_in_source.empty() || IsPlainPath("/" + mount.path_in_source)) return OkStatus();
     return InvalidArgument("not a path of a file system");
+  }
+
+  // Below a root of its own.
+  bool IsOfTerminal(const image::MntEntry& entry) const {
+    return outside_ != nullptr && FsTypeName(entry) == "devpts" && entry.root() != "/" &&
+           !outside_->contains(entry.mnt_id());
   }
 
   // What the other mounts of its file system are made of.
@@ -253,9 +260,11 @@ class Planner {
   }
 
   Result<Sharing> SharingOf(const PlannedMount& mount) const {
-    if (outside_ != nullptr) return Sharing::kPrivate;
     const image::MntEntry& entry = *mount.entry;
-    const image::MntEntry* source = mount.is_new ? nullptr : Find(mount.source);
+    if (outside_ != nullptr && !mount.is_terminal) return Sharing::kPrivate;
+    // Below a root of its own all are private while they are made.
+    const bool is_alone = mount.is_new || mount.is_terminal;
+    const image::MntEntry* source = is_alone ? nullptr : Find(mount.source);
     if (source != nullptr && source->sharing_changed() &&
         entry.shared_id() == source->shared_id()) {
       return Unimplemented("it shares what is mounted with " + source->mountpoint());

@@ -21,6 +21,7 @@ struct PlannedMount {
   std::string outside;         ///< Of what is at this path of the machine, if not empty; else:
   std::uint32_t source = 0;    ///< Id of that mount ...
   bool is_removed = false;     ///< A folder that is not there any more.
+  bool is_terminal = false;    ///< Of a devpts of its own: there when its terminal is.
   std::string path_in_source;  ///< ... and the path from its root; empty: the root itself.
 
   bool is_root =

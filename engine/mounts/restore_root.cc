@@ -134,13 +134,13 @@ std::vector<image::MntEntry> Joined(std::span<const NamespaceMounts> namespaces)
 class RootMaker {
  public:
   RootMaker(RestoredProcess& root, std::span<const NamespaceMounts> namespaces,
-            const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only, MountNamespaces& made)
+            const FillTmpfs& fill, PendingMounts& later, MountNamespaces& made)
       : root_(root),
         mounter_(root),
         namespaces_(namespaces),
         all_(Joined(namespaces)),
         fill_(fill),
-        read_only_(read_only),
+        later_(later),
         made_(made) {
     for (const NamespaceMounts& one : namespaces.subspan(1)) {
       for (const image::MntEntry& entry : one.mounts) other_[entry.mnt_id()] = one.number;
@@ -156,6 +156,7 @@ class RootMaker {
     ASSIGN_OR_RETURN(old_root_, mounter_.OpenOutside("/"));
     outside_ = &outside;
     for (const PlannedMount& mount : plan.mounts) {
+      if (mount.is_terminal) continue;
       if (!mount.is_new && mount.outside.empty() && !IsCopyOfGiven(mount, outside)) {
         sources_.insert(mount.source);
       }
@@ -163,7 +164,9 @@ class RootMaker {
     }
     RETURN_IF_ERROR(Annotate(MakeRoot(plan.root, directory), "the root " + directory));
     for (const PlannedMount& mount : plan.mounts) {
-      RETURN_IF_ERROR(Annotate(IsOfOther(mount) ? MakeOfOther(mount) : Make(mount),
+      RETURN_IF_ERROR(Annotate(mount.is_terminal  ? Postpone(mount)
+                               : IsOfOther(mount) ? MakeOfOther(mount)
+                                                  : Make(mount),
                                "mount at " + mount.entry->mountpoint()));
     }
     std::vector<MountNamespaces> others;
@@ -174,7 +177,7 @@ class RootMaker {
       RETURN_IF_ERROR(GoBackTo(first.get()));
     }
     for (const PlannedMount& mount : plan.mounts) {
-      if (IsOfOther(mount)) continue;
+      if (IsOfOther(mount) || mount.is_terminal) continue;
       RETURN_IF_ERROR(
           Annotate(SetFlags(*mount.entry, mount.is_new), "mount at " + mount.entry->mountpoint()));
     }
@@ -183,15 +186,13 @@ class RootMaker {
     RETURN_IF_ERROR(mounter_.PivotTo(open_.at(plan.root), bare_.size()));
     RETURN_IF_ERROR(made_.Add(root_, namespaces_.front()));
     for (MountNamespaces& other : others) made_.Take(std::move(other));
-    RETURN_IF_ERROR(Groups(mounter_, all_, open_, [this](const image::MntEntry& entry) {
+    RETURN_IF_ERROR(Groups(mounter_, InPlace(), open_, [this](const image::MntEntry& entry) {
                       return made_.Enter(root_, NumberOf(entry.mnt_id()));
                     }).Run());
     RETURN_IF_ERROR(made_.Enter(root_, namespaces_.front().number));
     for (const auto& [id, fd] : bare_) mounter_.Close(fd);
     for (const auto& [id, fd] : open_) {
-      if (std::ranges::find(read_only_, fd, &PendingReadOnly::mount) == read_only_.end()) {
-        mounter_.Close(fd);
-      }
+      if (!IsPending(fd)) mounter_.Close(fd);
     }
     return OkStatus();
   }
@@ -204,6 +205,22 @@ class RootMaker {
   std::uint32_t NumberOf(std::uint32_t mnt_id) const {
     const auto found = other_.find(mnt_id);
     return found == other_.end() ? namespaces_.front().number : found->second;
+  }
+
+  bool IsPending(int fd) const {
+    return std::ranges::find(later_.read_only, fd, &PendingReadOnly::mount) !=
+               later_.read_only.end() ||
+           std::ranges::find(later_.terminals, fd, &PendingTerminal::devpts) !=
+               later_.terminals.end();
+  }
+
+  // All that are there by now.
+  std::vector<image::MntEntry> InPlace() const {
+    std::vector<image::MntEntry> entries;
+    for (const image::MntEntry& entry : all_) {
+      if (open_.contains(entry.mnt_id())) entries.push_back(entry);
+    }
+    return entries;
   }
 
   // Of the whole of one that is the machine's, which may be a file.
@@ -254,15 +271,31 @@ class RootMaker {
                                             : Part(entry, made));
     }
     ASSIGN_OR_RETURN(const bool is_folder, Keep(mount, made));
-    // Nothing is made on what is the machine's.
-    const int parent = open_.at(mount.parent);
-    ASSIGN_OR_RETURN(const int place,
-                     given_.contains(mount.parent)
-                         ? mounter_.OpenIn(parent, mount.path_in_parent)
-                         : mounter_.MakePlace(parent, mount.path_in_parent, is_folder));
+    ASSIGN_OR_RETURN(const int place, PlaceOf(mount, is_folder));
     RETURN_IF_ERROR(mounter_.Attach(made, place));
     mounter_.Close(place);
     return KeepBare(entry.mnt_id());
+  }
+
+  // Nothing is made on what is the machine's.
+  Result<int> PlaceOf(const PlannedMount& mount, bool is_folder) {
+    const int parent = open_.at(mount.parent);
+    return given_.contains(mount.parent)
+               ? mounter_.OpenIn(parent, mount.path_in_parent)
+               : mounter_.MakePlace(parent, mount.path_in_parent, is_folder);
+  }
+
+  // Until the terminal is there. Its place is opened now, while nothing hides it.
+  Status Postpone(const PlannedMount& mount) {
+    ASSIGN_OR_RETURN(const int place, PlaceOf(mount, false));
+    later_.terminals.push_back({.entry = *mount.entry,
+                                .sharing = mount.sharing,
+                                .devpts = open_.at(mount.source),
+                                .place = place,
+                                .name = mount.path_in_source,
+                                .number = NumberOf(mount.entry->mnt_id()),
+                                .of_devpts = NumberOf(mount.source)});
+    return OkStatus();
   }
 
   // In no place yet.
@@ -294,7 +327,7 @@ class RootMaker {
     RETURN_IF_ERROR(root_.remote->Call("unshare mnt", SYS_unshare, CLONE_NEWNS).status());
     const PlannedMount* top = nullptr;
     for (const PlannedMount& mount : plan.mounts) {
-      if (NumberOf(mount.entry->mnt_id()) != one.number) continue;
+      if (NumberOf(mount.entry->mnt_id()) != one.number || mount.is_terminal) continue;
       const std::string& place = mount.entry->mountpoint();
       if (mount.is_root) top = &mount;
       RETURN_IF_ERROR(Annotate(PutInPlace(mount), "mount at " + place));
@@ -384,7 +417,7 @@ class RootMaker {
                                                         (entry.sb_flags() & MS_RDONLY) != 0 &&
                                                         !IsOfMachine(FsTypeName(entry)),
                                    .number = NumberOf(entry.mnt_id())};
-    if (later.this_mount || later.whole_file_system) read_only_.push_back(later);
+    if (later.this_mount || later.whole_file_system) later_.read_only.push_back(later);
     mount_attr attributes = {};
     attributes.attr_set = AttributesOf(entry) & ~std::uint64_t{MOUNT_ATTR_RDONLY};
     attributes.attr_clr = kAllAttributes;
@@ -398,7 +431,7 @@ class RootMaker {
   std::map<std::uint32_t, std::uint32_t>
       other_;  // numbers of other namespaces, by the ids of their mounts
   const FillTmpfs& fill_;
-  std::vector<PendingReadOnly>& read_only_;
+  PendingMounts& later_;
   MountNamespaces& made_;
   int old_root_ = -1;
   const OutsidePaths* outside_ = nullptr;
@@ -413,10 +446,9 @@ class RootMaker {
 
 Status RestoreRootMounts(RestoredProcess& root, std::span<const NamespaceMounts> all,
                          const std::string& directory, const ExternalMounts& external,
-                         const FillTmpfs& fill, std::vector<PendingReadOnly>& read_only,
-                         MountNamespaces& made) {
+                         const FillTmpfs& fill, PendingMounts& later, MountNamespaces& made) {
   OutsidePaths outside;
-  RootMaker maker(root, all, fill, read_only, made);
+  RootMaker maker(root, all, fill, later, made);
   for (const image::MntEntry& entry : maker.all()) {
     if (entry.ext_key().empty() || entry.made_inside() || entry.mountpoint() == "/") continue;
     const auto named = external.named.find(entry.ext_key());
@@ -430,20 +462,6 @@ Status RestoreRootMounts(RestoredProcess& root, std::span<const NamespaceMounts>
     }
   }
   return Annotate(maker.Run(directory, outside), "the mount namespace that the tree had");
-}
-
-Status MakeReadOnly(RestoredProcess& root, std::span<const PendingReadOnly> mounts,
-                    const MountNamespaces& namespaces) {
-  Mounter mounter(root);
-  for (const PendingReadOnly& mount : mounts) {
-    RETURN_IF_ERROR(namespaces.Enter(root, mount.number));
-    mount_attr attributes = {};
-    attributes.attr_set = MOUNT_ATTR_RDONLY;
-    if (mount.this_mount) RETURN_IF_ERROR(mounter.Set(mount.mount, attributes));
-    if (mount.whole_file_system) RETURN_IF_ERROR(mounter.MakeReadOnly(mount.mount));
-    mounter.Close(mount.mount);
-  }
-  return namespaces.GoHome(root);
 }
 
 }  // namespace stasis::engine

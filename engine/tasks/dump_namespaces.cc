@@ -329,6 +329,11 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
   return OkStatus();
 }
 
+void NamespaceDumper::GiveTerminals(const IsOwnTerminal& is_own) {
+  engine::GiveTerminals(mounts_, is_own);
+  for (OtherMounts& other : other_mounts_) engine::GiveTerminals(other.mounts, is_own);
+}
+
 namespace {
 
 Result<UtsNames> ReadNames(const FrozenProcess& process) {

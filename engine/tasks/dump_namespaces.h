@@ -15,6 +15,7 @@
 #include "engine/image/image_io.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/image/schema/tasks.pb.h"
+#include "engine/mounts/pending_mounts.h"
 #include "engine/proc/mountinfo.h"
 #include "engine/tasks/clocks.h"
 #include "engine/tasks/dump_inside.h"
@@ -85,6 +86,8 @@ class NamespaceDumper {
   /// not make these. `compare` and `outside` as in DumpRequest; `makes`: whether a restore makes namespaces.
   Status Read(std::span<const FrozenProcess> processes, const CompareMounts& compare,
               const OutsideMounts& outside, bool makes);
+  /// Has mounts of terminals that are not the tree's own given from outside, once its files are known.
+  void GiveTerminals(const IsOwnTerminal& is_own);
   /// The part of it that is about networks which a restore makes again. `processes`: all, the root first.
   Status ReadNetworks(std::span<const FrozenProcess> processes);
   /// Makes these networks somewhere, to see that a restore can; the tree may run. Takes tenths of a second.

@@ -163,7 +163,8 @@ Status MakeRoot(RestoredProcess& root, const Kind& kind, std::vector<image::MntE
   RETURN_IF_ERROR(Unshare(root, kind));
   // Nothing of it comes to the machine. What is mounted there comes to those that had it so.
   RETURN_IF_ERROR(Propagate(root, MS_SLAVE));
-  return RestoreRootMounts(root, all, options.root, external, fill, later.read_only, later.mounts);
+  return RestoreRootMounts(root, all, options.root, external, fill, later.pending_mounts,
+                           later.mounts);
 }
 
 Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImages& images,

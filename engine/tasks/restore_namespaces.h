@@ -10,7 +10,7 @@
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/mounts/fill_tmpfs.h"
 #include "engine/mounts/mount_namespaces.h"
-#include "engine/mounts/restore_root.h"
+#include "engine/mounts/pending_mounts.h"
 #include "engine/options.h"
 #include "engine/tasks/other_namespaces.h"
 #include "engine/tasks/own_network.h"
@@ -20,7 +20,7 @@ namespace stasis::engine {
 
 /// What is to be done in them once files and memory are there.
 struct LaterInNamespaces {
-  std::vector<PendingReadOnly> read_only;
+  PendingMounts pending_mounts;
   MountNamespaces mounts;              ///< Where its processes are in several.
   OtherNamespaces others;              ///< The same.
   std::vector<EmptyNetwork> networks;  ///< Filled by then.

@@ -1,11 +1,14 @@
 #include "engine/mounts/mount_plan.h"
 
 #include <gtest/gtest.h>
+#include <sys/sysmacros.h>
 
 #include <map>
 #include <string>
+#include <vector>
 
 #include "engine/mounts/mount_entry.h"
+#include "engine/mounts/pending_mounts.h"
 #include "unit/support/matchers.h"
 
 namespace stasis::engine {
@@ -150,6 +153,42 @@ TEST_F(MountPlanTest, SaysWhatOfARootHasToBeGiven) {
   EXPECT_THAT(Message(plan->refused.front().second), HasSubstr("only the machine has"));
   all_.erase(all_.begin());
   EXPECT_THAT(PlanRoot(all_, {}).status(), StatusIs(StatusCode::kUnimplemented));
+}
+
+TEST_F(MountPlanTest, OfARootsOwnTerminalsOneMayBeMounted) {
+  all_.pop_back();
+  Add(4, 1, "/dev/pts", "devpts", 4, "/");
+  Add(5, 1, "/dev/console", "devpts", 4, "/0");
+  auto plan = PlanRoot(all_, {});
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_TRUE(plan->refused.empty());
+  const PlannedMount& console = plan->mounts.back();
+  EXPECT_TRUE(console.is_terminal);
+  EXPECT_EQ(console.source, 4u);
+  EXPECT_EQ(console.path_in_source, "0");
+  plan = PlanRoot(all_, {{4, "/dev/pts"}});
+  ASSERT_THAT(plan, IsOk());
+  ASSERT_EQ(plan->refused.size(), 1u) << "one of the machine's";
+  EXPECT_EQ(plan->refused.front().first, 5u);
+}
+
+TEST(PendingMountsTest, ATerminalThatIsNotTheTreesOwnIsGivenFromOutside) {
+  std::vector<image::MntEntry> mounts(2);
+  for (image::MntEntry& mount : mounts) {
+    mount.set_fstype(image::FSTYPE_DEVPTS);
+    mount.set_made_inside(true);
+    mount.set_root_dev(7);
+  }
+  mounts[0].set_root("/3");
+  mounts[0].set_mountpoint("/own");
+  mounts[1].set_root("/4");
+  mounts[1].set_mountpoint("/other");
+  GiveTerminals(mounts, [](dev_t device, std::uint32_t index) {
+    return device == makedev(0, 7) && index == 3;
+  });
+  EXPECT_TRUE(mounts[0].made_inside());
+  EXPECT_FALSE(mounts[1].made_inside());
+  EXPECT_EQ(mounts[1].ext_key(), "/other");
 }
 
 }  // namespace
