@@ -212,10 +212,6 @@ Status ReadSegments(Checkpoint& checkpoint) {
       ASSIGN_OR_RETURN(image::IpcShmEntry segment,
                        ReadSegment(process.frozen->pid, static_cast<int>(area.vma.inode)));
       if (area.vma.Has("ht")) segment.set_hugetlb_flag(HugeSegment(area.vma.kernel_page_size));
-      if (area.vma.size() < segment.size()) {
-        return Unimplemented("a part of System V segment " + std::to_string(area.vma.inode) +
-                             " cannot be checkpointed alone");
-      }
       RETURN_IF_ERROR(checkpoint.segments.Add(segment));
     }
     return OkStatus();

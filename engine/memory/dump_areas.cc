@@ -60,7 +60,6 @@ bool IsVvar(const Vma& vma) { return vma.path == "[vvar]" || vma.path == "[vvar_
 // write could not be filled: hugetlb knows no FOLL_FORCE (mm/gup.c).
 Result<std::uint32_t> StatusOfHuge(const Vma& vma, pid_t ns_pid) {
   if (vma.shared && vma.path.starts_with("/SYSV")) {
-    if (vma.offset != 0) return Refuse(vma, ns_pid, "a part of a System V segment");
     return kAreaRegular | kAreaAnonShared | kAreaSystemV;
   }
   const bool memfd = vma.path.starts_with("/memfd:");
@@ -90,7 +89,6 @@ Result<std::uint32_t> StatusOf(const Vma& vma, pid_t ns_pid, dev_t shmem_device)
     const bool anonymous = IsZeroFile(vma.path) || vma.path.starts_with("[anon_shmem:");
     if (vma.shared && anonymous) return kAreaRegular | kAreaAnonShared;
     if (vma.shared && vma.path.starts_with("/SYSV")) {
-      if (vma.offset != 0) return Refuse(vma, ns_pid, "a part of a System V segment");
       return kAreaRegular | kAreaAnonShared | kAreaSystemV;
     }
     if (!IsZeroFile(vma.path) && !vma.path.starts_with("/memfd:"))

@@ -121,6 +121,10 @@ Status MakeSharedObject(RestoredProcess& process, const ImageSource& source, Sha
 
 Status AreaMapper::Map(const AreaImage& area) {
   if (area.kind == AreaImage::Kind::kRing) return OkStatus();
+  if (area.kind == AreaImage::Kind::kSystemV && segments_.IsPart(area)) {
+    parts_.push_back(area);
+    return OkStatus();
+  }
   if (area.kind == AreaImage::Kind::kSystemV) {
     RETURN_IF_ERROR(segments_.Attach(process_, area));
     AddAdvice(area);
@@ -176,8 +180,18 @@ Status AreaMapper::MapPending() {
   return pending_.End();
 }
 
+// When all else is in its place: the whole segment is attached somewhere for a moment.
+Status AreaMapper::MapParts() {
+  if (parts_.empty()) return OkStatus();
+  RETURN_IF_ERROR(segments_.AttachParts(process_, parts_));
+  pending_ = CallBatch();
+  for (const AreaImage& part : parts_) AddAdvice(part);
+  return MapPending();
+}
+
 Status AreaMapper::Finish() {
   RETURN_IF_ERROR(MapPending());
+  RETURN_IF_ERROR(MapParts());
   RETURN_IF_ERROR(CloseDescriptor());
   if (channel_) RETURN_IF_ERROR(channel_->Close(*process_.remote));
   channel_.reset();

@@ -70,6 +70,7 @@ class AreaMapper {
   void AddAnonymous(const AreaImage& area);
   void AddAdvice(const AreaImage& area);
   Status MapPending();
+  Status MapParts();
 
   RestoredProcess& process_;
   SharedObjects& objects_;
@@ -80,7 +81,8 @@ class AreaMapper {
   /// other, and share one struct file as they did when the loader made them.
   int descriptor_ = -1;
   AreaImage descriptor_area_;
-  CallBatch pending_;  // for areas that need no descriptor, and advice for all
+  std::vector<AreaImage> parts_;  // of System V segments
+  CallBatch pending_;             // for areas that need no descriptor, and advice for all
 };
 
 /// Guard pages and locks, which must wait for the content. A lock that the process may not have any more

@@ -2,6 +2,8 @@
 // Image    "ipcns-shm-N" for the IPC namespace N, pages in "pagemap-shmem-ID"
 // Rule     IPC_RMID leaves the segment to those that are attached (SHM_DEST), without its key
 // Rule     A segment of huge pages is mapped to the end of its last one
+// Rule     What was attached by one shmat(2) has one struct file, by which shmdt(2) finds all that is left of it
+//          (ksys_shmdt() in ipc/shm.c). A part is moved out of such a mapping (mremap(2)), which keeps that
 // Lost     the creator's ids (cuid, cgid); times
 // Source   shmget(2), shmop(2), shmctl(2), setns(2), tested on 6.18
 #include "engine/memory/system_v.h"
@@ -15,8 +17,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "engine/base/io.h"
@@ -195,10 +199,6 @@ Status SegmentRestorer::Fill(RestoredProcess& process, const Segment& segment,
 Status SegmentRestorer::Attach(RestoredProcess& process, const AreaImage& area) const {
   const auto found = segments_.find(area.object);
   if (found == segments_.end()) return DataLoss(Name(area.object) + " is not in the images");
-  const std::uint64_t size = MappedBytes(found->second.entry);
-  if (area.offset != 0 || area.range.size() != size) {
-    return Unimplemented(Name(area.object) + ": a part of it cannot be restored alone");
-  }
   const int read_only = area.open_flags == O_RDONLY ? SHM_RDONLY : 0;
   const int attached = PROT_READ | (read_only ? 0 : PROT_WRITE);
   RemoteSyscalls& remote = *process.remote;
@@ -211,6 +211,62 @@ Status SegmentRestorer::Attach(RestoredProcess& process, const AreaImage& area) 
   if (area.prot == attached) return OkStatus();
   return remote
       .Call("mprotect " + ToText(area.range), SYS_mprotect, start, area.range.size(), area.prot)
+      .status();
+}
+
+bool SegmentRestorer::IsPart(const AreaImage& area) const {
+  const auto found = segments_.find(area.object);
+  return found != segments_.end() &&
+         (area.offset != 0 || area.range.size() != MappedBytes(found->second.entry));
+}
+
+Status SegmentRestorer::AttachParts(RestoredProcess& process,
+                                    std::span<const AreaImage> parts) const {
+  // By where the first byte of the segment was: what was attached by one call is detached by one.
+  std::map<std::tuple<std::uint64_t, std::uint64_t, int>, std::vector<AreaImage>> attachments;
+  for (const AreaImage& part : parts) {
+    const std::uint64_t size = MappedBytes(segments_.at(part.object).entry);
+    if (part.offset > part.range.start || part.range.size() > size ||
+        part.offset > size - part.range.size()) {
+      return InvalidArgument("memory at " + ToText(part.range) + " is no part of " +
+                             Name(part.object));
+    }
+    // So that the kernel chooses no place that is one of theirs.
+    RETURN_IF_ERROR(process.remote
+                        ->Call("mmap " + ToText(part.range), SYS_mmap, part.range.start,
+                               part.range.size(), PROT_NONE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+                               -1, 0)
+                        .status());
+    attachments[{part.object, part.range.start - part.offset, part.open_flags}].push_back(part);
+  }
+  for (const auto& [key, together] : attachments) {
+    RETURN_IF_ERROR(AttachTogether(process, together));
+  }
+  return OkStatus();
+}
+
+Status SegmentRestorer::AttachTogether(RestoredProcess& process,
+                                       std::span<const AreaImage> parts) const {
+  const std::uint64_t id = parts.front().object;
+  RemoteSyscalls& remote = *process.remote;
+  const int read_only = parts.front().open_flags == O_RDONLY ? SHM_RDONLY : 0;
+  ASSIGN_OR_RETURN(const std::uint64_t start,
+                   remote.Call("shmat " + Name(id), SYS_shmat, id, 0, read_only));
+  for (const AreaImage& part : parts) {
+    const std::uint64_t size = part.range.size();
+    RETURN_IF_ERROR(remote
+                        .Call("mremap to " + ToText(part.range), SYS_mremap, start + part.offset,
+                              size, size, MREMAP_MAYMOVE | MREMAP_FIXED, part.range.start)
+                        .status());
+    RETURN_IF_ERROR(
+        remote
+            .Call("mprotect " + ToText(part.range), SYS_mprotect, part.range.start, size, part.prot)
+            .status());
+  }
+  return remote
+      .Call("munmap the rest of " + Name(id), SYS_munmap, start,
+            MappedBytes(segments_.at(id).entry))
       .status();
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "engine/base/status.h"
@@ -46,6 +47,11 @@ class SegmentRestorer {
                  const std::function<void(std::uint64_t)>& on_pages);
   /// shmat(2) of the whole segment of `area` at its place.
   Status Attach(RestoredProcess& process, const AreaImage& area) const;
+  /// True for an area that is not the whole of its segment: after mprotect(2) or munmap(2).
+  bool IsPart(const AreaImage& area) const;
+  /// Attaches such areas, all that there are. InvalidArgument: one is not in its segment. Needs: all other areas
+  /// of `process` in their places.
+  Status AttachParts(RestoredProcess& process, std::span<const AreaImage> parts) const;
   /// Owners, modes, and the mark of those that end with their last process; once all are attached.
   Status Finish(pid_t pid) const;
 
@@ -56,6 +62,7 @@ class SegmentRestorer {
   };
   Status Make(RestoredProcess& process, std::uint64_t id, Segment& segment,
               const ImageSource& source, const std::function<void(std::uint64_t)>& on_pages);
+  Status AttachTogether(RestoredProcess& process, std::span<const AreaImage> parts) const;
   Status Fill(RestoredProcess& process, const Segment& segment, const ImageSource& source,
               const std::function<void(std::uint64_t)>& on_pages) const;
 
