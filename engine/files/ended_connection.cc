@@ -1,29 +1,36 @@
-// A connection over the loopback interface of the namespace under restore is really reset or closed:
-// nothing else gives a socket this state.
+// A connection over the loopback interface of the namespace under restore is really reset or closed. One to the peer
+// that it had is made without this peer (TCP_REPAIR), and reset by a segment of our own making.
 //
 // Source  tcp(7), net/ipv4/af_inet.c inet_shutdown; tested on 6.18
 // Rule    close(2) of an end with SO_LINGER of 0 seconds sends a reset, and what had arrived before can
 //         still be read.
+// Rule    A reset leaves the addresses and what was received, and shuts both directions; its error is gone when it
+//         was asked for (SO_ERROR), tcp_reset() and tcp_done() in net/ipv4. What is closed in any other
+//         way by its own side sends something, or forgets the peer.
 // Rule    shutdown(2) of a socket that is not connected says ENOTCONN, but does shut it.
 #include "engine/files/ended_connection.h"
 
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <utility>
 
-#include "engine/files/inet_address.h"
+#include "engine/files/inet_options.h"
 #include "engine/files/socket.h"
+#include "engine/files/tcp_segment.h"
 
 namespace stasis::engine {
 namespace {
 
 constexpr int kTimeoutMilliseconds = 1000;
+constexpr std::uint32_t kFirstSequence = 1 << 30;  // any
 constexpr char kListenerKey[] = "ended-connection-listener";
 
 InetAddress Loopback() {
@@ -80,15 +87,19 @@ Status Receive(int fd, int peer, std::string_view received) {
   return ResourceExhausted("unread bytes of a closed connection do not fit into a socket");
 }
 
+Status AwaitError(int fd) {
+  pollfd waiting = {.fd = fd, .events = 0, .revents = 0};
+  if (::poll(&waiting, 1, kTimeoutMilliseconds) == 1 && (waiting.revents & POLLERR) != 0) {
+    return OkStatus();
+  }
+  return Internal("a connection over loopback was not reset");
+}
+
 Status Reset(int fd, UniqueFd peer) {
   constexpr linger kReset = {.l_onoff = 1, .l_linger = 0};
   RETURN_IF_ERROR(SetSocketOption(peer.get(), SOL_SOCKET, SO_LINGER, kReset));
   peer.Reset();
-  pollfd waiting = {.fd = fd, .events = 0, .revents = 0};
-  if (::poll(&waiting, 1, kTimeoutMilliseconds) != 1 || (waiting.revents & POLLERR) == 0) {
-    return Internal("a connection over loopback was not reset");
-  }
-  return OkStatus();
+  return AwaitError(fd);
 }
 
 Status Close(int fd, UniqueFd peer) {
@@ -124,7 +135,55 @@ Result<UniqueFd> Make(int family, Ending ending, std::string_view received,
   return fd;
 }
 
+Status FillReceiveQueue(int fd, std::string_view received) {
+  constexpr std::size_t kChunkBytes = 65536;
+  while (!received.empty()) {
+    const std::string_view chunk = received.substr(0, kChunkBytes);
+    const ssize_t sent = ::send(fd, chunk.data(), chunk.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0) return SyscallError(errno, "fill a TCP queue");
+    received.remove_prefix(static_cast<std::size_t>(sent));
+  }
+  return OkStatus();
+}
+
+// An established connection, in repair mode, that takes only what we send it.
+Status Establish(int fd, const InetAddress& local, const InetAddress& remote,
+                 std::string_view received, FileRestoreContext& context) {
+  constexpr int kNoQueue = 0, kReceiveQueue = 1;  // TCP_REPAIR_QUEUE
+  RETURN_IF_ERROR(TakeOwnSegments(fd));
+  RETURN_IF_ERROR(SetSocketOption(fd, IPPROTO_TCP, TCP_REPAIR, 1));
+  RETURN_IF_ERROR(SetSocketOption(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, kReceiveQueue));
+  RETURN_IF_ERROR(SetSocketOption(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, kFirstSequence));
+  RETURN_IF_ERROR(context.actor().Bind(fd, InetSockaddr(local).bytes()));
+  RETURN_IF_ERROR(context.actor().Connect(fd, InetSockaddr(remote).bytes()));
+  EnlargeBuffer(fd, SO_RCVBUFFORCE, received);
+  RETURN_IF_ERROR(FillReceiveQueue(fd, received));
+  return SetSocketOption(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, kNoQueue);
+}
+
 }  // namespace
+
+Result<UniqueFd> MakeEndedConnectionTo(const image::InetSkEntry& entry, const InetAddress& local,
+                                       const InetAddress& remote, Ending ending,
+                                       std::string_view received, FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(static_cast<int>(entry.family()),
+                                                       SOCK_STREAM, IPPROTO_TCP));
+  RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry, context.actor()));
+  RETURN_IF_ERROR(Establish(fd.get(), local, remote, received, context));
+  const auto received_bytes = static_cast<std::uint32_t>(received.size());
+  RETURN_IF_ERROR(ReceiveSegment(fd.get(), {.from = Unmapped(remote),
+                                            .to = Unmapped(local),
+                                            .sequence = kFirstSequence + received_bytes,
+                                            .rst = true}));
+  RETURN_IF_ERROR(AwaitError(fd.get()));
+  if (ending == Ending::kClosed) {
+    RETURN_IF_ERROR(SocketOption<int>(fd.get(), SOL_SOCKET, SO_ERROR).status());
+  }
+  RETURN_IF_ERROR(SetSocketOption(fd.get(), IPPROTO_TCP, TCP_REPAIR, 0));
+  RETURN_IF_ERROR(SetSocketFilter(fd.get(), {}));
+  RETURN_IF_ERROR(RestoreOptionsBeforeBind(fd.get(), entry.opts()));
+  return fd;
+}
 
 Result<UniqueFd> MakeEndedConnection(int family, Ending ending, std::string_view received,
                                      FileRestoreContext& context) {

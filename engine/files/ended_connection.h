@@ -6,6 +6,7 @@
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/inet_address.h"
 
 namespace stasis::engine {
 
@@ -18,6 +19,13 @@ enum class Ending {
 /// loopback interface of the network namespace to be up.
 Result<UniqueFd> MakeEndedConnection(int family, Ending ending, std::string_view received,
                                      FileRestoreContext& context);
+
+/// The same of the connection of `entry` from `local` to `remote`, of which the program can still ask (SO_PEERNAME).
+/// Nothing is sent to the peer. Needs CAP_NET_ADMIN and CAP_NET_RAW over that network namespace, its loopback
+/// interface, the address `local`, a route, and no connection between these two that is there or has just been.
+Result<UniqueFd> MakeEndedConnectionTo(const image::InetSkEntry& entry, const InetAddress& local,
+                                       const InetAddress& remote, Ending ending,
+                                       std::string_view received, FileRestoreContext& context);
 
 /// One that reads and writes as if its connection was closed, but never had any. Needs nothing.
 Result<UniqueFd> MakeShutSocket(int family, FileRestoreContext& context);

@@ -30,6 +30,8 @@ struct InetAddress {
 /// The local or the remote address of a socket; NotFound when it is not connected.
 Result<InetAddress> LocalAddress(int fd);
 Result<InetAddress> RemoteAddress(int fd);
+/// The same of a TCP connection that has ended.
+Result<InetAddress> LastRemoteAddress(int fd);
 
 /// The address as bind(2) and connect(2) take it.
 class InetSockaddr {

@@ -55,6 +55,15 @@ Status DumpEnds(int fd, image::InetSkEntry& entry) {
   return DumpScope(fd, local.scope != 0 ? local.scope : remote->scope, entry);
 }
 
+Status DumpLastPeer(int fd, image::InetSkEntry& entry) {
+  const Result<InetAddress> peer = LastRemoteAddress(fd);
+  if (!peer.ok()) return OkStatus();  // of a connection that connect(2) gave up
+  entry.clear_dst_addr();
+  for (std::size_t i = 0; i < peer->word_count(); ++i) entry.add_dst_addr(peer->words[i]);
+  entry.set_dst_port(peer->port);
+  return entry.has_ifname() ? OkStatus() : DumpScope(fd, peer->scope, entry);
+}
+
 Result<InetAddress> LocalEnd(const image::InetSkEntry& entry) {
   return AddressOf(entry, entry.src_addr(), entry.src_port());
 }

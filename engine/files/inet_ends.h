@@ -10,6 +10,8 @@ namespace stasis::engine {
 /// Puts the addresses of socket `fd` into `entry`, that of the other side as zeros where there is none, and
 /// the name of the interface that one of them belongs to.
 Status DumpEnds(int fd, image::InetSkEntry& entry);
+/// Adds the peer that a TCP connection had which has ended.
+Status DumpLastPeer(int fd, image::InetSkEntry& entry);
 
 /// The addresses of `entry`, without interface. DataLoss: there is no such address.
 Result<InetAddress> LocalEnd(const image::InetSkEntry& entry);

@@ -90,6 +90,11 @@ void AddStream(const image::InetSkEntry& entry, const TcpStream& stream, FileDum
   context.AddRecord(name, stream.entry.SerializeAsString(), stream.received + stream.sent);
 }
 
+bool HasPeer(const image::InetSkEntry& entry) {
+  return entry.dst_port() != 0 ||
+         std::ranges::any_of(entry.dst_addr(), [](auto w) { return w != 0; });
+}
+
 // A socket whose connection ended has both directions shut; one that never had any has not.
 Status DumpClosed(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext& context) {
   const int fd = file.borrowed.get();
@@ -98,9 +103,11 @@ Status DumpClosed(const OpenFile& file, image::InetSkEntry& entry, FileDumpConte
   if ((poll & POLLRDHUP) == 0) return OkStatus();
   SetEnded(entry);
   if ((poll & POLLERR) != 0) entry.set_stasis_reset(true);
+  RETURN_IF_ERROR(DumpLastPeer(fd, entry));
   TcpStream stream;
   ASSIGN_OR_RETURN(stream.received, ReadClosedQueue(fd));
-  if (stream.received.empty()) return OkStatus();
+  // CRIU looks for one where there is a peer.
+  if (stream.received.empty() && !HasPeer(entry)) return OkStatus();
   for (const auto set :
        {&image::TcpStreamEntry::set_inq_seq, &image::TcpStreamEntry::set_outq_len,
         &image::TcpStreamEntry::set_outq_seq, &image::TcpStreamEntry::set_opt_mask,
@@ -180,11 +187,6 @@ Status DumpTcp(const OpenFile& file, image::InetSkEntry& entry, FileDumpContext&
       (options.tcp_close ? " will be closed" : " will be closed as by a reset from the peer"));
   if (options.tcp_close) SetEnded(entry);
   return OkStatus();
-}
-
-bool HasPeer(const image::InetSkEntry& entry) {
-  return entry.dst_port() != 0 ||
-         std::ranges::any_of(entry.dst_addr(), [](auto w) { return w != 0; });
 }
 
 // poll(2) shows that reading is shut, and that both are; sock_diag writing alone, where the kernel has it.
@@ -333,6 +335,13 @@ bool IsConnection(const image::InetSkEntry& entry) {
   return entry.state() != TCP_CLOSE || entry.shutdown() == image::SHUTDOWN_BOTH;
 }
 
+// As EndsOf, of a socket that is yet to be made.
+Result<InetEnds> EndsToBe(const image::InetSkEntry& entry, FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(const UniqueFd any,
+                   context.actor().Socket(static_cast<int>(entry.family()), SOCK_STREAM, 0));
+  return EndsOf(any.get(), entry);
+}
+
 // One that had ended when it was dumped.
 Result<UniqueFd> RestoreEnded(const image::InetSkEntry& entry, FileRestoreContext& context) {
   const int family = static_cast<int>(entry.family());
@@ -340,6 +349,13 @@ Result<UniqueFd> RestoreEnded(const image::InetSkEntry& entry, FileRestoreContex
   if (stream.status().code() == StatusCode::kNotFound) stream = TcpStream();
   RETURN_IF_ERROR(stream.status());
   const Ending ending = entry.stasis_reset() ? Ending::kReset : Ending::kClosed;
+  if (HasPeer(entry) && entry.src_port() != 0) {
+    ASSIGN_OR_RETURN(const InetEnds ends, EndsToBe(entry, context));
+    Result<UniqueFd> known =
+        MakeEndedConnectionTo(entry, ends.local, ends.remote, ending, stream->received, context);
+    if (known.ok()) return known;
+    // Without the right, the address or a way there, or where one that was between them has ended a moment ago.
+  }
   Result<UniqueFd> fd = MakeEndedConnection(family, ending, stream->received, context);
   // Without a loopback interface.
   if (!fd.ok() && ending == Ending::kClosed && stream->received.empty()) {
@@ -365,12 +381,23 @@ bool IsKept(const image::InetSkEntry& entry, const Options& options) {
 // NotFound: its dump did not keep it.
 Result<UniqueFd> RestoreKept(const image::InetSkEntry& entry, FileRestoreContext& context) {
   ASSIGN_OR_RETURN(TcpStream stream, LoadTcpStream(context.source(), entry.ino()));
-  ASSIGN_OR_RETURN(const UniqueFd any,
-                   context.actor().Socket(static_cast<int>(entry.family()), SOCK_STREAM, 0));
-  ASSIGN_OR_RETURN(const InetEnds ends, EndsOf(any.get(), entry));
+  ASSIGN_OR_RETURN(const InetEnds ends, EndsToBe(entry, context));
   Result<UniqueFd> fd = MakeConnection(entry, std::move(stream), ends.local, ends.remote, context);
   if (fd.status().code() == StatusCode::kNotFound) return Internal(Message(fd.status()));
   return fd;
+}
+
+Status ShareAll(int fd) {
+  RETURN_IF_ERROR(SetSocketOption(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+  return SetSocketOption(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+}
+
+// Until all are bound.
+Status Share(const UniqueFd& fd, const image::InetSkEntry& entry, FileRestoreContext& context) {
+  ASSIGN_OR_RETURN(UniqueFd own, Duplicate(fd.get()));
+  context.SharedPorts().push_back(
+      {std::move(own), entry.opts().reuseaddr(), entry.opts().so_reuseport()});
+  return ShareAll(fd.get());
 }
 
 Result<UniqueFd> RestoreConnection(const image::InetSkEntry& entry, FileRestoreContext& context) {
@@ -378,6 +405,7 @@ Result<UniqueFd> RestoreConnection(const image::InetSkEntry& entry, FileRestoreC
       entry.state() == TCP_CLOSE ? RestoreEnded(entry, context) : RestoreLost(entry, context);
   RETURN_IF_ERROR(fd.status());
   RETURN_IF_ERROR(RestoreSocketOptions(fd->get(), entry.opts()));
+  if (SharesPort(entry, context)) RETURN_IF_ERROR(Share(*fd, entry, context));
   return fd;
 }
 
@@ -391,11 +419,6 @@ Result<UniqueFd> MakeSocket(const image::InetSkEntry& entry, FileRestoreContext&
     return context.actor().Socket(family, type, IPPROTO_TCP);
   }
   return fd;
-}
-
-Status ShareAll(int fd) {
-  RETURN_IF_ERROR(SetSocketOption(fd, SOL_SOCKET, SO_REUSEADDR, 1));
-  return SetSocketOption(fd, SOL_SOCKET, SO_REUSEPORT, 1);
 }
 
 Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContext& context) {
@@ -412,12 +435,7 @@ Result<UniqueFd> RestoreBound(const image::InetSkEntry& entry, FileRestoreContex
   RETURN_IF_ERROR(RestoreInetOptions(fd.get(), entry, context.actor()));
   RETURN_IF_ERROR(RestoreSocketOptions(fd.get(), entry.opts()));
   RETURN_IF_ERROR(RestoreLastInetOptions(fd.get(), entry));
-  if (shares) {
-    ASSIGN_OR_RETURN(UniqueFd own, Duplicate(fd.get()));
-    context.SharedPorts().push_back(
-        {std::move(own), entry.opts().reuseaddr(), entry.opts().so_reuseport()});
-    RETURN_IF_ERROR(ShareAll(fd.get()));
-  }
+  if (shares) RETURN_IF_ERROR(Share(fd, entry, context));
   return fd;
 }
 

@@ -12,7 +12,6 @@
 #include "engine/files/tcp_connection.h"
 
 #include <fcntl.h>
-#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -141,20 +140,6 @@ Status BeginRepair(int fd) {
   return PermissionDenied(
       "established TCP connections need CAP_NET_ADMIN in the user namespace of the network "
       "namespace (TCP_REPAIR)");
-}
-
-// Nothing but segments of our own making reaches it: what its peer, or who is in its place, answers does not.
-Status TakeOwnSegments(int fd) {
-  constexpr std::array<sock_filter, 4> kMarked = {{
-      {.code = BPF_LD | BPF_W | BPF_ABS,
-       .jt = 0,
-       .jf = 0,
-       .k = static_cast<std::uint32_t>(SKF_AD_OFF + SKF_AD_MARK)},
-      {.code = BPF_JMP | BPF_JEQ | BPF_K, .jt = 0, .jf = 1, .k = kSegmentMark},
-      {.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0xFFFFFFFF},
-      {.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0},
-  }};
-  return SetSocketFilter(fd, kMarked);
 }
 
 Status BindLocal(int fd, const InetAddress& local, FileRestoreContext& context) {

@@ -4,6 +4,7 @@
 // Rule    Of an IPv4 header the kernel fills in length, identification and checksum, raw(7).
 #include "engine/files/tcp_segment.h"
 
+#include <linux/filter.h>
 #include <linux/sockios.h>
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
@@ -12,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string_view>
@@ -54,6 +56,7 @@ tcphdr Header(const TcpSegment& segment) {
   header.doff = sizeof(header) / 4;
   header.ack = 1;
   header.fin = segment.fin;
+  header.rst = segment.rst;
   header.window = htons(segment.window);
   std::string summed;  // the pseudo header, and the segment
   AppendAddress(summed, segment.from);
@@ -127,6 +130,19 @@ std::string ToBytes(const TcpSegment& segment) {
   }
   Append(bytes, Header(segment));
   return bytes;
+}
+
+Status TakeOwnSegments(int fd) {
+  constexpr std::array<sock_filter, 4> kMarked = {{
+      {.code = BPF_LD | BPF_W | BPF_ABS,
+       .jt = 0,
+       .jf = 0,
+       .k = static_cast<std::uint32_t>(SKF_AD_OFF + SKF_AD_MARK)},
+      {.code = BPF_JMP | BPF_JEQ | BPF_K, .jt = 0, .jf = 1, .k = kSegmentMark},
+      {.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0xFFFFFFFF},
+      {.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0},
+  }};
+  return SetSocketFilter(fd, kMarked);
 }
 
 Status ReceiveSegment(int fd, const TcpSegment& segment) {

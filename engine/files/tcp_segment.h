@@ -15,7 +15,7 @@ struct TcpSegment {
   InetAddress from, to;  ///< Of one family.
   std::uint32_t sequence = 0, acknowledged = 0;
   std::uint16_t window = 0;  ///< Scaled.
-  bool fin = false;
+  bool fin = false, rst = false;
 };
 
 /// The bytes of the segment with its IP header, as a raw socket takes them.
@@ -23,6 +23,10 @@ std::string ToBytes(const TcpSegment& segment);
 
 /// The mark (SO_MARK) of such a segment on its way, for filters that let pass nothing else.
 inline constexpr std::uint32_t kSegmentMark = 0xC114;
+
+/// Has the socket `fd` receive nothing but such segments: what its peer, or who is in its place, answers does not
+/// reach it.
+Status TakeOwnSegments(int fd);
 
 /// Lets the kernel receive `segment`, whose receiver is in the network namespace of the socket `fd`.
 /// Needs CAP_NET_RAW there.

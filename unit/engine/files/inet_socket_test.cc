@@ -118,6 +118,34 @@ TEST_P(InetSocketTest, AConnectionIsResetAndNamed) {
   EXPECT_EQ(::write(client.get(), "x", 1), 1) << "the dump broke the original";
 }
 
+TEST_P(InetSocketTest, AnEndedConnectionKnowsItsPeer) {
+  UniqueFd listener = Bound(GetParam(), SOCK_STREAM);
+  ASSERT_EQ(::listen(listener.get(), 1), 0);
+  const Result<InetAddress> address = LocalAddress(listener.get());
+  UniqueFd client = Fd(::socket(GetParam(), SOCK_STREAM, 0));
+  ASSERT_THAT(LocalFileActor().Connect(client.get(), InetSockaddr(*address).bytes()), IsOk());
+  UniqueFd server = Fd(::accept(listener.get(), nullptr, nullptr));
+  const Result<InetAddress> local = LocalAddress(client.get());
+  ASSERT_EQ(::send(server.get(), "unread", 6, 0), 6);
+  server.Reset();
+  ASSERT_EQ(::shutdown(client.get(), SHUT_WR), 0);
+  pollfd end = {.fd = client.get(), .events = 0, .revents = 0};
+  ASSERT_EQ(::poll(&end, 1, 1000), 1);
+  const Moved moved(std::move(client));
+  ASSERT_THAT(moved.status, IsOk());
+  const int fd = moved.restored.get();
+  EXPECT_EQ(ReadSome(fd), "unread");
+  EXPECT_EQ(ReadSome(fd), "") << "not the end";
+  EXPECT_EQ(::send(fd, "x", 1, MSG_NOSIGNAL), -1);
+  EXPECT_EQ(errno, EPIPE);
+  EXPECT_EQ(::poll(&(end = {.fd = fd, .events = 0, .revents = 0}), 1, 0), 1);
+  EXPECT_EQ(end.revents, POLLHUP);
+  const Result<InetAddress> peer = LastRemoteAddress(fd);
+  if (!peer.ok()) GTEST_SKIP() << "no right to TCP_REPAIR";
+  EXPECT_EQ(peer->ToText(), address->ToText());
+  EXPECT_EQ(LocalAddress(fd)->ToText(), local->ToText());
+}
+
 TEST_P(InetSocketTest, ADatagramSocketReceivesAtTheSamePort) {
   UniqueFd fd = Bound(GetParam(), SOCK_DGRAM);
   const Result<InetAddress> address = LocalAddress(fd.get());
