@@ -111,7 +111,8 @@ Status DumpClosed(const OpenFile& file, image::InetSkEntry& entry, FileDumpConte
   for (const auto set :
        {&image::TcpStreamEntry::set_inq_seq, &image::TcpStreamEntry::set_outq_len,
         &image::TcpStreamEntry::set_outq_seq, &image::TcpStreamEntry::set_opt_mask,
-        &image::TcpStreamEntry::set_snd_wscale, &image::TcpStreamEntry::set_mss_clamp}) {
+        &image::TcpStreamEntry::set_snd_wscale, &image::TcpStreamEntry::set_mss_clamp,
+        &image::TcpStreamEntry::set_unsq_len}) {
     (stream.entry.*set)(0);  // required ones
   }
   stream.entry.set_inq_len(static_cast<std::uint32_t>(stream.received.size()));
