@@ -44,6 +44,7 @@
 #include "engine/tasks/dump_outside.h"
 #include "engine/tasks/dump_seccomp.h"
 #include "engine/tasks/dump_tree.h"
+#include "engine/tasks/in_vdso.h"
 #include "engine/tasks/kernel_tasks.h"
 #include "engine/tasks/security_label.h"
 #include "engine/tracee/frozen_tree.h"
@@ -402,16 +403,33 @@ Status LetGo(FrozenTree& tree, FileDumper& files, Fate fate) {
   return Internal("no such fate");
 }
 
+// Programs are in the vDSO for a part of a microsecond each time: one that is met there runs on, and is stopped anew,
+// as far as that is worth a stop more. Else only a kernel with the same vDSO can restore it.
+Result<FrozenTree> FreezeOutsideVdso(const DumpRequest& request, PreCopy& pre_copy,
+                                     DumpReport& report) {
+  const int tries = request.fate == Fate::kLeaveRunning ? 3 : 20;
+  // A signal that waited for it interrupts it there once it runs on; its handler is to come back first.
+  constexpr std::chrono::milliseconds kNap{1};
+  for (int i = 1;; ++i) {
+    const auto start = steady_clock::now();
+    ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline,
+                                                         request.stop, &pre_copy.earlier_stops()));
+    report.freezing = Since(start);
+    if (i == tries || !HasThreadInVdso(tree)) return tree;
+    RETURN_IF_ERROR(tree.Thaw());
+    report.stops.Add(steady_clock::now() - tree.first_stop());
+    std::this_thread::sleep_for(kNap);
+    RETURN_IF_ERROR(StillWanted(request));
+  }
+}
+
 // From the stop of the tree to the end. A ring that is busy: the tree runs on, nothing is written, and `report` has
 // the stop alone.
 Status DumpFrozen(const DumpRequest& request, PreCopy& pre_copy, KernelTasks* kernel_tasks,
                   HeldSink& held, CountingSink& sink, DumpReport& report) {
-  const DumpReport unread = report;
-  const auto start = steady_clock::now();
-  ASSIGN_OR_RETURN(FrozenTree tree, FrozenTree::Freeze(request.root, request.deadline, request.stop,
-                                                       &pre_copy.earlier_stops()));
+  ASSIGN_OR_RETURN(FrozenTree tree, FreezeOutsideVdso(request, pre_copy, report));
   // From here on no task of the tree runs and none is born.
-  report.freezing = Since(start);
+  const DumpReport unread = report;
   request.log.Info("the tree of pid " + std::to_string(request.root) + " stands still after " +
                    Milliseconds(report.freezing));
   const auto first_stop = tree.first_stop();

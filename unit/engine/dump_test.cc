@@ -1,6 +1,7 @@
 #include "engine/dump.h"
 
 #include <netinet/in.h>
+#include <sys/auxv.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
@@ -106,6 +107,34 @@ TEST(DumpTest, TheStatisticsCountThePagesThatAreInTheImages) {
   EXPECT_TRUE(stats->dump().has_shpages_scanned() && stats->dump().has_shpages_skipped_parent());
   EXPECT_GE(stats->dump().shpages_written(), 256u);
   EXPECT_EQ((stats->dump().pages_written() + stats->dump().shpages_written()) * 4096, bytes);
+}
+
+// There it could go on by this kernel alone.
+TEST(DumpTest, NobodyIsLeftInTheVdso) {
+  const std::uint64_t vdso = ::getauxval(AT_SYSINFO_EHDR);
+  for (int i = 0; i < 10; ++i) {
+    SharedWords words;
+    Child child = Prepared(words, [] {
+      std::thread([] {
+        for (volatile int n = 0;; n = 0) {
+          timespec now = {};
+          ::clock_gettime(CLOCK_MONOTONIC, &now);
+          while (n < 20) n = n + 1;
+        }
+      }).detach();
+    });
+    MemoryImages images;
+    DumpRequest request = AllAtOnce();
+    request.root = child.pid();
+    request.fate = Fate::kLeaveStopped;
+    ASSERT_THAT(Dump(request, images), IsOk());
+    const auto loaded = LoadCheckpoint(images);
+    ASSERT_THAT(loaded, IsOk());
+    for (const ThreadImage& thread : loaded->processes.front().threads) {
+      const std::uint64_t at = thread.core.thread_info().gpregs().ip();
+      EXPECT_FALSE(vdso <= at && at < vdso + 8192);
+    }
+  }
 }
 
 TEST(DumpTest, NothingRunsWhileTheCallerWorksOnTheFrozenTree) {
