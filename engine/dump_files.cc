@@ -209,11 +209,12 @@ Status FileDumper::CollectDescriptor(const FrozenProcess& process, int pidfd, in
   file.pid = process.pid;
   file.ns_pid = process.ns_pid;
   file.fd = fd;
-  file.borrowed.Reset(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, fd, 0)));
-  if (!file.borrowed) {
+  UniqueFd borrowed(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, fd, 0)));
+  if (!borrowed) {
     return SyscallError(errno,
                         errno == EMFILE ? "pidfd_getfd (raise our LimitNOFILE)" : "pidfd_getfd");
   }
+  file.borrowed = std::move(borrowed);
   ASSIGN_OR_RETURN(file.fdinfo, ReadFileAt(process.proc.get(), "fdinfo/" + std::to_string(fd)));
   ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(file.fdinfo));
   file.pos = info.pos;

@@ -167,6 +167,8 @@ int SocketFamily(const OpenFile& file) {
 Result<std::vector<sock_filter>> SocketFilter(int fd) {
   socklen_t count = 0;
   std::vector<sock_filter> program;
+  // Without room the kernel tells the count alone.
+  // NOLINTNEXTLINE(clang-analyzer-unix.StdCLibraryFunctions)
   int failed = ::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, nullptr, &count);
   if (failed == 0 && count > 0) {
     program.resize(count);
