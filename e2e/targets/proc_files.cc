@@ -21,8 +21,8 @@ std::string ReadAt(int fd) {
   return text;
 }
 
-// Opens a file of a process, and goes into its folder, before that is gone.
-int OpenOfDead() {
+// Opens a file of a process, and its mounts, and goes into its folder, before that is gone.
+int OpenOfDead(int& mounts) {
   const pid_t child = fork();
   if (child == 0) {
     pause();
@@ -30,7 +30,8 @@ int OpenOfDead() {
   }
   const std::string folder = "/proc/" + std::to_string(child);
   const int fd = open((folder + "/stat").c_str(), O_RDONLY);
-  CHECK(fd >= 0 && chdir(folder.c_str()) == 0);
+  mounts = open((folder + "/mountinfo").c_str(), O_RDONLY);
+  CHECK(fd >= 0 && mounts >= 0 && chdir(folder.c_str()) == 0);
   CHECK(kill(child, SIGKILL) == 0 && waitpid(child, nullptr, 0) == child);
   return fd;
 }
@@ -57,7 +58,8 @@ int main(int, char** argv) {
   char got[8];
   CHECK_EQ(read(files.status, got, 5), 5);
   CHECK_EQ(read(files.fdinfo, got, 6), 6);
-  const int dead = OpenOfDead();
+  int mounts = -1;
+  const int dead = OpenOfDead(mounts);
   VerifyDead(dead);
   const pid_t child = fork();
   if (child == 0) {
@@ -73,6 +75,7 @@ int main(int, char** argv) {
 
   Verify(files);
   VerifyDead(dead);
+  CHECK(ReadAt(mounts).find(" / ") != std::string::npos);
   CHECK_EQ(lseek(files.status, 0, SEEK_CUR), 5);
   CHECK_EQ(lseek(files.fdinfo, 0, SEEK_CUR), 6);
   CHECK_EQ(target::ExitCode(child), 0);

@@ -11,7 +11,15 @@
 #include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <string>
+#include <utility>
+
+#include "engine/base/io.h"
 #include "engine/files/description.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/ghost_file.h"
@@ -49,10 +57,48 @@ Status CheckType(const OpenFile& file) {
   return OkStatus();
 }
 
+// From its beginning; its offset stays.
+Result<std::string> ReadAgain(int fd) {
+  constexpr std::size_t kLimitBytes = std::size_t{16} << 20;
+  std::string text;
+  std::array<char, 65536> piece;
+  while (text.size() < kLimitBytes) {
+    const ssize_t got = ::pread(fd, piece.data(), piece.size(), static_cast<off_t>(text.size()));
+    if (got < 0) return SyscallError(errno, "read");
+    if (got == 0) return text;
+    text.append(piece.data(), static_cast<std::size_t>(got));
+  }
+  return ResourceExhausted("a long file");
+}
+
+// The file of its holder that takes the place of the mounts of a process that is dead, at `path`; empty: none.
+// Rule: these can still be read, as the ones of a mount namespace and a root directory, and not be opened any more
+// (mounts_open_common() in fs/proc_namespace.c).
+std::string SameMounts(const OpenFile& file, const std::string& path,
+                       const FileDumpContext& context) {
+  constexpr std::string_view kOfMounts[] = {"/mountinfo", "/mounts", "/mountstats"};
+  const std::string name = path.substr(std::min(path.rfind('/'), path.size()));
+  if (file.fs_magic != PROC_SUPER_MAGIC ||
+      std::ranges::find(kOfMounts, name) == std::end(kOfMounts)) {
+    return {};
+  }
+  std::string own = "/proc/" + std::to_string(file.ns_pid) + name;
+  const Result<UniqueFd> fd = OpenInRoot(context.RootOf(file), own, O_RDONLY);
+  if (!fd.ok()) return {};
+  const Result<std::string> of_holder = ReadFd(fd->get());
+  const Result<std::string> of_dead = ReadAgain(file.borrowed.get());
+  return of_holder.ok() && of_dead.ok() && *of_holder == *of_dead ? own : std::string();
+}
+
 Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   if (IsMessageQueue(file) && (file.flags & O_PATH) == 0) return DumpMessageQueue(file, context);
   RETURN_IF_ERROR(CheckType(file));
-  ASSIGN_OR_RETURN(const PathState state, LookUp(file, context));
+  ASSIGN_OR_RETURN(PathState state, LookUp(file, context));
+  if (!state.reaches) {
+    if (std::string same = SameMounts(file, state.path, context); !same.empty()) {
+      state = {.path = std::move(same), .reaches = true};
+    }
+  }
   image::FileEntry entry = NewEntry(file, image::FD_REG);
   ASSIGN_OR_RETURN(*entry.mutable_reg(), DumpRegEntry(file, file.id, state.path, context));
   if (!state.reaches) RETURN_IF_ERROR(DumpGhost(file, file.id, state.path, context));
