@@ -110,6 +110,9 @@ std::vector<std::byte> InsteadOfVdso(std::string_view name);
 std::vector<std::byte> SignalFrame(const Registers& registers, std::uint64_t signal_mask,
                                    std::uint64_t address);
 std::uint64_t FrameStackOffset();
+/// Whether there is a frame in `stack`, bytes from an address that 8 divides, which a signal has put there that met its
+/// thread at `begin` or behind, and before `end`.
+bool HasFrameFrom(std::span<const std::byte> stack, std::uint64_t begin, std::uint64_t end);
 
 /// Registers to and from core-TID.img. `FromImage` needs `model`, the registers of a thread of this host,
 /// for the size and features of its extended state. FailedPrecondition: the image has state that this
@@ -119,6 +122,7 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address, imag
 void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core);
 Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model);
 std::uint64_t InstructionPointerOf(const image::CoreEntry& core);
+std::uint64_t StackPointerOf(const image::CoreEntry& core);
 /// The call that AsRestarted found in the registers of an image.
 SystemCall CallOf(const image::CoreEntry& core);
 /// Makes `registers`, as an image has them, those of a thread at the end of that call, which gave

@@ -73,10 +73,28 @@ bool IsSame(const LiveVdso& live, const MemoryLayout& image) {
          (!wants_data || image.vvar.size() == live.data_bytes());
 }
 
-Status CheckThreads(const RestoredProcess& process, const AddressRange& vdso) {
+// What lies from `address` on, as far as there are pages, at most kHandlerBytes.
+Result<std::vector<std::byte>> ReadStack(std::uint64_t address, const PageSet& pages,
+                                         const ImageSource& source) {
+  constexpr std::uint64_t kHandlerBytes = 64 << 10;
+  std::vector<std::byte> stack;
+  for (std::uint64_t at = address & ~(kPageBytes - 1); stack.size() < kHandlerBytes;
+       at += kPageBytes) {
+    ASSIGN_OR_RETURN(const auto page, ReadPages(source, pages, {at, at + kPageBytes}));
+    if (page.empty()) break;
+    stack.insert(stack.end(), page.begin(), page.end());
+  }
+  return stack;
+}
+
+Status CheckThreads(const RestoredProcess& process, const AddressRange& vdso, const PageSet& pages,
+                    const ImageSource& source) {
   for (const ThreadImage& thread : process.image->threads) {
     const std::uint64_t at = arch::InstructionPointerOf(thread.core);
-    if (at < vdso.start || at >= vdso.end) continue;
+    const bool stands_there = vdso.start <= at && at < vdso.end;
+    ASSIGN_OR_RETURN(const std::vector<std::byte> stack,
+                     ReadStack(arch::StackPointerOf(thread.core), pages, source));
+    if (!stands_there && !arch::HasFrameFrom(stack, vdso.start, vdso.end)) continue;
     return FailedPrecondition(std::string(kOtherKernel) + ", as thread " +
                               std::to_string(thread.tid) + " was in it");
   }
@@ -102,12 +120,13 @@ Result<AddressRange> FindPlace(const RestoredProcess& process, const LiveVdso& l
 
 Result<VdsoPlan> PlanOther(const RestoredProcess& process, const LiveVdso& live,
                            std::span<const std::byte> ours, std::vector<std::byte> theirs,
-                           const MemoryLayout& image) {
+                           const MemoryLayout& image, const PageSet& pages,
+                           const ImageSource& source) {
   // One that is apart from its data does not tell the time on its own kernel either.
   if (live.data.empty() || image.vvar.end != image.vdso.start) {
     return FailedPrecondition(kOtherKernel);
   }
-  RETURN_IF_ERROR(CheckThreads(process, image.vdso));
+  RETURN_IF_ERROR(CheckThreads(process, image.vdso, pages, source));
   VdsoPlan plan;
   ASSIGN_OR_RETURN(plan.place, FindPlace(process, live, image));
   plan.redirected = std::move(theirs);
@@ -141,7 +160,7 @@ Result<VdsoPlan> PlanVdso(const RestoredProcess& process, const LiveVdso& live,
   std::vector<std::byte> ours(live.code.size());
   RETURN_IF_ERROR(ReadMemory(process.pid, live.code.start, ours));
   if (IsSame(live, image) && ours == theirs) return same;
-  return PlanOther(process, live, ours, std::move(theirs), image);
+  return PlanOther(process, live, ours, std::move(theirs), image, pages, source);
 }
 
 namespace {

@@ -161,6 +161,10 @@ std::uint64_t InstructionPointerOf(const image::CoreEntry& core) {
   return core.thread_info().gpregs().ip();
 }
 
+std::uint64_t StackPointerOf(const image::CoreEntry& core) {
+  return core.thread_info().gpregs().sp();
+}
+
 Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model) {
   if (core.mtype() != image::MARCH_X86_64 || !core.has_thread_info()) {
     return FailedPrecondition("the checkpoint was made on another architecture than x86_64");

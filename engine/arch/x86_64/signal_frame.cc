@@ -80,4 +80,20 @@ std::vector<std::byte> SignalFrame(const Registers& registers, std::uint64_t sig
 
 std::uint64_t FrameStackOffset() { return offsetof(Frame, flags); }
 
+bool HasFrameFrom(std::span<const std::byte> stack, std::uint64_t begin, std::uint64_t end) {
+  struct Where {
+    std::uint64_t rip, eflags;
+    std::uint16_t cs, gs, fs, ss;
+  } where;
+  static_assert(sizeof(Where) == offsetof(Frame, err) - offsetof(Frame, rip));
+  constexpr std::uint16_t kUserCode = 0x33;
+  constexpr std::uint64_t kAlwaysSet = 2, kFlags = (std::uint64_t{1} << 22) - 1;  // of eflags
+  for (std::size_t at = 0; at + sizeof(where) <= stack.size(); at += sizeof(std::uint64_t)) {
+    std::memcpy(&where, stack.data() + at, sizeof(where));
+    if (where.rip < begin || where.rip >= end || where.cs != kUserCode) continue;
+    if ((where.eflags & kAlwaysSet) != 0 && (where.eflags & ~kFlags) == 0) return true;
+  }
+  return false;
+}
+
 }  // namespace stasis::engine::arch

@@ -224,16 +224,26 @@ TEST(RestoreMemoryTest, TheVdsoOfAnotherKernelLeadsToOurs) {
 }
 
 TEST(RestoreMemoryTest, NobodyMayStandInTheVdsoOfAnotherKernel) {
-  FreshProgram program;
-  MemoryImage image(program, kVvar);
-  PutOtherVdso(program, image, 2000);
-  const std::uint64_t vdso = kVvar + FindVdso(program.process())->data_bytes();
-  program.image().threads.emplace_back().core.mutable_thread_info()->mutable_gpregs()->set_ip(vdso +
-                                                                                              2000);
-  const std::string before = program.Maps();
-  EXPECT_THAT(image.Restore(),
-              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("another kernel")));
-  EXPECT_EQ(program.Maps(), before);
+  for (const bool in_handler : {false, true}) {
+    FreshProgram program;
+    MemoryImage image(program, kVvar);
+    PutOtherVdso(program, image, 2000);
+    arch::Registers registers = arch::Read(program.pid()).value();
+    registers.general.rip = kVvar + FindVdso(program.process())->data_bytes() + 2000;
+    const std::vector<std::byte> frame = arch::SignalFrame(registers, 0, kBase + 256);
+    image::UserX86RegsEntry& thread =
+        *program.image().threads.emplace_back().core.mutable_thread_info()->mutable_gpregs();
+    thread.set_ip(in_handler ? kBase : registers.general.rip);
+    thread.set_sp(kBase + 128);
+    image.Add(kBase, 4, kReadWrite);
+    image.Pages(kBase, std::string(256, '\0') +
+                           std::string(reinterpret_cast<const char*>(frame.data()), frame.size()) +
+                           std::string(4 * kPage - 256 - frame.size(), '\0'));
+    const std::string before = program.Maps();
+    EXPECT_THAT(image.Restore(),
+                StatusIs(StatusCode::kFailedPrecondition, HasSubstr("another kernel")));
+    EXPECT_EQ(program.Maps(), before);
+  }
 }
 
 class FileMemoryTest : public ::testing::Test {
