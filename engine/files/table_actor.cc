@@ -26,7 +26,7 @@ using image::FownEntry;
 
 TableActor::TableActor(RestoredProcess& process, std::vector<std::string>& notes)
     : process_(process), notes_(notes) {
-  for (const FdinfoEntry& descriptor : descriptors()) {
+  for (const FdinfoEntry& descriptor : process.image->descriptors) {
     numbers_.emplace(KeyOf(descriptor), NumberIn(descriptor));
   }
 }
