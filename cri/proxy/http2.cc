@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -121,7 +120,7 @@ struct Http2Connection::Callbacks {
     auto& stream = *static_cast<Http2Stream*>(source->ptr);
     const std::size_t taken = std::min(size, stream.pending_.size() - stream.taken_);
     if (stream.reset_ || (taken == 0 && !stream.ended_)) return NGHTTP2_ERR_DEFERRED;
-    std::memcpy(buffer, stream.pending_.data() + stream.taken_, taken);
+    std::copy_n(stream.pending_.data() + stream.taken_, taken, buffer);
     stream.taken_ += taken;
     if (stream.taken_ == stream.pending_.size()) {
       stream.pending_.clear();
@@ -168,12 +167,12 @@ struct Http2Connection::Callbacks {
 
 Http2Connection::Http2Connection(UniqueFd socket, Side side, Owner& owner)
     : socket_(std::move(socket)), side_(side), owner_(owner) {
-  static nghttp2_session_callbacks* const callbacks = Callbacks::All();
-  static nghttp2_option* const options = Callbacks::Options();
+  static nghttp2_session_callbacks* const kCallbacks = Callbacks::All();
+  static nghttp2_option* const kOptions = Callbacks::Options();
   nghttp2_session* session = nullptr;
   const auto make =
       side == Side::kServer ? nghttp2_session_server_new2 : nghttp2_session_client_new2;
-  if (make(&session, callbacks, this, options) != 0) throw std::bad_alloc();
+  if (make(&session, kCallbacks, this, kOptions) != 0) throw std::bad_alloc();
   session_.reset(session);
   std::vector<nghttp2_settings_entry> settings = {
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, kStreamWindow},
