@@ -30,7 +30,8 @@ namespace stasis::engine {
 namespace {
 
 constexpr int kTimeoutMilliseconds = 1000;
-constexpr std::uint32_t kFirstSequence = 1 << 30;  // any
+constexpr std::uint32_t kFirstSequence = 1 << 30;                       // any
+constexpr char kNothingArrives[] = "ended-connection-nothing-arrives";  // in Kept(), without a file
 constexpr char kListenerKey[] = "ended-connection-listener";
 
 InetAddress Loopback() {
@@ -166,6 +167,7 @@ Status Establish(int fd, const InetAddress& local, const InetAddress& remote,
 Result<UniqueFd> MakeEndedConnectionTo(const image::InetSkEntry& entry, const InetAddress& local,
                                        const InetAddress& remote, Ending ending,
                                        std::string_view received, FileRestoreContext& context) {
+  if (context.Kept().contains(kNothingArrives)) return FailedPrecondition("nothing arrives here");
   ASSIGN_OR_RETURN(UniqueFd fd, context.actor().Socket(static_cast<int>(entry.family()),
                                                        SOCK_STREAM, IPPROTO_TCP));
   RETURN_IF_ERROR(RestoreInetOptionsBeforeBind(fd.get(), entry, context.actor()));
@@ -175,7 +177,10 @@ Result<UniqueFd> MakeEndedConnectionTo(const image::InetSkEntry& entry, const In
                                             .to = Unmapped(local),
                                             .sequence = kFirstSequence + received_bytes,
                                             .rst = true}));
-  RETURN_IF_ERROR(AwaitError(fd.get()));
+  if (const Status reset = AwaitError(fd.get()); !reset.ok()) {
+    context.Kept()[kNothingArrives];  // no other one waits for so long
+    return reset;
+  }
   if (ending == Ending::kClosed) {
     RETURN_IF_ERROR(SocketOption<int>(fd.get(), SOL_SOCKET, SO_ERROR).status());
   }
