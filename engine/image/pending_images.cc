@@ -148,11 +148,14 @@ Result<PendingImages::File> PendingImages::Make(const std::string& name) {
     spare_.pop_back();
     return file;
   }
-  file.fd = MakeNameless();
-  if (file.fd) return file;
+  UniqueFd nameless = MakeNameless();
   // EISDIR: what a file system without O_TMPFILE says through an older kernel. open(2), BUGS
-  if (errno != EOPNOTSUPP && errno != EISDIR) {
+  if (!nameless && errno != EOPNOTSUPP && errno != EISDIR) {
     return SyscallError(errno, "create a file in " + path_);
+  }
+  if (nameless) {
+    file.fd = std::move(nameless);
+    return file;
   }
   ASSIGN_OR_RETURN(file.fd,
                    OpenAt(folder_.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, kMode));
