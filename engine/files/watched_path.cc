@@ -157,7 +157,8 @@ class Search {
     if (!entries) return std::nullopt;
     (void)fd.Release();  // closedir(3) closes it
     struct stat st = {};
-    if (::fstat(::dirfd(entries.get()), &st) != 0) return std::nullopt;
+    const int opened = ::dirfd(entries.get());
+    if (opened < 0 || ::fstat(opened, &st) != 0) return std::nullopt;
     if (folder == "/" && st.st_ino == watch_.inode && IsIt(folder)) return folder;
     while (const dirent* const entry = ::readdir(entries.get())) {
       const std::string name = entry->d_name;
