@@ -111,12 +111,12 @@ std::string DumpLog(const engine::DumpReport& report, const std::vector<std::str
   const auto line = [](const char* what, auto value) {
     return std::string(what) + ": " + std::to_string(value) + "\n";
   };
-  std::string text = "Dumped by Stasis\n" + line("processes", report.processes) +
-                     line("threads", report.threads) + line("pages scanned", report.pages().scanned) +
-                     line("pages written", report.pages().written) +
-                     line("image bytes", report.image_bytes) +
-                     line("freezing, microseconds", report.freezing.count()) +
-                     line("frozen, microseconds", report.stops.total.count());
+  std::string text =
+      "Dumped by Stasis\n" + line("processes", report.processes) + line("threads", report.threads) +
+      line("pages scanned", report.pages().scanned) +
+      line("pages written", report.pages().written) + line("image bytes", report.image_bytes) +
+      line("freezing, microseconds", report.freezing.count()) +
+      line("frozen, microseconds", report.stops.total.count());
   for (const std::string& note : notes) text += "note: " + note + "\n";
   return text;
 }
