@@ -92,11 +92,6 @@ open('marked', 'w').close()
 if c.fanotify_mark(group, 1, ctypes.c_uint64(0x10000), -100, b'marked') < 0:
   print('skip', flush=True); os._exit(0)
 done()""", "decides what others may open"),
-    "part_of_a_segment": ("""
-c.shmat.restype = ctypes.c_void_p
-at = c.shmat(c.shmget(0, 16384, 0o600), None, 0)
-c.munmap(ctypes.c_void_p(at), 4096)
-done()""", "a part of a System V segment"),
     "user_namespace": ("if os.fork() == 0:" + UNSHARE.format(flag=0x10000000).replace("\n", "\n  ") +
                        "\n  done()\nos.wait()", "is in another user namespace"),
     "pid_namespace": (UNSHARE.format(flag=0x20000000) + "\nif os.fork() == 0: done()\nos.wait()",

@@ -34,7 +34,7 @@ void Work(int index) {
   CHECK(prctl(PR_SET_TSC, counter) == 0);
 
   prepared++;
-  while (!go) target::Sleep(1);
+  go.wait(false);
 
   stack_t got_stack;
   CHECK(sigaltstack(nullptr, &got_stack) == 0);
@@ -56,5 +56,6 @@ int main(int, char** argv) {
   while (prepared < kThreads) target::Sleep(1);
   target::PassCheckpoint(argv[1]);
   go = true;
+  go.notify_all();
   for (std::thread& thread : threads) thread.join();
 }

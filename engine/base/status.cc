@@ -83,7 +83,8 @@ int ErrnoOf(const Status& status) {
 }
 
 Status Annotate(const Status& status, std::string_view context) {
-  if (status.ok()) return status;
+  // What was called off has nothing to do with where it was just then.
+  if (status.ok() || status.code() == StatusCode::kCancelled) return status;
   Status annotated(status.code(), absl::StrCat(ToAbsl(context), ": ", status.message()));
   status.ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
     annotated.SetPayload(type, payload);

@@ -27,7 +27,7 @@ Status SyscallError(int error, std::string_view what);
 /// The errno that SyscallError put into `status`, or 0.
 int ErrnoOf(const Status& status);
 
-/// `status` with "`context`: " put before its message; code and payloads are kept. OK stays OK.
+/// `status` with "`context`: " put before its message; code and payloads are kept. OK and Cancelled stay as they are.
 Status Annotate(const Status& status, std::string_view context);
 
 /// The message of `status` as the standard type.

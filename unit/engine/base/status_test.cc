@@ -18,6 +18,10 @@ TEST(StatusTest, ASyscallErrorKeepsItsErrnoThroughAnnotations) {
 
 TEST(StatusTest, AnErrorWithoutErrnoHasNone) { EXPECT_EQ(ErrnoOf(Internal("x")), 0); }
 
+TEST(StatusTest, WhatWasCancelledIsNotAnnotated) {
+  EXPECT_EQ(Message(Annotate(Cancelled("it was cancelled"), "pages-1.img")), "it was cancelled");
+}
+
 TEST(StatusTest, AnnotatingOkStaysOk) { EXPECT_TRUE(Annotate(OkStatus(), "x").ok()); }
 
 }  // namespace
