@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -16,19 +17,21 @@ namespace stasis::engine {
 namespace {
 
 constexpr int kAnswerTimeoutMs = 10'000;
-constexpr int kCandidates = 32;
+constexpr pid_t kAbove = 16, kBelow = 48;
 constexpr pid_t kFirstCandidate = 301;  // below RESERVED_PIDS (300) pids are seldom free
 
+// Numbers for the helper itself, some of which should be free.
 std::vector<pid_t> CandidatesBeside(std::span<const pid_t> wanted) {
+  const std::set<pid_t> taken(wanted.begin(), wanted.end());
+  const pid_t highest = std::max(taken.empty() ? 0 : *taken.rbegin(), kFirstCandidate);
   std::vector<pid_t> candidates;
-  const pid_t highest = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
-  // Small pid namespaces (per-namespace pid_max, Linux 6.14) have little room above: go up, then low.
-  for (pid_t pid = std::max(highest + 64, kFirstCandidate); candidates.size() < kCandidates / 2;
-       ++pid) {
-    candidates.push_back(pid);
-  }
-  for (pid_t pid = kFirstCandidate; candidates.size() < kCandidates; ++pid) {
-    if (std::find(wanted.begin(), wanted.end(), pid) == wanted.end()) candidates.push_back(pid);
+  // Small pid namespaces (per-namespace pid_max, Linux 6.14) have little room above, and none where the tree's numbers
+  // are the last that there are. Neighbours are often taken together.
+  for (pid_t i = 0; i < kAbove; ++i) candidates.push_back(highest + 64 + i);
+  const pid_t step = std::max((highest - kFirstCandidate) / kBelow, 1);
+  for (pid_t i = 0; i < kBelow; ++i) {
+    const pid_t pid = kFirstCandidate + i * step;
+    if (!taken.contains(pid)) candidates.push_back(pid);
   }
   return candidates;
 }

@@ -1,5 +1,16 @@
 #include "engine/tasks/pid_reserver.h"
 
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <vector>
+
 #include "unit/support/child.h"
 #include "unit/support/matchers.h"
 
@@ -30,6 +41,38 @@ TEST(PidReserverTest, ATakenPidIsSaidToBe) {
   auto reserver = PidReserver::Start(::getpid(), STASIS_PLACEHOLDER, wanted);
   ASSERT_THAT(reserver, IsOk());
   EXPECT_THAT(reserver->CheckFree(::getpid()), StatusIs(StatusCode::kAlreadyExists));
+}
+
+// A child with that number, or 0 where somebody has it.
+pid_t Take(pid_t pid) {
+  clone_args arguments = {};
+  arguments.exit_signal = SIGCHLD;
+  arguments.set_tid = reinterpret_cast<std::uint64_t>(&pid);
+  arguments.set_tid_size = 1;
+  const auto child = static_cast<pid_t>(::syscall(SYS_clone3, &arguments, sizeof(arguments)));
+  if (child == 0) ::_exit(Sleep());
+  return std::max(child, 0);
+}
+
+// As of ten thousand threads, with the last numbers that there are, where the first free ones are others' as well.
+TEST(PidReserverTest, FindsAPlaceBesideManyWantedOnes) {
+  std::ifstream file("/proc/sys/kernel/pid_max");
+  pid_t last = 0;
+  file >> last;
+  std::vector<pid_t> wanted;
+  for (pid_t pid = last / 3; pid < last; ++pid) wanted.push_back(pid);
+  std::vector<pid_t> others;
+  for (pid_t pid = 301; pid < 340; ++pid) others.push_back(Take(pid));
+  auto reserver = PidReserver::Start(::getpid(), STASIS_PLACEHOLDER, wanted);
+  EXPECT_THAT(reserver, IsOk());
+  if (reserver.ok()) {
+    EXPECT_THAT(reserver->CheckFree(::getpid()), StatusIs(StatusCode::kAlreadyExists));
+  }
+  for (const pid_t pid : others) {
+    if (pid == 0) continue;
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
 }
 
 TEST(PidReserverTest, AMissingHelperProgramIsAnError) {
