@@ -77,8 +77,13 @@ Result<std::uint64_t> InodeOf(int ns_fd, const char* name) {
   std::array<char, 64> link;  // "net:[4026531840]"
   const ssize_t length = ::readlinkat(ns_fd, name, link.data(), link.size());
   if (length < 0) {
-    if (errno == ENOENT) return std::uint64_t{0};
-    return SyscallError(errno, std::string("read the link /proc/PID/ns/") + name);
+    const int error = errno;
+    if (error == ENOENT) return std::uint64_t{0};
+    // Also of a task that has ended just then: proc_ns_readlink() in fs/proc/namespaces.c.
+    if (error == EACCES && ::faccessat(ns_fd, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0) {
+      return NotFound("the task is gone");
+    }
+    return SyscallError(error, std::string("read the link /proc/PID/ns/") + name);
   }
   std::string_view text(link.data(), static_cast<std::size_t>(length));
   (void)text::Cut(text, '[');
