@@ -90,15 +90,21 @@ def mounts_of(pid):
             for fields in lines]
 
 
+def moved(pid, images, root):
+    """The program again, below the same root, as the process that it is now."""
+    dump(pid, images, "--external", "mnt[/usr]:programs")
+    pidfile = images / "pid"
+    run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", pidfile, "--root", root,
+        "--external", "mnt[programs]:/usr")
+    return int(pidfile.read_text(encoding="utf-8"))
+
+
 def test_a_root_of_its_own_comes_back_with_its_mounts(program, root, folder):
     pid = descendants(program.pid)[1]
     before = mounts_of(pid)
     here = mounts_of("self")
     for time in range(2):
-        images = dump(pid, folder / f"images-{time}", "--external", "mnt[/usr]:programs")
-        run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid", "--root", root,
-            "--external", "mnt[programs]:/usr")
-        pid = int((folder / "pid").read_text(encoding="utf-8"))
+        pid = moved(pid, folder / f"images-{time}", root)
         assert mounts_of(pid) == before
         assert look(pid) == SEEN
     os.kill(pid, 9)
@@ -170,10 +176,7 @@ def test_a_terminal_of_its_own_is_mounted_again(start, root, folder):
     before = mounts_of(pid)
     assert any(mount[0] == "/dev/console" for mount in before)
     for time in range(2):
-        images = dump(pid, folder / f"images-{time}", "--external", "mnt[/usr]:programs")
-        run(STASIS, "restore", "--images-dir", images, "--detach", "--pidfile", folder / "pid", "--root", root,
-            "--external", "mnt[programs]:/usr")
-        pid = int((folder / "pid").read_text(encoding="utf-8"))
+        pid = moved(pid, folder / f"images-{time}", root)
         assert mounts_of(pid) == before
         with open(f"/proc/{pid}/root/dev/console", "w", encoding="utf-8") as console:
             console.write(f"written {time}\n")

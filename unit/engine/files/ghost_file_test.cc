@@ -5,6 +5,8 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
+#include <utility>
+
 #include "engine/files/kept_links.h"
 #include "unit/engine/files/local_context.h"
 #include "unit/engine/files/scratch_directory.h"
@@ -61,17 +63,24 @@ TEST(GhostFileTest, TwoOpenFilesOfADeletedOneShareItAgain) {
   EXPECT_EQ(ReadSome(new_reader->get()), "shared");
 }
 
+// Both of one checkpoint.
+std::pair<Result<UniqueFd>, Result<UniqueFd>> DumpAndRestore(const UniqueFd& one,
+                                                             const UniqueFd& other) {
+  LocalDumpContext dump;
+  const std::uint32_t ids[] = {dump.Add(one.get()), dump.Add(other.get())};
+  EXPECT_THAT(dump.DumpAll(), IsOk());
+  LocalRestoreContext restore(dump);
+  Result<UniqueFd> first = restore.Restore(ids[0]);
+  return {std::move(first), restore.Restore(ids[1])};
+}
+
 TEST(GhostFileTest, ADeletedFileIsOpenByEachOfItsNamesAgain) {
   const ScratchDirectory scratch;
   const UniqueFd one = Fd(::open((scratch / "one").c_str(), O_RDWR | O_CREAT, 0600));
   ASSERT_EQ(::link((scratch / "one").c_str(), (scratch / "other").c_str()), 0);
   const UniqueFd other = Fd(::open((scratch / "other").c_str(), O_RDONLY));
   ASSERT_EQ(::unlink((scratch / "one").c_str()) | ::unlink((scratch / "other").c_str()), 0);
-  LocalDumpContext dump;
-  const std::uint32_t ids[] = {dump.Add(one.get()), dump.Add(other.get())};
-  ASSERT_THAT(dump.DumpAll(), IsOk());
-  LocalRestoreContext restore(dump);
-  const Result<UniqueFd> first = restore.Restore(ids[0]), second = restore.Restore(ids[1]);
+  const auto [first, second] = DumpAndRestore(one, other);
   ASSERT_THAT(first, IsOk());
   ASSERT_THAT(second, IsOk());
   EXPECT_EQ(Describe(first->get(), 1).link, (scratch / "one") + " (deleted)");
@@ -92,11 +101,7 @@ TEST(GhostFileTest, ADeletedFileIsOpenThroughEachOfItsMountsAgain) {
   const UniqueFd one = Fd(::open((scratch / "disk/part/file").c_str(), O_RDWR | O_CREAT, 0600));
   const UniqueFd other = Fd(::open((scratch / "place/file").c_str(), O_RDONLY));
   ASSERT_EQ(::unlink((scratch / "place/file").c_str()), 0);
-  LocalDumpContext dump;
-  const std::uint32_t ids[] = {dump.Add(one.get()), dump.Add(other.get())};
-  ASSERT_THAT(dump.DumpAll(), IsOk());
-  LocalRestoreContext restore(dump);
-  const Result<UniqueFd> first = restore.Restore(ids[0]), second = restore.Restore(ids[1]);
+  const auto [first, second] = DumpAndRestore(one, other);
   ASSERT_THAT(first, IsOk());
   ASSERT_THAT(second, IsOk());
   EXPECT_EQ(MountOf(first->get()), MountOf(one.get()));
