@@ -137,9 +137,9 @@ class Restoration {
     ASSIGN_OR_RETURN(PidReserver reserver,
                      PidReserver::Start(request_.placeholder, request_.placeholder_program, pids));
     reserver_.emplace(std::move(reserver));
-    for (const pid_t pid : pids) {
-      if (pid != images_.processes.front().pid()) RETURN_IF_ERROR(reserver_->CheckFree(pid));
-    }
+    std::vector<pid_t> others = pids;
+    std::erase(others, images_.processes.front().pid());
+    RETURN_IF_ERROR(reserver_->CheckFree(others));
     taken_ = true;
     ASSIGN_OR_RETURN(RestoredProcess root,
                      TakePlaceholder(request_.placeholder, images_.processes.front(), area));

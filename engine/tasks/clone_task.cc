@@ -9,11 +9,16 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
+
+#include "engine/tracee/call_batch.h"
 
 namespace stasis::engine {
 namespace {
@@ -76,6 +81,48 @@ Result<Tracee> CloneWithSetTid(RemoteSyscalls& remote, unsigned long flags, pid_
   }
 }
 
+// Makes threads in one run of calls. `threads`, one for each of `wanted`, is without a tid where the id is taken, and
+// throughout where the process may choose none.
+Status CloneAtOnce(RestoredProcess& process, unsigned long flags, std::span<const pid_t> wanted,
+                   std::vector<Tracee>& threads) {
+  struct Chosen {
+    clone_args arguments = {};
+    pid_t id = 0;
+  };
+  RemoteSyscalls& remote = *process.remote;
+  CallBatch batch;
+  std::vector<std::size_t> made;  // of `wanted`, in the order of the calls
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    Chosen chosen = {.id = wanted[i]};
+    chosen.arguments.flags = flags;
+    chosen.arguments.set_tid = offsetof(Chosen, id);
+    chosen.arguments.set_tid_size = 1;
+    batch.AddPointing("clone3", SYS_clone3, {CallBatch::kHere, sizeof(clone_args)}, chosen,
+                      offsetof(Chosen, arguments) + offsetof(clone_args, set_tid),
+                      [&made, i](std::int64_t) { made.push_back(i); });
+  }
+  std::vector<pid_t> ids;  // as we see them
+  remote.on_event = [&](const Stop&) -> Status {
+    ASSIGN_OR_RETURN(const unsigned long message, remote.tracee().EventMessage());
+    ids.push_back(static_cast<pid_t>(message));
+    return OkStatus();
+  };
+  const absl::Cleanup forget = [&remote] { remote.on_event = nullptr; };
+  const auto make = [&]() -> Status {
+    ASSIGN_OR_RETURN(const OneRun how, RunOf(process));
+    RETURN_IF_ERROR(batch.Begin(remote, how));
+    RETURN_IF_ERROR(batch.End());
+    return made.size() == ids.size() ? OkStatus() : Internal("a thread was made without a stop");
+  };
+  Status status = make();
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    Tracee& thread = threads[status.ok() ? made[i] : i];
+    thread = Tracee::Adopt(ids[i]);
+    if (status.ok()) status = WaitUntilStopped(thread, steady_clock::now() + kStopTimeout);
+  }
+  return status;
+}
+
 }  // namespace
 
 Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
@@ -113,6 +160,32 @@ Result<Tracee> CloneWithId(RestoredProcess& process, PidReserver& reserver, unsi
     RETURN_IF_ERROR(reserver.CheckFree(wanted));
   }
   return AlreadyExists("pid " + std::to_string(wanted) + " is taken each time by another process");
+}
+
+Status CloneThreads(RestoredProcess& process, PidReserver& reserver, unsigned long flags,
+                    std::span<const pid_t> wanted, std::vector<Tracee>& threads) {
+  constexpr std::size_t kAtOnce = 1024;
+  threads.reserve(wanted.size());
+  bool may_choose = true;
+  while (!wanted.empty()) {
+    // The first one tells whether the process may choose ids: to be refused costs as much as a thread.
+    const std::size_t count = threads.empty() ? 1 : std::min(wanted.size(), kAtOnce);
+    std::vector<Tracee> made(count);
+    Status status;
+    if (may_choose) status = CloneAtOnce(process, flags, wanted.first(count), made);
+    may_choose = std::ranges::any_of(made, [](const Tracee& thread) { return thread.tid() != 0; });
+    for (std::size_t i = 0; i < count; ++i) {
+      if (status.ok() && made[i].tid() == 0) {
+        Result<Tracee> thread = CloneWithId(process, reserver, flags, wanted[i]);
+        status = Annotate(thread.status(), "tid " + std::to_string(wanted[i]));
+        if (status.ok()) made[i] = *std::move(thread);
+      }
+      if (made[i].tid() != 0) threads.push_back(std::move(made[i]));
+    }
+    RETURN_IF_ERROR(status);
+    wanted = wanted.subspan(count);
+  }
+  return OkStatus();
 }
 
 }  // namespace stasis::engine

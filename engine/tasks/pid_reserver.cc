@@ -6,7 +6,9 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <set>
 #include <utility>
 #include <vector>
@@ -82,7 +84,8 @@ Result<PidReserver> PidReserver::Start(pid_t member, const std::string& program,
 PidReserver::PidReserver(PidReserver&& other) noexcept
     : helper_(std::exchange(other.helper_, 0)),
       requests_(std::move(other.requests_)),
-      answers_(std::move(other.answers_)) {}
+      answers_(std::move(other.answers_)),
+      heard_(std::move(other.heard_)) {}
 
 PidReserver::~PidReserver() {
   requests_.Reset();  // end of its input: it ends
@@ -92,30 +95,46 @@ PidReserver::~PidReserver() {
   }
 }
 
-Result<int> PidReserver::Ask(const std::string& line) {
-  RETURN_IF_ERROR(WriteAll(requests_.get(), line));
-  std::string answer;
-  while (!answer.ends_with('\n')) {
+Result<int> PidReserver::Hear() {
+  std::size_t end = heard_.find('\n');
+  while (end == std::string::npos) {
+    std::array<char, 4096> piece;
     pollfd wait = {.fd = answers_.get(), .events = POLLIN, .revents = 0};
-    char letter = 0;
-    if (::poll(&wait, 1, kAnswerTimeoutMs) <= 0 || ::read(answers_.get(), &letter, 1) != 1) {
-      return Internal("the pid helper has ended; its reason is on standard error");
-    }
-    answer.push_back(letter);
+    const bool ready = ::poll(&wait, 1, kAnswerTimeoutMs) > 0;
+    const ssize_t got = ready ? ::read(answers_.get(), piece.data(), piece.size()) : 0;
+    if (got <= 0) return Internal("the pid helper has ended; its reason is on standard error");
+    heard_.append(piece.data(), static_cast<std::size_t>(got));
+    end = heard_.find('\n');
   }
-  return std::atoi(answer.c_str());
+  const int number = std::atoi(heard_.c_str());
+  heard_.erase(0, end + 1);
+  return number;
 }
 
-Status PidReserver::CheckFree(pid_t pid) {
-  ASSIGN_OR_RETURN(const int error, Ask("?" + std::to_string(pid) + "\n"));
-  if (error == 0) return OkStatus();
-  return AlreadyExists(
-      "pid " + std::to_string(pid) +
-      " is taken by another process; end that, or restore in a pid namespace of its own");
+Status PidReserver::CheckFree(std::span<const pid_t> pids) {
+  constexpr std::size_t kAtOnce = 1000;  // whose answers a pipe has room for, 4 KiB at the least
+  while (!pids.empty()) {
+    const std::span<const pid_t> some = pids.first(std::min(pids.size(), kAtOnce));
+    std::string questions;
+    for (const pid_t pid : some) questions += "?" + std::to_string(pid) + "\n";
+    RETURN_IF_ERROR(WriteAll(requests_.get(), questions));
+    Status free;
+    for (const pid_t pid : some) {
+      ASSIGN_OR_RETURN(const int error, Hear());
+      if (error == 0 || !free.ok()) continue;
+      free = AlreadyExists(
+          "pid " + std::to_string(pid) +
+          " is taken by another process; end that, or restore in a pid namespace of its own");
+    }
+    RETURN_IF_ERROR(free);
+    pids = pids.subspan(some.size());
+  }
+  return OkStatus();
 }
 
 Status PidReserver::MakeNext(pid_t pid) {
-  ASSIGN_OR_RETURN(const int error, Ask(std::to_string(pid) + "\n"));
+  RETURN_IF_ERROR(WriteAll(requests_.get(), std::to_string(pid) + "\n"));
+  ASSIGN_OR_RETURN(const int error, Hear());
   if (error == 0) return OkStatus();
   return SyscallError(error, "write ns_last_pid for pid " + std::to_string(pid));
 }

@@ -22,18 +22,21 @@ class PidReserver {
   PidReserver& operator=(PidReserver&&) = delete;
   ~PidReserver();
 
-  /// OK when no task has `pid`, else AlreadyExists.
-  Status CheckFree(pid_t pid);
+  /// OK when no task has one of `pids`, else AlreadyExists.
+  Status CheckFree(std::span<const pid_t> pids);
+  Status CheckFree(pid_t pid) { return CheckFree(std::span(&pid, 1)); }
   /// The next fork or clone in the namespace gets `pid`, unless somebody else forks first: the caller
   /// compares, and tries again.
   Status MakeNext(pid_t pid);
 
  private:
   PidReserver() = default;
-  Result<int> Ask(const std::string& line);
+  /// The number in its next answer.
+  Result<int> Hear();
 
   pid_t helper_ = 0;
   UniqueFd requests_, answers_;
+  std::string heard_;  // of its answers, not yet taken
 };
 
 }  // namespace stasis::engine

@@ -331,16 +331,15 @@ Status MakeThreads(RestoredProcess& process, PidReserver& reserver) {
   const std::vector<ThreadImage>& threads = process.image->threads;
   process.remote->ResetArguments();
   RETURN_IF_ERROR(RestoreName(threads.front(), *process.remote));
-  process.others.reserve(threads.size() - 1);
-  for (std::size_t i = 1; i < threads.size(); ++i) {
-    Result<Tracee> tracee = CloneWithId(process, reserver, kThreadFlags, threads[i].tid);
-    if (!tracee.ok()) return Annotate(tracee.status(), "tid " + std::to_string(threads[i].tid));
-    RestoredProcess::Thread thread;
-    thread.image = &threads[i];
-    thread.tracee = *std::move(tracee);
-    process.others.push_back(std::move(thread));
+  std::vector<pid_t> wanted;
+  for (const ThreadImage& thread : std::span(threads).subspan(1)) wanted.push_back(thread.tid);
+  std::vector<Tracee> made;
+  Status status = CloneThreads(process, reserver, kThreadFlags, wanted, made);
+  process.others.reserve(made.size());
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    process.others.push_back({.image = &threads[i + 1], .tracee = std::move(made[i])});
   }
-  return OkStatus();
+  return status;
 }
 
 Status RestoreRoot(RestoredProcess& process, const CheckpointImages& images) {

@@ -68,7 +68,14 @@ Status CallBatch::PreparePiece(std::size_t first, std::vector<MemoryPiece>& piec
     arch::CallInside& inside = table.emplace_back();
     inside.number = static_cast<std::uint64_t>(calls_[i].number);
     std::ranges::replace_copy(calls_[i].arguments, inside.arguments.begin(), kHere, here);
-    std::ranges::copy(calls_[i].here, piece_.bytes.begin() + static_cast<long>(here - piece_.at));
+    std::byte* const given = piece_.bytes.data() + (here - piece_.at);
+    std::ranges::copy(calls_[i].here, given);
+    if (const auto pointer = calls_[i].pointer) {
+      std::uint64_t address = 0;
+      std::memcpy(&address, given + *pointer, sizeof(address));
+      address += here;
+      std::memcpy(given + *pointer, &address, sizeof(address));
+    }
     here += Aligned(calls_[i].here.size());
     if (how_.allowed && !how_.allowed(inside, arch::BehindCall(remote_->place().code))) {
       piece_.in_one_run = false;

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -82,6 +83,22 @@ class CallBatch {
     gives_ = true;
   }
 
+  /// The same, with a pointer in it: its word at `pointer` is an offset in `value`, and becomes the address there. The
+  /// result goes to `take`; a call that fails tells nothing.
+  template <typename T>
+  void AddPointing(std::string_view what, long number,
+                   std::initializer_list<std::uint64_t> arguments, const T& value,
+                   std::size_t pointer, std::function<void(std::int64_t)> take) {
+    const auto bytes = std::as_bytes(std::span(&value, 1));
+    AddCall(what, number, arguments, {bytes.begin(), bytes.end()}, kAnyError,
+            [take = std::move(take)](auto result, auto) {
+              take(result);
+              return OkStatus();
+            });
+    calls_.back().pointer = pointer;
+    gives_ = true;
+  }
+
   std::size_t size() const { return calls_.size(); }
 
   /// Begins to make the calls, in the order in which they were added; another thread may begin meanwhile.
@@ -106,6 +123,7 @@ class CallBatch {
     std::vector<std::byte> here;  // what lies at kHere before the call
     int tolerated;                // error number, or one of those below
     Take take;
+    std::optional<std::size_t> pointer = {};  // where in `here` an offset becomes an address
   };
   static constexpr int kNoError = 0, kAnyError = -1;
   // Those that are made together: calls [first, last), their table at `at`, what they fill behind it.

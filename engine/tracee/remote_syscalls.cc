@@ -271,6 +271,7 @@ Status RemoteSyscalls::EndAll(int signal) {
       }
       stop_pending_ = true;
     }
+    if (stop.kind == Stop::Kind::kEvent && on_event) RETURN_IF_ERROR(on_event(stop));
     RETURN_IF_ERROR(tracee_.Continue());
   }
 }

@@ -72,8 +72,9 @@ class FreshProgram {
     pid_ = ::fork();
     if (pid_ == 0) Execute(go[0], user);
     const UniqueFd read_end(go[0]), write_end(go[1]);
-    Result<Tracee> tracee = Tracee::Seize(pid_, PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD |
-                                                    PTRACE_O_EXITKILL | PTRACE_O_SUSPEND_SECCOMP);
+    Result<Tracee> tracee =
+        Tracee::Seize(pid_, PTRACE_O_TRACEEXEC | PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD |
+                                PTRACE_O_EXITKILL | PTRACE_O_SUSPEND_SECCOMP);
     EXPECT_THAT(tracee, ::stasis::testing::IsOk());
     EXPECT_EQ(::write(write_end.get(), "x", 1), 1);
     EXPECT_EQ(Wait().event, PTRACE_EVENT_EXEC);

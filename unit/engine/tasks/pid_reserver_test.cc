@@ -43,6 +43,18 @@ TEST(PidReserverTest, ATakenPidIsSaidToBe) {
   EXPECT_THAT(reserver->CheckFree(::getpid()), StatusIs(StatusCode::kAlreadyExists));
 }
 
+TEST(PidReserverTest, OneTakenAmongManyIsFoundAndTheNextQuestionIsAnswered) {
+  const pid_t high[] = {4'000'000};
+  auto reserver = PidReserver::Start(::getpid(), STASIS_PLACEHOLDER, high);
+  ASSERT_THAT(reserver, IsOk());
+  std::vector<pid_t> many;
+  for (pid_t pid = 4'100'000; pid < 4'103'000; ++pid) many.push_back(pid);  // nobody's, it is hoped
+  EXPECT_THAT(reserver->CheckFree(many), IsOk());
+  many[1500] = ::getpid();
+  EXPECT_THAT(reserver->CheckFree(many), StatusIs(StatusCode::kAlreadyExists));
+  EXPECT_THAT(reserver->CheckFree(4'100'000), IsOk());
+}
+
 // A child with that number, or 0 where somebody has it.
 pid_t Take(pid_t pid) {
   clone_args arguments = {};

@@ -5,10 +5,12 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <string>
 #include <thread>
 
@@ -87,6 +89,31 @@ TEST(CallBatchTest, MoreCallsThanThereIsRoomForAreMadeInParts) {
   }
   ASSERT_THAT(asked.Run(batch), IsOk());
   EXPECT_EQ(results, std::vector<std::int64_t>(100, child.pid()));
+}
+
+TEST(CallBatchTest, APointerInWhatIsGivenLeadsIntoIt) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  Child child(Sleep);
+  Asked asked(child);
+  struct Text {
+    iovec where = {reinterpret_cast<void*>(offsetof(Text, letters)), 4};
+    char letters[4] = {'t', 'e', 'x', 't'};
+  };
+  CallBatch batch;
+  std::int64_t written = 0;
+  for (int i = 0; i < 2; ++i) {
+    batch.AddPointing("writev", SYS_writev,
+                      {static_cast<std::uint64_t>(ends[1]), CallBatch::kHere, 1}, Text(),
+                      offsetof(Text, where), [&](std::int64_t result) { written += result; });
+  }
+  ASSERT_THAT(asked.Run(batch), IsOk());
+  EXPECT_EQ(written, 8);
+  std::string text(8, '\0');
+  EXPECT_EQ(::read(ends[0], text.data(), text.size()), 8);
+  EXPECT_EQ(text, "texttext");
+  ::close(ends[0]);
+  ::close(ends[1]);
 }
 
 TEST(CallBatchTest, OneByOneTheyGiveTheSameAndAnErrorNamesTheCall) {
