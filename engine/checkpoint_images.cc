@@ -15,6 +15,7 @@
 #include <tuple>
 #include <utility>
 
+#include "engine/arch/arch.h"
 #include "engine/checkpoint_checks.h"
 #include "engine/image/image_file.h"
 
@@ -31,6 +32,12 @@ constexpr std::size_t kMaxFiles = 1 << 20;
 constexpr std::uint64_t kStdioLimitBytes = 64 << 10;
 
 std::string Text(std::uint64_t number) { return std::to_string(number); }
+
+// A copy lies together, where what is left of `core` has the gaps of what was taken out.
+ThreadImage WithoutExtended(pid_t tid, image::CoreEntry core) {
+  PackedBytes extended = arch::TakeExtended(core);
+  return {.tid = tid, .core = image::CoreEntry(core), .extended = std::move(extended)};
+}
 
 /// The one record of a file without which there is no process.
 template <typename T>
@@ -161,7 +168,7 @@ class TreeReader {
     if (!leader.has_tc()) return Broken(core_name, "the core of a process without its state (tc)");
     process.zombie = leader.tc().task_state() == kDead;
     alive_[process.tree.pid()] = !process.zombie;
-    process.threads.push_back({.tid = process.pid(), .core = std::move(leader)});
+    process.threads.push_back(WithoutExtended(process.pid(), std::move(leader)));
     if (process.zombie) {
       if (images_.processes.empty()) return Broken(core_name, "the root has ended");
       // CRIU 4.2 writes one number into the list of a zombie that means nothing.
@@ -216,7 +223,7 @@ class TreeReader {
       const std::string core_name = ImageName("core", tid);
       if (core.has_tc()) return Broken(core_name, "a thread with the state of a process (tc)");
       RETURN_IF_ERROR(CheckThread(core_name, core));
-      process.threads.push_back({.tid = static_cast<pid_t>(tid), .core = std::move(core)});
+      process.threads.push_back(WithoutExtended(static_cast<pid_t>(tid), std::move(core)));
     }
     return OkStatus();
   }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/packed_bytes.h"
 #include "engine/base/status.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/files.pb.h"
@@ -18,8 +19,9 @@
 namespace stasis::engine {
 
 struct ThreadImage {
-  pid_t tid = 0;  ///< In the container's pid namespace.
-  image::CoreEntry core;
+  pid_t tid = 0;          ///< In the container's pid namespace.
+  image::CoreEntry core;  ///< Without extended registers.
+  PackedBytes extended;   ///< Those, of arch::TakeExtended.
 };
 
 struct ProcessImage {

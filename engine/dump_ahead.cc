@@ -37,6 +37,7 @@ KernelAhead OpenKernelFor(pid_t root) {
   if (!has_many) return ahead;
   Result<KernelTasks> opened = KernelTasks::Open();
   if (opened.ok()) ahead.tasks.emplace(*std::move(opened));
+  if (!has_ring) ahead.structures.reset();
   return ahead;
 }
 

@@ -359,7 +359,7 @@ void PreCopy::LookAtOthers(const DumpRequest& request) {
 Result<std::vector<Vma>> PreCopy::ReadVmas(const FrozenProcess& process, Fate fate) {
   SavedProcess* const saved = FindOurs(process);
   if (saved != nullptr && fate == Fate::kLeaveRunning) {
-    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ReadMaps(process.proc.get()));
+    ASSIGN_OR_RETURN(std::vector<Vma> vmas, ReadMaps(process.proc.get(), saved->vmas.size()));
     const bool known = std::ranges::all_of(
         vmas, [&](const Vma& vma) { return FindSame(saved->vmas, vma) != nullptr; });
     if (known) {
@@ -378,19 +378,18 @@ Result<std::vector<Vma>> PreCopy::ReadVmas(const FrozenProcess& process, Fate fa
 Status PreCopy::CheckAdvices() {
   for (SavedProcess& process : processes_) {
     if (!process.vmas_used) continue;
-    Result<std::vector<Vma>> now = ReadSmaps(process.proc.get());
-    if (!now.ok()) continue;  // it has ended
-    for (Vma& vma : *now) {
+    const Status same = EachOfSmaps(process.proc.get(), [&](Vma& vma) -> Status {
       HideFrom(process, vma);
       auto then = std::ranges::upper_bound(process.vmas, vma.start, {}, &Vma::end);
       while (then != process.vmas.end() && then->start < vma.end && !HasOtherFlags(*then, vma)) {
         ++then;
       }
-      if (then == process.vmas.end() || then->start >= vma.end) continue;
+      if (then == process.vmas.end() || then->start >= vma.end) return OkStatus();
       return Unavailable("pid " + std::to_string(process.id) +
                          " changed the advice for its memory (madvise(2), mlock(2)) while it was "
                          "checkpointed; try again");
-    }
+    });
+    if (same.code() == StatusCode::kUnavailable) return same;  // else it has ended
   }
   return OkStatus();
 }
@@ -422,7 +421,8 @@ std::map<std::uint64_t, PageRanges> PreCopy::CleanObjects(std::span<const Mapped
 void PreCopy::End() {
   for (SavedProcess& process : processes_) {
     if (!process.tracker) continue;
-    process.tracker->End(ReadMaps(process.proc.get()).value_or(std::vector<Vma>()));
+    const std::size_t expected = std::exchange(process.vmas, {}).size();
+    process.tracker->End(ReadMaps(process.proc.get(), expected).value_or(std::vector<Vma>()));
   }
   if (shared_) shared_->End();
 }

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/packed_bytes.h"
 #include "engine/base/status.h"
 #include "engine/image/schema/tasks.pb.h"
 
@@ -24,10 +25,11 @@ inline constexpr std::uint32_t kAuditArchitecture = 0xc000'003e;
 /// General registers as PTRACE_GETREGS gives them.
 using GeneralRegisters = user_regs_struct;
 
-/// All registers of a thread. `extended` is the regset NT_X86_XSTATE: the XSAVE area in standard format.
+/// All registers of a thread. `extended` is the regset NT_X86_XSTATE: the XSAVE area in standard format, of which most
+/// threads use little.
 struct Registers {
   GeneralRegisters general = {};
-  std::vector<std::byte> extended;
+  PackedBytes extended;
 };
 
 /// The thread must be in a ptrace stop of the calling thread. Unimplemented: a 32-bit task.
@@ -114,13 +116,17 @@ std::uint64_t FrameStackOffset();
 /// thread at `begin` or behind, and before `end`.
 bool HasFrameFrom(std::span<const std::byte> stack, std::uint64_t begin, std::uint64_t end);
 
-/// Registers to and from core-TID.img. `FromImage` needs `model`, the registers of a thread of this host,
-/// for the size and features of its extended state. FailedPrecondition: the image has state that this
-/// processor does not.
-Status ToImage(const Registers& registers, std::uint64_t clear_tid_address, image::CoreEntry& core);
-/// For an address that is known only later than the registers.
+/// Registers to core-TID.img. CheckForImage gives Unimplemented for what it has no place for.
+Status CheckForImage(const Registers& registers);
+void ToImage(const Registers& registers, image::CoreEntry& core);
+/// Lies beside them.
 void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core);
+/// And from there. `model`: the registers of a thread of this host, for the size and features of its extended state.
+/// FailedPrecondition: the image has state that this processor does not.
 Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model);
+/// Takes the extended ones, most of its room, out of an image, to be put back before FromImage.
+PackedBytes TakeExtended(image::CoreEntry& core);
+void PutExtended(const PackedBytes& extended, image::CoreEntry& core);
 std::uint64_t InstructionPointerOf(const image::CoreEntry& core);
 std::uint64_t StackPointerOf(const image::CoreEntry& core);
 /// The call that AsRestarted found in the registers of an image.

@@ -217,6 +217,7 @@ Result<KernelBtf::Field> KernelMemory::Field(std::string_view structure, std::st
   const std::string name = std::string(structure) + "." + std::string(path);
   const auto known = fields_.find(name);
   if (known != fields_.end()) return known->second;
+  if (btf_ == nullptr) return Internal(name + " was not asked for before");
   ASSIGN_OR_RETURN(const KernelBtf::Field field, btf_->Find(structure, path));
   fields_.emplace(name, field);
   return field;

@@ -30,6 +30,8 @@ class KernelMemory {
   ~KernelMemory();
 
   const KernelBtf& btf() const { return *btf_; }
+  /// Gives back the 8 MB of it. From then on only fields that were asked for before are known.
+  void ForgetDescription() { btf_.reset(); }
 
   /// Fills `bytes` with what lies at `address`. NotFound: nothing is there.
   Status Read(KernelAddress address, std::span<std::byte> bytes);

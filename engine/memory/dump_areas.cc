@@ -167,14 +167,8 @@ std::string Area::LinkName() const {
 
 namespace {
 
-// What they say is in the entry, and they take more room than all else of an area: of a thousand
-// processes some MiB. A few are asked for later.
-void ForgetMostFlags(Vma& vma) {
-  std::erase_if(vma.flags, [](const std::string& flag) {
-    return flag != "dp" && flag != "ht" && flag != "lo";
-  });
-  vma.flags.shrink_to_fit();
-}
+// What they say is in the entry, and of a thousand processes they take some MiB. A few are asked for later.
+void ForgetMostFlags(Vma& vma) { vma.flags.KeepOnly({"dp", "ht", "lo"}); }
 
 }  // namespace
 

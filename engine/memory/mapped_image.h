@@ -21,10 +21,11 @@ class MappedImage {
   ~MappedImage();
 
   /// `size` bytes from `offset`, for system calls alone: where the file has become shorter by then, these say EFAULT,
-  /// and a process that looks is killed. Nothing where they cannot be had so. By several threads, of different parts.
+  /// and a process that looks is killed. Nothing where they cannot be had so, or are so few
+  /// that to read them is sooner done. By several threads, of different parts.
   std::span<const std::byte> Get(std::uint64_t offset, std::size_t size) const;
   /// The part is not needed any more: what is mapped counts as our memory.
-  static void Forget(std::span<const std::byte> part);
+  void Forget(std::span<const std::byte> part) const;
 
  private:
   std::span<std::byte> mapping_;

@@ -89,7 +89,7 @@ void MappingWatch::HideFrom(Vma& vma) {
   const auto overlaps = [&](const PageRange& range) { return Overlaps(range, vma); };
   const bool ours =
       vma.shared ? std::ranges::any_of(areas_, overlaps) || seen().moved : Overlaps(stack_, vma);
-  if (ours) std::erase(vma.flags, "uw");
+  if (ours) vma.flags.Erase("uw");
 }
 
 // A program may never let it end: who wants to see what there is, is let in between.

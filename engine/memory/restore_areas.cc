@@ -120,6 +120,8 @@ Status MakeSharedObject(RestoredProcess& process, const ImageSource& source, Sha
 }
 
 Status AreaMapper::Map(const AreaImage& area) {
+  constexpr std::size_t kMostPending = 1024;
+  if (pending_.size() >= kMostPending) RETURN_IF_ERROR(MapPending());
   if (area.kind == AreaImage::Kind::kRing) return OkStatus();
   if (area.kind == AreaImage::Kind::kSystemV && segments_.IsPart(area)) {
     parts_.push_back(area);
@@ -177,14 +179,15 @@ Status AreaMapper::MapPending() {
   if (pending_.size() == 0) return OkStatus();
   ASSIGN_OR_RETURN(const OneRun how, RunOf(process_));
   RETURN_IF_ERROR(pending_.Begin(*process_.remote, how));
-  return pending_.End();
+  RETURN_IF_ERROR(pending_.End());
+  pending_ = CallBatch();
+  return OkStatus();
 }
 
 // When all else is in its place: the whole segment is attached somewhere for a moment.
 Status AreaMapper::MapParts() {
   if (parts_.empty()) return OkStatus();
   RETURN_IF_ERROR(segments_.AttachParts(process_, parts_));
-  pending_ = CallBatch();
   for (const AreaImage& part : parts_) AddAdvice(part);
   return MapPending();
 }

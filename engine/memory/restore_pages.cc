@@ -380,7 +380,7 @@ class Filling {
       const std::span mapped = mapped_[batch.file].Get(batch.offset, batch.size);
       if (!mapped.empty()) {
         const Status status = WriteBatch(pid_, mem_fd_, installer_, mapped, batch.pieces);
-        MappedImage::Forget(mapped);
+        mapped_[batch.file].Forget(mapped);
         return status;
       }
     }

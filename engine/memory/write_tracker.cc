@@ -30,7 +30,7 @@ void WriteTracker::HideFrom(Vma& vma) const {
   const auto overlaps = [&](const PageRange& range) {
     return range.start < vma.end && vma.start < range.end;
   };
-  if (IsAnonymous(vma) && std::ranges::any_of(watched_, overlaps)) std::erase(vma.flags, "uw");
+  if (IsAnonymous(vma) && std::ranges::any_of(watched_, overlaps)) vma.flags.Erase("uw");
 }
 
 void WriteTracker::End(const std::vector<Vma>& now) {

@@ -58,8 +58,10 @@ Result<Vma> ParseAreaLine(std::string_view line) {
 Status ReadDetail(std::string_view line, Vma& vma) {
   const std::string_view key = Cut(line, ':');
   if (key == "VmFlags") {
-    const std::vector<std::string_view> words = text::Words(line);
-    vma.flags.assign(words.begin(), words.end());
+    for (const std::string_view word : text::Words(line)) {
+      if (word.size() != 2) return DataLoss("a flag of other than two letters");
+      vma.flags.Add(word);
+    }
   } else if (key == "KernelPageSize") {
     ASSIGN_OR_RETURN(const std::uint64_t kibibytes, Number<std::uint64_t>(CutWord(line)));
     vma.kernel_page_size = kibibytes * 1024;
@@ -105,9 +107,9 @@ Result<std::vector<Vma>> ParseAll(std::string_view text, std::string_view name) 
 }
 
 // Piece by piece: of ten thousand threads it is 30 MB of text.
-Result<std::vector<Vma>> ReadAreas(int proc_fd, const char* file) {
+Status ReadAreas(int proc_fd, const char* file, const TakeVma& take) {
   ASSIGN_OR_RETURN(const UniqueFd fd, OpenAt(proc_fd, file, O_RDONLY));
-  std::vector<Vma> vmas;
+  std::vector<Vma> some;  // the last of which may not be whole
   std::string text;
   std::array<char, 32768> piece;
   while (true) {
@@ -116,16 +118,47 @@ Result<std::vector<Vma>> ReadAreas(int proc_fd, const char* file) {
     if (got < 0) return SyscallError(errno, std::string("read ") + file);
     text.append(piece.data(), static_cast<std::size_t>(got));
     const std::size_t whole = got == 0 ? text.size() : text.rfind('\n') + 1;
-    RETURN_IF_ERROR(Parse(std::string_view(text).substr(0, whole), file, vmas));
-    if (got == 0) return vmas;
+    RETURN_IF_ERROR(Parse(std::string_view(text).substr(0, whole), file, some));
+    const auto ready = got == 0 || some.empty() ? some.end() : some.end() - 1;
+    for (auto vma = some.begin(); vma != ready; ++vma) RETURN_IF_ERROR(take(*vma));
+    if (got == 0) return OkStatus();
+    some.erase(some.begin(), ready);
     text.erase(0, whole);
   }
 }
 
+Result<std::vector<Vma>> AllAreas(int proc_fd, const char* file, std::size_t expected) {
+  std::vector<Vma> vmas;
+  vmas.reserve(expected);
+  RETURN_IF_ERROR(ReadAreas(proc_fd, file, [&vmas](Vma& vma) {
+    vmas.push_back(std::move(vma));
+    return OkStatus();
+  }));
+  vmas.shrink_to_fit();
+  return vmas;
+}
+
 }  // namespace
 
-bool Vma::Has(std::string_view flag) const {
-  return std::find(flags.begin(), flags.end(), flag) != flags.end();
+std::size_t VmFlags::Find(std::string_view flag) const {
+  for (std::size_t at = 0; at < letters_.size(); at += 2) {
+    if (std::string_view(letters_).substr(at, 2) == flag) return at;
+  }
+  return letters_.size();
+}
+
+void VmFlags::Erase(std::string_view flag) {
+  const std::size_t at = Find(flag);
+  if (at != letters_.size()) letters_.erase(at, 2);
+}
+
+void VmFlags::KeepOnly(std::initializer_list<std::string_view> flags) {
+  std::string kept;
+  for (std::size_t at = 0; at < letters_.size(); at += 2) {
+    const std::string_view flag = std::string_view(letters_).substr(at, 2);
+    if (std::ranges::find(flags, flag) != flags.end()) kept += flag;
+  }
+  letters_ = std::move(kept);
 }
 
 Result<std::vector<Vma>> ParseMaps(std::string_view text) {
@@ -136,8 +169,14 @@ Result<std::vector<Vma>> ParseSmaps(std::string_view text) {
   return ParseAll(text, "/proc/PID/smaps");
 }
 
-Result<std::vector<Vma>> ReadMaps(int proc_fd) { return ReadAreas(proc_fd, "maps"); }
+Result<std::vector<Vma>> ReadMaps(int proc_fd, std::size_t expected) {
+  return AllAreas(proc_fd, "maps", expected);
+}
 
-Result<std::vector<Vma>> ReadSmaps(int proc_fd) { return ReadAreas(proc_fd, "smaps"); }
+Result<std::vector<Vma>> ReadSmaps(int proc_fd) { return AllAreas(proc_fd, "smaps", 0); }
+
+Status EachOfMaps(int proc_fd, const TakeVma& take) { return ReadAreas(proc_fd, "maps", take); }
+
+Status EachOfSmaps(int proc_fd, const TakeVma& take) { return ReadAreas(proc_fd, "smaps", take); }
 
 }  // namespace stasis::engine

@@ -129,6 +129,7 @@ Status BesideLook::TakeThreads(std::vector<DumpedProcess>& processes, CgroupDump
       ++seen;
     }
   }
+  threads_ = {};  // memory is read next, which needs room
   return OkStatus();
 }
 

@@ -208,7 +208,8 @@ void AskThread(CallBatch& batch, image::CoreEntry& core) {
 #endif
 }
 
-// The same, without asking it.
+}  // namespace
+
 void TakeFromKernel(const KernelTask& task, image::CoreEntry& core) {
   image::ThreadCoreEntry& thread = *core.mutable_thread_core();
   SetAlternateStack(task.stack, task.stack_bytes, task.stack_flags, thread);
@@ -217,6 +218,8 @@ void TakeFromKernel(const KernelTask& task, image::CoreEntry& core) {
   SetParentDeathSignal(task.parent_death_signal, thread);
   SetTimeStampCounter(task.time_stamp_counter, thread);
 }
+
+namespace {
 
 // Whether the others need not be asked: the kernel's structures, where we look for it, have of the leader what it
 // said.
@@ -321,10 +324,8 @@ class Questions {
 
   Status HearOthers() {
     const std::span<DumpedThread> others = std::span(process_.threads).subspan(1);
-    if (OthersAreKnown(process_)) {
-      for (DumpedThread& thread : others) TakeFromKernel(*thread.in_kernel, thread.core);
-      return OkStatus();
-    }
+    if (OthersAreKnown(process_)) return OkStatus();
+    for (DumpedThread& thread : process_.threads) thread.in_kernel.reset();  // not to be believed
     if (!area_) {
       if (foothold_) RETURN_IF_ERROR(std::exchange(foothold_, std::nullopt)->Leave());
       ASSIGN_OR_RETURN(area_, MakeArea(process_.threads.front().frozen->tracee, std::nullopt));

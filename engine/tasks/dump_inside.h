@@ -21,4 +21,7 @@ struct UtsNames {
 Status AskInside(std::span<DumpedProcess*> processes, const FileDumpContext& files,
                  UtsNames* uts_names);
 
+/// What it would have answered, by the kernel's own structures.
+void TakeFromKernel(const KernelTask& task, image::CoreEntry& core);
+
 }  // namespace stasis::engine

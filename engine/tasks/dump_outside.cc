@@ -24,6 +24,7 @@
 
 #include "engine/base/io.h"
 #include "engine/proc/text.h"
+#include "engine/tasks/dump_inside.h"
 #include "engine/tasks/dump_tree.h"
 #include "engine/tasks/security_label.h"
 #include "engine/tasks/settings.h"
@@ -204,10 +205,7 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   RETURN_IF_ERROR(ReadRseq(thread));
   RETURN_IF_ERROR(ReadPendingSignals(tid, 0, *core.mutable_signals_p()));
   RETURN_IF_ERROR(RefuseUserDispatch(tid));
-  ReadCredentials(frozen.status, *core.mutable_creds());
-  core.set_comm(frozen.status.name);
-  // Refuses registers that the format has no place for. The address is known only inside.
-  RETURN_IF_ERROR(arch::ToImage(thread.registers, 0, thread.core));
+  RETURN_IF_ERROR(arch::CheckForImage(thread.registers));
   return thread;
 }
 
@@ -301,6 +299,17 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
   ReadMemoryBounds(process.stat, dumped.mm);
   dumped.fs.set_umask(process.status.umask);
   return dumped;
+}
+
+image::CoreEntry TakeCore(DumpedThread& thread) {
+  image::CoreEntry core = std::move(thread.core);
+  if (thread.frozen == nullptr) return core;
+  image::ThreadCoreEntry& of_thread = *core.mutable_thread_core();
+  ReadCredentials(thread.frozen->status, *of_thread.mutable_creds());
+  of_thread.set_comm(thread.frozen->status.name);
+  if (thread.in_kernel) TakeFromKernel(*thread.in_kernel, core);
+  arch::ToImage(thread.registers, core);
+  return core;
 }
 
 Status ReadByCalls(const FrozenThread& thread, image::ThreadCoreEntry& core) {

@@ -11,6 +11,10 @@ namespace stasis::engine {
 /// hold.
 Result<DumpedProcess> ReadOutside(FrozenProcess& process);
 
+/// The image of a thread, when all of it is read: with its registers, and what its status and the kernel's structures say.
+/// Nothing of it is left in `thread`.
+image::CoreEntry TakeCore(DumpedThread& thread);
+
 /// Adds what system calls tell of any thread: scheduling and robust futexes; by any thread of ours.
 /// Unimplemented: it runs under SCHED_DEADLINE.
 Status ReadByCalls(const FrozenThread& thread, image::ThreadCoreEntry& core);

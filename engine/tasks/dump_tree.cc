@@ -23,6 +23,7 @@
 
 #include "engine/base/io.h"
 #include "engine/image/image_file.h"
+#include "engine/tasks/dump_outside.h"
 #include "engine/tasks/fork_plan.h"
 
 namespace stasis::engine {
@@ -297,7 +298,9 @@ Status WriteTaskImages(std::vector<DumpedProcess>& processes, ImageSink& sink) {
     RETURN_IF_ERROR(tree.Add(process.tree));
     for (std::size_t i = 0; i < process.threads.size(); ++i) {
       const auto tid = process.tree.threads(static_cast<int>(i));
-      RETURN_IF_ERROR(PutOne(sink, ImageName("core", tid), "core", process.threads[i].core));
+      // Of thousands only one at a time is whole.
+      const image::CoreEntry core = TakeCore(process.threads[i]);
+      RETURN_IF_ERROR(PutOne(sink, ImageName("core", tid), "core", core));
     }
     if (process.zombie) continue;
     const std::uint64_t pid = process.tree.pid();

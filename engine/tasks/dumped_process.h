@@ -16,15 +16,16 @@
 namespace stasis::engine {
 
 struct DumpedThread {
-  FrozenThread* frozen = nullptr;  ///< Until the tree is thawed; none of a zombie.
+  FrozenThread* frozen = nullptr;  ///< As long as the tree is there, also thawed; none of a zombie.
   arch::Registers registers;
   /// The thread stood in a restartable sequence: `registers` lead to its abort handler, and so must
   /// the live thread's before anything else runs in it.
   bool sequence_aborted = false;
   const SeccompChain* filters =
-      nullptr;  ///< Of SeccompDumper, once it was asked; null without any.
-  image::CoreEntry core;
-  std::optional<KernelTask> in_kernel;  ///< Of BesideLook; empty where it did not look.
+      nullptr;            ///< Of SeccompDumper, once it was asked; null without any.
+  image::CoreEntry core;  ///< Not whole before TakeCore(): of many threads that would be much.
+  /// Of BesideLook; empty where it did not look, or what it saw is not to be believed.
+  std::optional<KernelTask> in_kernel;
 };
 
 struct DumpedProcess {

@@ -10,6 +10,7 @@
 //         changes. A thread whose counter is off must not look at a clock; no signal handler may run in it.
 #include "engine/tasks/kernel_tasks.h"
 
+#include <fcntl.h>
 #include <linux/securebits.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -22,6 +23,8 @@
 #include <string_view>
 #include <thread>
 #include <vector>
+
+#include "engine/base/io.h"
 
 namespace stasis::engine {
 namespace {
@@ -42,6 +45,7 @@ Result<KernelTasks> KernelTasks::Open() {
   KernelTasks tasks(std::move(memory));
   RETURN_IF_ERROR(tasks.FindFields());
   RETURN_IF_ERROR(tasks.FindNumber());
+  RETURN_IF_ERROR(tasks.FindLinks());
   Status tried;
   sigset_t all, before;
   ::sigfillset(&all);
@@ -49,6 +53,11 @@ Result<KernelTasks> KernelTasks::Open() {
   std::thread([&] { tried = tasks.TryHere(); }).join();
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   RETURN_IF_ERROR(tried);
+  // The rest of the way once, on ourselves: then all names that it takes are known.
+  ASSIGN_OR_RETURN(const UniqueFd own, OpenAt(AT_FDCWD, "/proc/self", O_PATH | O_DIRECTORY));
+  ASSIGN_OR_RETURN(const KernelAddress leader, tasks.LeaderOf(own.get()));
+  RETURN_IF_ERROR(tasks.ThreadsHead(leader).status());
+  tasks.memory_.ForgetDescription();
   return tasks;
 }
 
@@ -124,20 +133,31 @@ T KernelTasks::Value(Bytes task, Field field) const {
   return value;
 }
 
-Result<KernelAddress> KernelTasks::LeaderOf(int proc) {
+Status KernelTasks::FindLinks() {
   const KernelBtf& btf = memory_.btf();
-  ASSIGN_OR_RETURN(const KernelAddress file, memory_.FileOf(proc));
-  ASSIGN_OR_RETURN(const KernelAddress inode, memory_.Number(file, "file", "f_inode"));
-  ASSIGN_OR_RETURN(const KernelBtf::Field inside, btf.Find("proc_inode", "vfs_inode"));
-  ASSIGN_OR_RETURN(const KernelAddress pid,
-                   memory_.Number(inode - inside.offset, "proc_inode", "pid"));
+  ASSIGN_OR_RETURN(const KernelBtf::Field inode, btf.Find("proc_inode", "vfs_inode"));
   ASSIGN_OR_RETURN(const std::uint32_t kind, btf.Constant("PIDTYPE_TGID"));
   ASSIGN_OR_RETURN(const std::uint32_t head_bytes, btf.SizeOf("hlist_head"));
   ASSIGN_OR_RETURN(const std::uint32_t node_bytes, btf.SizeOf("hlist_node"));
+  inode_at_ = inode.offset;
+  leaders_at_ = std::uint64_t{kind} * head_bytes;
+  leader_link_at_ = at_[kPidLinks] + std::uint64_t{kind} * node_bytes;
+  return OkStatus();
+}
+
+Result<KernelAddress> KernelTasks::LeaderOf(int proc) {
+  ASSIGN_OR_RETURN(const KernelAddress file, memory_.FileOf(proc));
+  ASSIGN_OR_RETURN(const KernelAddress inode, memory_.Number(file, "file", "f_inode"));
+  ASSIGN_OR_RETURN(const KernelAddress pid, memory_.Number(inode - inode_at_, "proc_inode", "pid"));
   ASSIGN_OR_RETURN(const KernelAddress heads, memory_.AddressOf(pid, "pid", "tasks"));
-  ASSIGN_OR_RETURN(const auto node, memory_.Value<KernelAddress>(heads + kind * head_bytes));
+  ASSIGN_OR_RETURN(const auto node, memory_.Value<KernelAddress>(heads + leaders_at_));
   if (node == 0) return NotFound("the process is gone");
-  return node - at_[kPidLinks] - kind * node_bytes;
+  return node - leader_link_at_;
+}
+
+Result<KernelAddress> KernelTasks::ThreadsHead(KernelAddress leader) {
+  ASSIGN_OR_RETURN(const KernelAddress signal, memory_.Number(leader, "task_struct", "signal"));
+  return memory_.AddressOf(signal, "signal_struct", "thread_head");
 }
 
 // Where a struct pid has its number in our pid namespace.
@@ -190,9 +210,7 @@ Result<KernelTask> KernelTasks::Read(Bytes task) {
 Result<std::map<pid_t, KernelTask>> KernelTasks::ThreadsOf(int proc) {
   secure_bits_.clear();  // what was at an address may be gone
   ASSIGN_OR_RETURN(const KernelAddress leader, LeaderOf(proc));
-  ASSIGN_OR_RETURN(const KernelAddress signal, memory_.Number(leader, "task_struct", "signal"));
-  ASSIGN_OR_RETURN(const KernelAddress head,
-                   memory_.AddressOf(signal, "signal_struct", "thread_head"));
+  ASSIGN_OR_RETURN(const KernelAddress head, ThreadsHead(leader));
   std::map<pid_t, KernelTask> threads;
   std::vector<std::byte> task(task_bytes_);
   ASSIGN_OR_RETURN(auto node, memory_.Value<KernelAddress>(head));  // list_head.next is first

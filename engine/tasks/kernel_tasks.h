@@ -68,12 +68,14 @@ class KernelTasks {
   explicit KernelTasks(KernelMemory memory) : memory_(std::move(memory)) {}
   Status FindFields();
   Status FindNumber();
+  Status FindLinks();
   Status TryHere();
   Result<std::uint64_t> FindCounterFlag();
   Result<KernelTask> Self();
   template <typename T>
   T Value(Bytes task, Field field) const;
   Result<KernelAddress> LeaderOf(int proc);
+  Result<KernelAddress> ThreadsHead(KernelAddress leader);
   Result<pid_t> NumberOf(Bytes task);
   Result<KernelTask> Read(Bytes task);
 
@@ -82,6 +84,9 @@ class KernelTasks {
   std::size_t task_bytes_ = 0;                  // as far as we read one
   std::uint32_t level_ = 0;                     // of our pid namespace, below the first
   std::uint32_t level_at_ = 0, number_at_ = 0;  // in a struct pid
+  std::uint64_t inode_at_ = 0;                  // in a struct proc_inode
+  std::uint64_t leaders_at_ = 0;                // in the tasks of a struct pid
+  std::uint64_t leader_link_at_ = 0;            // in a task_struct
   std::uint64_t counter_flag_ = 0;              // of kThreadFlags: its time-stamp counter is off
   std::map<KernelAddress, std::uint32_t> secure_bits_;  // of credentials, while they stand still
 };

@@ -380,8 +380,10 @@ Status SetFinalRegisters(RestoredProcess& process) {
   const auto set = [](const ThreadImage& thread, std::optional<arch::SystemCall> call,
                       Tracee& tracee) -> Status {
     ASSIGN_OR_RETURN(const arch::Registers model, arch::Read(tracee.tid()));
-    ASSIGN_OR_RETURN(arch::Registers wanted, arch::FromImage(thread.core, model));
     const image::ThreadCoreEntry& core = thread.core.thread_core();
+    image::CoreEntry whole = thread.core;
+    arch::PutExtended(thread.extended, whole);
+    ASSIGN_OR_RETURN(arch::Registers wanted, arch::FromImage(whole, model));
     if (arch::IsIssuedAgain(core.stasis_call_result())) {
       // It may be that a pending signal is to make it EINTR: the kernel decides.
       call = arch::CallOf(thread.core);

@@ -109,9 +109,13 @@ Result<UniqueFd> Foothold::OpenMemory(const Tracee& tracee) {
 }
 
 Result<Foothold> Foothold::Take(const Tracee& tracee, std::uint64_t avoid) {
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFileAt(AT_FDCWD, "/proc/" + std::to_string(tracee.tid()) + "/maps"));
-  ASSIGN_OR_RETURN(const std::vector<Vma> areas, ParseMaps(text));
+  ASSIGN_OR_RETURN(const UniqueFd proc, OpenAt(AT_FDCWD, "/proc/" + std::to_string(tracee.tid()),
+                                               O_RDONLY | O_DIRECTORY));
+  std::vector<Vma> areas;
+  RETURN_IF_ERROR(EachOfMaps(proc.get(), [&areas](Vma& vma) {
+    if ((vma.prot & PROT_EXEC) != 0 || vma.path == "[stack]") areas.push_back(std::move(vma));
+    return OkStatus();
+  }));
   ASSIGN_OR_RETURN(UniqueFd memory, OpenMemory(tracee));
   ASSIGN_OR_RETURN(const std::uint64_t code, ChooseCode(areas, memory.get(), avoid));
   return TakeAt(tracee, std::move(memory), code, Find(areas, "[stack]"));

@@ -116,7 +116,7 @@ struct FrozenTree::Before {
 
   // What a dump keeps of each, roughly.
   std::size_t HeapBytes() const {
-    constexpr std::size_t kOfProcess = 16 << 10, kOfThread = 12 << 10, kMost = 24 << 20;
+    constexpr std::size_t kOfProcess = 16 << 10, kOfThread = 6 << 10, kMost = 24 << 20;
     return std::min(tids.size() * kOfProcess + files.size() * kOfThread, kMost);
   }
 };

@@ -10,7 +10,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
 #include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "engine/arch/arch.h"
 
@@ -79,6 +84,26 @@ Status FromWords(const Field& field, std::span<std::byte> bytes, const char* nam
   return OkStatus();
 }
 
+void Append(std::span<const std::byte> some, std::vector<std::byte>& bytes) {
+  bytes.insert(bytes.end(), some.begin(), some.end());
+}
+
+// Most of what the extended registers are to an image.
+template <typename Step>
+void EachWords(image::UserX86FpregsEntry& fp, const Step& step) {
+  step(*fp.mutable_st_space());
+  step(*fp.mutable_xmm_space());
+  if (!fp.has_xsave()) return;
+  image::UserX86XsaveEntry& xsave = *fp.mutable_xsave();
+  step(*xsave.mutable_ymmh_space());
+  step(*xsave.mutable_bndreg_state());
+  step(*xsave.mutable_bndcsr_state());
+  step(*xsave.mutable_opmask_reg());
+  step(*xsave.mutable_zmm_upper());
+  step(*xsave.mutable_hi16_zmm());
+  step(*xsave.mutable_pkru());
+}
+
 constexpr std::uint64_t kX87AndSse = 3;
 // Components that the image format can hold: x87, SSE, AVX, MPX (2), AVX-512 (3), PKRU.
 constexpr std::uint64_t kImageFeatures = 0x2ff;
@@ -109,9 +134,8 @@ GeneralRegisters GeneralFromImage(const image::UserX86RegsEntry& e) {
 
 }  // namespace
 
-Status ToImage(const Registers& registers, std::uint64_t clear_tid_address,
-               image::CoreEntry& core) {
-  const std::span<const std::byte> area = registers.extended;
+Status CheckForImage(const Registers& registers) {
+  const std::vector<std::byte> area = registers.extended.Unpack();
   if (area.size() < kHeaderOffset + kHeaderBytes) {
     return Unimplemented("this processor has no XSAVE");
   }
@@ -121,11 +145,16 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address,
         "registers in use that the image format has no place for (XSAVE components " +
         std::to_string(lost) + ")");
   }
+  return OkStatus();
+}
+
+void ToImage(const Registers& registers, image::CoreEntry& core) {
   core.set_mtype(image::MARCH_X86_64);
   image::ThreadInfoX86& info = *core.mutable_thread_info();
-  info.set_clear_tid_addr(clear_tid_address);
   GeneralToImage(AsRestarted(registers.general), *info.mutable_gpregs());
 
+  const std::vector<std::byte> bytes = registers.extended.Unpack();
+  const std::span<const std::byte> area = bytes;
   image::UserX86FpregsEntry& fp = *info.mutable_fpregs();
   fp.set_cwd(Load<std::uint16_t>(area, 0));
   fp.set_swd(Load<std::uint16_t>(area, 2));
@@ -139,7 +168,7 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address,
   ToWords(area.subspan(kXmmOffset, kXmmBytes), fp.mutable_xmm_space());
 
   image::UserX86XsaveEntry& xsave = *fp.mutable_xsave();
-  xsave.set_xstate_bv(features);
+  xsave.set_xstate_bv(Load<std::uint64_t>(area, kHeaderOffset));
   const auto put = [&](unsigned component, auto* field) {
     if (const auto at = Find(component, area)) ToWords(area.subspan(at->offset, at->size), field);
   };
@@ -150,7 +179,46 @@ Status ToImage(const Registers& registers, std::uint64_t clear_tid_address,
   put(6, xsave.mutable_zmm_upper());
   put(7, xsave.mutable_hi16_zmm());
   put(9, xsave.mutable_pkru());
-  return OkStatus();
+}
+
+PackedBytes TakeExtended(image::CoreEntry& core) {
+  if (!core.has_thread_info()) return {};
+  const std::unique_ptr<image::UserX86FpregsEntry> fp(core.mutable_thread_info()->release_fpregs());
+  if (fp == nullptr) return {};
+  std::vector<std::byte> words, bytes;
+  EachWords(*fp, [&words](auto& field) {
+    const auto count = static_cast<std::uint64_t>(field.size());
+    Append(std::as_bytes(std::span(&count, 1)), words);
+    Append(std::as_bytes(std::span(field.data(), count)), words);
+    field.Clear();
+  });
+  const std::string rest = fp->SerializePartialAsString();
+  const auto rest_bytes = static_cast<std::uint64_t>(rest.size());
+  Append(std::as_bytes(std::span(&rest_bytes, 1)), bytes);
+  Append(std::as_bytes(std::span(rest)), bytes);
+  Append(words, bytes);
+  return PackedBytes(bytes);
+}
+
+void PutExtended(const PackedBytes& extended, image::CoreEntry& core) {
+  if (extended.empty()) return;
+  const std::vector<std::byte> bytes = extended.Unpack();
+  std::span<const std::byte> left = bytes;
+  const auto cut = [&left](std::uint64_t size) {
+    const std::span<const std::byte> some = left.first(size);
+    left = left.subspan(size);
+    return some;
+  };
+  const auto cut_counted = [&cut](std::size_t of_each) {
+    return cut(Load<std::uint64_t>(cut(sizeof(std::uint64_t)), 0) * of_each);
+  };
+  image::UserX86FpregsEntry& fp = *core.mutable_thread_info()->mutable_fpregs();
+  const std::span<const std::byte> rest = cut_counted(1);
+  fp.ParsePartialFromArray(rest.data(), static_cast<int>(rest.size()));
+  EachWords(fp, [&cut_counted](auto& field) {
+    using Field = std::remove_reference_t<decltype(field)>;
+    ToWords(cut_counted(sizeof(typename Field::value_type)), &field);
+  });
 }
 
 void SetClearTidAddress(std::uint64_t address, image::CoreEntry& core) {
@@ -175,11 +243,12 @@ Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model
     return Unimplemented("core image: a 32-bit thread");
   }
   const image::UserX86FpregsEntry& fp = core.thread_info().fpregs();
-  Registers registers = {.general = GeneralFromImage(general), .extended = model.extended};
-  const std::span<std::byte> area = registers.extended;
+  std::vector<std::byte> bytes = model.extended.Unpack();
+  const std::span<std::byte> area = bytes;
   if (area.size() < kHeaderOffset + kHeaderBytes) {
     return FailedPrecondition("this processor has no XSAVE");
   }
+  const auto mask = Load<std::uint32_t>(area, kMxcsrMaskOffset);
   const auto host_features = Load<std::uint64_t>(area, kSoftwareBytesOffset);
   std::fill(area.begin(), area.begin() + kSoftwareBytesOffset, std::byte{});
   std::fill(area.begin() + kHeaderOffset, area.end(), std::byte{});
@@ -197,7 +266,6 @@ Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model
   Store(area, 6, static_cast<std::uint16_t>(fp.fop()));
   Store(area, 8, static_cast<std::uint64_t>(fp.rip()));
   Store(area, 16, static_cast<std::uint64_t>(fp.rdp()));
-  const auto mask = Load<std::uint32_t>(model.extended, kMxcsrMaskOffset);
   Store(area, kMxcsrOffset, fp.mxcsr() & (mask != 0 ? mask : 0xffbf));
   Store(area, kMxcsrMaskOffset, mask);
   RETURN_IF_ERROR(FromWords(fp.st_space(), area.subspan(kX87Offset, kX87Bytes), "st_space"));
@@ -218,7 +286,7 @@ Result<Registers> FromImage(const image::CoreEntry& core, const Registers& model
   RETURN_IF_ERROR(take(6, xsave.zmm_upper(), "AVX-512 upper halves"));
   RETURN_IF_ERROR(take(7, xsave.hi16_zmm(), "AVX-512 upper registers"));
   RETURN_IF_ERROR(take(9, xsave.pkru(), "PKRU"));
-  return registers;
+  return Registers{.general = GeneralFromImage(general), .extended = PackedBytes(bytes)};
 }
 
 SystemCall CallOf(const image::CoreEntry& core) {

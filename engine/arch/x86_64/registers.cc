@@ -74,12 +74,12 @@ Result<Registers> ReadExtended(pid_t tid, const GeneralRegisters& general) {
   if (::ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) != 0) {
     return SyscallError(errno, Name("GETREGSET NT_X86_XSTATE", tid));
   }
-  registers.extended.assign(room.data(), room.data() + area.iov_len);
+  registers.extended = PackedBytes(std::span(room).first(area.iov_len));
   return registers;
 }
 
 Status Write(pid_t tid, const Registers& registers) {
-  std::vector<std::byte> extended = registers.extended;
+  std::vector<std::byte> extended = registers.extended.Unpack();
   iovec area = {extended.data(), extended.size()};
   if (::ptrace(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &area) != 0) {
     return SyscallError(errno, Name("SETREGSET NT_X86_XSTATE", tid));

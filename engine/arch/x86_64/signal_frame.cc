@@ -62,16 +62,16 @@ std::vector<std::byte> SignalFrame(const Registers& registers, std::uint64_t sig
   frame.fpstate = address + kFpstateOffset;
   frame.mask = signal_mask;
 
-  const std::size_t state_size = registers.extended.size();
+  const std::vector<std::byte> state = registers.extended.Unpack();
+  const std::size_t state_size = state.size();
   std::vector<std::byte> bytes(kFpstateOffset + state_size + sizeof(kMagic2));
   std::memcpy(bytes.data(), &frame, sizeof(frame));
-  std::memcpy(bytes.data() + kFpstateOffset, registers.extended.data(), state_size);
+  std::memcpy(bytes.data() + kFpstateOffset, state.data(), state_size);
   SoftwareBytes software = {};
   software.magic1 = kMagic1;
   software.extended_size = static_cast<std::uint32_t>(state_size + sizeof(kMagic2));
   // The regset keeps the processor's user features in this very place (xstateregs_get).
-  std::memcpy(&software.features, registers.extended.data() + kSoftwareBytesOffset,
-              sizeof(software.features));
+  std::memcpy(&software.features, state.data() + kSoftwareBytesOffset, sizeof(software.features));
   software.state_size = static_cast<std::uint32_t>(state_size);
   std::memcpy(bytes.data() + kFpstateOffset + kSoftwareBytesOffset, &software, sizeof(software));
   std::memcpy(bytes.data() + kFpstateOffset + state_size, &kMagic2, sizeof(kMagic2));

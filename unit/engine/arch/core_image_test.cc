@@ -29,7 +29,8 @@ class CoreImageTest : public ::testing::Test {
     auto registers = arch::Read(child_.pid());
     ASSERT_THAT(registers, IsOk());
     registers_ = *registers;
-    ASSERT_THAT(arch::ToImage(registers_, 0x1234, core_), IsOk());
+    ASSERT_THAT(arch::CheckForImage(registers_), IsOk());
+    arch::ToImage(registers_, core_);
   }
 
   Child child_{Sleep};
@@ -44,7 +45,15 @@ TEST_F(CoreImageTest, TheWholeExtendedStateComesBack) {
   ASSERT_THAT(arch::Write(child_.pid(), *back), IsOk());
   auto again = arch::Read(child_.pid());
   ASSERT_THAT(again, IsOk());
-  EXPECT_EQ(again->extended, registers_.extended);
+  EXPECT_EQ(again->extended.Unpack(), registers_.extended.Unpack());
+}
+
+TEST_F(CoreImageTest, WhatIsTakenOutOfAnImageCanBePutBack) {
+  const std::string whole = core_.SerializePartialAsString();
+  const PackedBytes extended = arch::TakeExtended(core_);
+  EXPECT_FALSE(core_.thread_info().has_fpregs());
+  arch::PutExtended(extended, core_);
+  EXPECT_EQ(core_.SerializePartialAsString(), whole);
 }
 
 TEST_F(CoreImageTest, ASleepingCallIsIssuedAgain) {

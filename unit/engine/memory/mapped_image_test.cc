@@ -41,35 +41,36 @@ class MappedImageTest : public ::testing::Test {
 TEST_F(MappedImageTest, GivesPagesAgainAfterTheyWereForgotten) {
   const MappedImage image(*source_, "pages-1.img");
   for (int round = 0; round < 2; ++round) {
-    const auto part = image.Get(3 * kPage, 5 * kPage);
-    EXPECT_EQ(Text(part), content_.substr(3 * kPage, 5 * kPage));
-    MappedImage::Forget(part);
+    const auto part = image.Get(3 * kPage, 20 * kPage);
+    EXPECT_EQ(Text(part), content_.substr(3 * kPage, 20 * kPage));
+    image.Forget(part);
   }
 }
 
 TEST_F(MappedImageTest, GivesNothingElse) {
   const MappedImage image(*source_, "pages-1.img");
-  EXPECT_TRUE(image.Get(1, kPage).empty());
-  EXPECT_TRUE(image.Get(kBytes, kPage).empty());
-  EXPECT_TRUE(image.Get(kBytes - kPage, 2 * kPage).empty());
-  EXPECT_TRUE(image.Get(-kPage, kPage).empty());
+  EXPECT_TRUE(image.Get(1, 16 * kPage).empty());
+  EXPECT_TRUE(image.Get(kBytes, 16 * kPage).empty());
+  EXPECT_TRUE(image.Get(kBytes - 15 * kPage, 16 * kPage).empty());
+  EXPECT_TRUE(image.Get(-kPage, 16 * kPage).empty());
+  EXPECT_TRUE(image.Get(0, 15 * kPage).empty());  // little is read sooner
   EXPECT_TRUE(MappedImage(*source_, "pages-2.img").Get(0, 3).empty());
   EXPECT_TRUE(MappedImage(*source_, "pages-3.img").Get(0, kPage).empty());
   ASSERT_EQ(::truncate((folder_ / "pages-1.img").c_str(), kPage), 0);
-  EXPECT_TRUE(image.Get(kPage, kPage).empty());
+  EXPECT_TRUE(image.Get(kPage, 16 * kPage).empty());
 }
 
 // A system call that meets the end of what was longer says so; nobody is killed.
 TEST_F(MappedImageTest, AFileThatIsCutOffIsAnError) {
   testing::FreshProgram program;
   const Result<std::uint64_t> start = program.process().remote->Call(
-      "mmap", SYS_mmap, 0, 4 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      "mmap", SYS_mmap, 0, 16 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   ASSERT_THAT(start, IsOk());
-  const AddressRange area = {*start, *start + 4 * kPage};
+  const AddressRange area = {*start, *start + 16 * kPage};
   const auto installer = PageInstaller::Make(program.process(), std::span(&area, 1));
   ASSERT_THAT(installer, IsOk());
   const MappedImage image(*source_, "pages-1.img");
-  const auto part = image.Get(0, 4 * kPage);
+  const auto part = image.Get(0, 16 * kPage);
   ASSERT_EQ(::truncate((folder_ / "pages-1.img").c_str(), kPage), 0);
   EXPECT_EQ(installer->Install(*start, part.first(kPage)).value_or(0), kPage);
   EXPECT_THAT(installer->Install(*start + kPage, part.subspan(kPage)),
