@@ -385,7 +385,7 @@ std::uint32_t FileDumper::NamespaceId(std::uint32_t type, std::uint64_t inode) c
 
 bool FileDumper::IsOfTree(pid_t ns_pid) const {
   return std::ranges::any_of(tree_.processes(), [&](const FrozenProcess& process) {
-    const auto is = [ns_pid](const std::vector<pid_t>& ids) {
+    const auto is = [ns_pid](const NamespaceIds& ids) {
       return !ids.empty() && ids.back() == ns_pid;
     };
     return process.ns_pid == ns_pid || is(process.status.ns_pgid) || is(process.status.ns_sid) ||

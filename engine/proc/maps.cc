@@ -142,21 +142,24 @@ Result<std::vector<Vma>> AllAreas(int proc_fd, const char* file, std::size_t exp
 
 std::size_t VmFlags::Find(std::string_view flag) const {
   for (std::size_t at = 0; at < letters_.size(); at += 2) {
-    if (std::string_view(letters_).substr(at, 2) == flag) return at;
+    if (letters().substr(at, 2) == flag) return at;
   }
   return letters_.size();
 }
 
 void VmFlags::Erase(std::string_view flag) {
   const std::size_t at = Find(flag);
-  if (at != letters_.size()) letters_.erase(at, 2);
+  if (at == letters_.size()) return;
+  const auto found = letters_.begin() + static_cast<std::ptrdiff_t>(at);
+  letters_.erase(found, found + 2);
 }
 
 void VmFlags::KeepOnly(std::initializer_list<std::string_view> flags) {
-  std::string kept;
+  absl::InlinedVector<char, 24> kept;
   for (std::size_t at = 0; at < letters_.size(); at += 2) {
-    const std::string_view flag = std::string_view(letters_).substr(at, 2);
-    if (std::ranges::find(flags, flag) != flags.end()) kept += flag;
+    const std::string_view flag = letters().substr(at, 2);
+    if (std::ranges::find(flags, flag) != flags.end())
+      kept.insert(kept.end(), flag.begin(), flag.end());
   }
   letters_ = std::move(kept);
 }

@@ -1,6 +1,8 @@
 // Text of /proc/PID/smaps (or maps) into structs.
 #pragma once
 
+#include <absl/container/inlined_vector.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -19,16 +21,16 @@ inline constexpr std::string_view kRingLink = "anon_inode:[io_uring]";
 /// Two-letter VmFlags of smaps, in order ("rd", "wr", "mr", …).
 class VmFlags {
  public:
-  void Add(std::string_view flag) { letters_ += flag.substr(0, 2); }
+  void Add(std::string_view flag) { letters_.insert(letters_.end(), flag.begin(), flag.end()); }
   bool Has(std::string_view flag) const { return Find(flag) != letters_.size(); }
   void Erase(std::string_view flag);
   void KeepOnly(std::initializer_list<std::string_view> flags);
-  const std::string& letters() const { return letters_; }  ///< One behind the other.
+  std::string_view letters() const { return {letters_.data(), letters_.size()}; }
   bool operator==(const VmFlags&) const = default;
 
  private:
   std::size_t Find(std::string_view flag) const;
-  std::string letters_;
+  absl::InlinedVector<char, 24> letters_;  // one flag behind the other
 };
 
 /// One area of a task's memory, proc_pid_maps(5) and proc_pid_smaps(5).

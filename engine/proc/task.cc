@@ -73,10 +73,15 @@ Status ReadSignalsAndCapabilities(Fields& text, TaskStatus& status) {
 }
 
 Status ReadNamespacePids(Fields& text, TaskStatus& status) {
-  ASSIGN_OR_RETURN(status.ns_tgid, NumbersOf<pid_t>(text, "NStgid"));
-  ASSIGN_OR_RETURN(status.ns_pid, NumbersOf<pid_t>(text, "NSpid"));
-  ASSIGN_OR_RETURN(status.ns_pgid, NumbersOf<pid_t>(text, "NSpgid"));
-  ASSIGN_OR_RETURN(status.ns_sid, NumbersOf<pid_t>(text, "NSsid"));
+  const auto read = [&text](const char* name, NamespaceIds& ids) -> Status {
+    ASSIGN_OR_RETURN(const std::vector<pid_t> numbers, NumbersOf<pid_t>(text, name));
+    ids.assign(numbers.begin(), numbers.end());
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(read("NStgid", status.ns_tgid));
+  RETURN_IF_ERROR(read("NSpid", status.ns_pid));
+  RETURN_IF_ERROR(read("NSpgid", status.ns_pgid));
+  RETURN_IF_ERROR(read("NSsid", status.ns_sid));
   if (status.ns_pid.empty() || status.ns_tgid.empty()) return DataLoss("NSpid: no number");
   return OkStatus();
 }

@@ -1,6 +1,7 @@
 // Text of /proc/PID/{status,stat,limits,timers} into structs. No system call is made here.
 #pragma once
 
+#include <absl/container/inlined_vector.h>
 #include <sys/types.h>
 
 #include <array>
@@ -12,6 +13,9 @@
 #include "engine/base/status.h"
 
 namespace stasis::engine {
+
+/// The number of a task in each pid namespace: outermost (reader's) first, own last.
+using NamespaceIds = absl::InlinedVector<pid_t, 4>;
 
 /// /proc/PID/status, proc_pid_status(5).
 struct TaskStatus {
@@ -25,7 +29,7 @@ struct TaskStatus {
   std::array<std::uint32_t, 4> uid = {};  ///< Real, effective, saved, file system.
   std::array<std::uint32_t, 4> gid = {};
   std::vector<std::uint32_t> groups;
-  std::vector<pid_t> ns_tgid, ns_pid, ns_pgid, ns_sid;  ///< Outermost (reader's) first, own last.
+  NamespaceIds ns_tgid, ns_pid, ns_pgid, ns_sid;
   std::uint32_t threads = 0;
   std::uint64_t sig_pending = 0, shared_pending = 0, blocked = 0, ignored = 0, caught = 0;
   std::uint64_t cap_inheritable = 0, cap_permitted = 0, cap_effective = 0, cap_bounding = 0,

@@ -13,6 +13,9 @@ namespace stasis::engine {
 BesideLook::BesideLook(const FrozenTree& tree, const NamespaceDumper& namespaces, OfProcess areas,
                        KernelTasks* kernel)
     : namespaces_(namespaces), areas_of_(std::move(areas)) {
+  std::size_t threads = 0;
+  for (const FrozenProcess& process : tree.processes()) threads += process.threads.size();
+  threads_.reserve(threads);
   for (const FrozenProcess& process : tree.processes()) {
     if (process.zombie) continue;
     processes_.push_back({.process = &process});

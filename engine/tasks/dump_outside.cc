@@ -203,7 +203,9 @@ Result<DumpedThread> ReadThread(FrozenThread& frozen) {
   core.set_blk_sigset(mask);
   ReadCall(frozen, thread.registers.general, core);
   RETURN_IF_ERROR(ReadRseq(thread));
-  RETURN_IF_ERROR(ReadPendingSignals(tid, 0, *core.mutable_signals_p()));
+  image::SignalQueueEntry pending;
+  RETURN_IF_ERROR(ReadPendingSignals(tid, 0, pending));
+  if (pending.signals_size() > 0) *core.mutable_signals_p() = std::move(pending);
   RETURN_IF_ERROR(RefuseUserDispatch(tid));
   RETURN_IF_ERROR(arch::CheckForImage(thread.registers));
   return thread;
@@ -307,6 +309,7 @@ image::CoreEntry TakeCore(DumpedThread& thread) {
   image::ThreadCoreEntry& of_thread = *core.mutable_thread_core();
   ReadCredentials(thread.frozen->status, *of_thread.mutable_creds());
   of_thread.set_comm(thread.frozen->status.name);
+  of_thread.mutable_signals_p();  // of most threads there is none
   if (thread.in_kernel) TakeFromKernel(*thread.in_kernel, core);
   arch::ToImage(thread.registers, core);
   return core;

@@ -112,7 +112,7 @@ std::uint32_t GroupNumber(pid_t id, pid_t of_root, const std::set<pid_t>& pids) 
   return static_cast<std::uint32_t>(id);
 }
 
-pid_t Last(const std::vector<pid_t>& numbers) { return numbers.empty() ? 0 : numbers.back(); }
+pid_t Last(const NamespaceIds& numbers) { return numbers.empty() ? 0 : numbers.back(); }
 
 bool DescendsFrom(pid_t pid, const std::set<pid_t>& pids) {
   while (pid > 0 && !pids.contains(pid)) {

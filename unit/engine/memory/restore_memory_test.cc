@@ -42,7 +42,7 @@ std::vector<std::string> Areas(const FreshProgram& program,
 std::string FlagsAt(const FreshProgram& program, std::uint64_t start) {
   for (const Vma& vma : program.Vmas()) {
     if (vma.start != start) continue;
-    const std::string& letters = vma.flags.letters();
+    const std::string letters(vma.flags.letters());
     std::string flags;
     for (std::size_t i = 0; i < letters.size(); i += 2) flags += letters.substr(i, 2) + " ";
     return flags;
