@@ -177,6 +177,14 @@ def test_file_systems_of_the_kernels_come_back(mounting):
     comes_back(made, "cat /p/1/comm; ls /s /t")
 
 
+def test_an_automount_asks_its_daemon_again(mounting):
+    made = mounting("mkfifo /asked; exec 5<>/asked; mkdir /auto\n"
+                    "mount -t autofs -o fd=5,pgrp=1,minproto=5,maxproto=5,indirect own /auto; mkdir /auto/offered")
+    comes_back(made, "ls /auto")
+    # Who looks for something waits, and the daemon reads for what.
+    assert "wanted" in made.sh("stat /auto/wanted & head -c 304 /asked | tr -cd a-z; kill $!")
+
+
 def test_what_was_changed_about_the_runtimes_mounts_comes_back(mounting):
     made = mounting("umount /dev/mqueue; mount -o remount,bind,ro /dev/shm; mount -t tmpfs over /dev/shm;"
                     "echo over >/dev/shm/over; mount --make-private /; mount --make-rshared /dev;"

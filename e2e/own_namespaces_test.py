@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shutil
 import subprocess
 
@@ -99,6 +100,25 @@ def test_mounts_of_its_own_come_back_with_what_is_in_them(start, mounts, folder)
         assert seen.startswith("750\nkept\n") and "Read-only" in seen
         assert not (place / "part").exists() and namespace(program.pid, "mnt") != namespace(mounts, "mnt")
     kill(program)
+
+
+def test_an_automount_is_refused_while_its_daemon_is_asked_and_without_it(start, mounts, folder):
+    script = 'cd "$0"; mkfifo asked; exec 5<>asked; mkdir auto; mount -t autofs ' \
+             '-o fd=5,pgrp=$$,minproto=5,maxproto=5,indirect own auto; sleep 601 & exec "$@"'
+    program = started(start, inside(mounts, "unshare", "--mount", "sh", "-ec", script, folder), folder)
+    child = descendants(program.pid)[1]
+    (folder / "images").mkdir()
+
+    def refusal(pid):
+        return run(*inside(mounts, STASIS, "checkpoint", "--pid", pid, "--images-dir", folder / "images"), code=1)
+
+    assert f"pid {program.pid}, is not in the tree" in refusal(child)
+    asked = os.open(folder / "asked", os.O_RDONLY | os.O_NONBLOCK)
+    with subprocess.Popen(inside(program.pid, "stat", folder / "auto/wanted")) as looker:
+        until(lambda: select.select([asked], [], [], 0)[0], what="a request")
+        assert "has just been asked" in refusal(program.pid)
+        looker.kill()
+    os.close(asked)
 
 
 def test_processes_with_a_pid_namespace_of_their_own_get_a_new_one_with_a_proc_of_it(start, mounts, folder):

@@ -160,6 +160,7 @@ Status ReadFiles(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(files.Collect(TableIds(checkpoint.processes)));
   for (const OpenFile& file : files.files()) checkpoint.request.log.Debug(NameOf(file));
   RETURN_IF_ERROR(files.DumpAll());
+  RETURN_IF_ERROR(files.DumpAutofs());
   checkpoint.namespaces.GiveTerminals([&](dev_t device, std::uint32_t index) {
     return MasterOf(device, index, files.files()) != nullptr;
   });

@@ -94,6 +94,7 @@ class Checker {
       if (entry.ok())
         files->AddEntry(*std::move(entry));  // what memory maps is looked for among them
     }
+    Add(files->DumpAutofs());
     ASSIGN_OR_RETURN(const dev_t shmem, ShmemDevice());
     for (const FrozenProcess& process : tree_.processes()) {
       if (process.zombie) continue;

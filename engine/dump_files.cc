@@ -474,6 +474,9 @@ Status FileDumper::WriteImages(ImageSink& sink) const {
     if (table.empty()) continue;
     RETURN_IF_ERROR(sink.Put(ImageName("fdinfo", table_ids_[i]), table.bytes()));
   }
+  for (const auto& [device, entry] : autofs_) {
+    RETURN_IF_ERROR(PutOne(sink, ImageName("autofs", device), "autofs", entry));
+  }
   for (const auto& [name, image] : shared_images_) {
     RETURN_IF_ERROR(sink.Put(ImageName(name), image.bytes()));
   }

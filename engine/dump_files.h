@@ -20,6 +20,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/tasks.pb.h"
 #include "engine/memory/dump_areas.h"
+#include "engine/mounts/autofs.h"
 #include "engine/tasks/dump_namespaces.h"
 #include "engine/tracee/frozen_tree.h"
 
@@ -45,6 +46,9 @@ class FileDumper : public FileDumpContext {
   Status Collect(std::vector<std::uint32_t> table_ids);
   /// Asks the kind of each file for its entry. Unimplemented for what cannot be restored.
   Status DumpAll();
+  /// Reads how autofs mounts of the tree's own and their daemons are connected; after Collect(). Unimplemented: a
+  /// daemon that is not in the tree. FailedPrecondition: one is just asked for something.
+  Status DumpAutofs();
   /// The entry of one. A socket's has the network that it is in.
   Result<image::FileEntry> DumpOne(const OpenFile& file);
   /// The id of a REG entry for what the link `path` in /proc/PID of `process` leads to ("exe",
@@ -100,6 +104,7 @@ class FileDumper : public FileDumpContext {
   std::vector<TcpHold>& Connections() override { return connections_; }
   void Note(std::string text) override { notes_.push_back(std::move(text)); }
   bool IsExternalStdio(const OpenFile& file) const override;
+  bool IsOfAutofs(const OpenFile& file) const override;
   std::map<RemapKey, image::RemapFilePathEntry>& Remaps() override { return remaps_; }
   std::map<std::string, std::shared_ptr<void>, std::less<>>& Found() override { return found_; }
   KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
@@ -133,6 +138,7 @@ class FileDumper : public FileDumpContext {
   Status CollectDescriptor(const FrozenProcess& process, int pidfd, int fd);
   Status CollectPassed();
   Status CheckTerminals() const;
+  Status FindDaemon(AutofsOptions& options) const;
   Status CollectFromMessage(std::size_t socket, int fd);
   Status CollectLocks(const OpenFile& file, bool is_new);
   std::string DescriptorsJson() const;
@@ -185,6 +191,7 @@ class FileDumper : public FileDumpContext {
   std::vector<TcpHold> connections_;
   std::vector<image::FileEntry> entries_;
   std::map<std::string, ImageFileBuilder, std::less<>> shared_images_;
+  std::map<std::uint32_t, image::AutofsEntry> autofs_;  // by the device of the mount
 };
 
 }  // namespace stasis::engine

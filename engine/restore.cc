@@ -18,6 +18,7 @@
 #include "engine/ipc/ipc_objects.h"
 #include "engine/memory/lazy_pages.h"
 #include "engine/memory/restore_memory.h"
+#include "engine/mounts/autofs.h"
 #include "engine/mounts/restore_mounts.h"
 #include "engine/proc/task.h"
 #include "engine/tasks/cgroups.h"
@@ -80,6 +81,7 @@ class Restoration {
     RETURN_IF_ERROR(files_->Finish(processes_));
     request_.log.Info("descriptors, threads and attributes are as they were");
     RETURN_IF_ERROR(EndZombies(processes_));
+    RETURN_IF_ERROR(ConnectAutofs(processes_, autofs_, source_));
     for (RestoredProcess& process : processes_) {
       if (process.image->zombie) continue;
       RETURN_IF_ERROR(Named(RestoreRoot(process, images_), process));
@@ -157,7 +159,7 @@ class Restoration {
     RETURN_IF_ERROR(RestoreClocks(root, source_, request_.placeholder_program,
                                   request_.options.clocks_may_go_back, report.notes,
                                   HadOwnClocks()));
-    RETURN_IF_ERROR(MakeMounts(root));
+    RETURN_IF_ERROR(MakeMounts(root, later.pending_mounts));
     const std::uint32_t ipc = images_.processes.front().ids.ipc_ns_id();
     RETURN_IF_ERROR(RestoreSemaphores(root, source_, ImageName("ipcns-sem", ipc), report.notes));
     RETURN_IF_ERROR(RestoreMessageQueues(root, source_, ImageName("ipcns-msg", ipc), report.notes));
@@ -167,6 +169,7 @@ class Restoration {
                               &namespaces_);
     RETURN_IF_ERROR(files_->RestoreAll());
     RETURN_IF_ERROR(FinishMounts(processes_.front(), later.pending_mounts, mounts_));
+    autofs_ = std::move(later.pending_mounts.autofs);
     RETURN_IF_ERROR(EnterForProgram(processes_.front()));
     RETURN_IF_ERROR(ExecuteProgram(processes_.front(), images_, files_->pathless()));
     RETURN_IF_ERROR(Grow(area));
@@ -185,13 +188,13 @@ class Restoration {
   }
 
   // What a container's processes mounted. On the host a mount namespace is made with all that it had.
-  Status MakeMounts(RestoredProcess& root) {
+  Status MakeMounts(RestoredProcess& root, PendingMounts& later) {
     if (request_.options.own_namespaces) return OkStatus();
     const std::uint32_t number = images_.processes.front().ids.mnt_ns_id();
     ASSIGN_OR_RETURN(
         const auto mounts,
         ReadRecords<image::MntEntry>(source_, ImageName("mountpoints", number), "mountpoints"));
-    return RestoreMounts(root, mounts, request_.fill_tmpfs, report.notes);
+    return RestoreMounts(root, mounts, request_.fill_tmpfs, later, report.notes);
   }
 
   // Its program is executed where it was: unshare(2) and setns(2) leave that, and what is mapped, as it is.
@@ -311,6 +314,7 @@ class Restoration {
   const ImageSource& source_;
   CheckpointImages images_;
   MountNamespaces mounts_;
+  AutofsRoots autofs_;
   OtherNamespaces namespaces_;
   std::vector<PendingFirewall> firewalls_;
   std::optional<PidReserver> reserver_;

@@ -96,6 +96,8 @@ class FileDumpContext {
   /// True for the descriptors 0, 1, 2 of the root that a runtime or caller owns the other end of: a pipe's
   /// of which the tree has one end, and the device, a terminal perhaps, that they are.
   virtual bool IsExternalStdio(const OpenFile& file) const = 0;
+  /// Is the other end of the pipe `file` that of an autofs mount which a restore makes again?
+  virtual bool IsOfAutofs(const OpenFile&) const { return false; }
   /// What takes the place of inodes without a path, once each: by device and inode the record of the first
   /// file that needs it. A link is made for each mount that is in another mount namespace (see OtherMountOf), else -1.
   using RemapKey = std::tuple<dev_t, ino_t, int>;

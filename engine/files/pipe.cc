@@ -29,8 +29,8 @@ bool Owns(const OpenFile& file) {
 }
 
 // Fails when somebody outside the tree holds the other end.
-Status CheckOtherEnd(const OpenFile& file, const PipeEnds& ends) {
-  if (ends.reader && ends.writer) return OkStatus();
+Status CheckOtherEnd(const OpenFile& file, const PipeEnds& ends, const FileDumpContext& context) {
+  if ((ends.reader && ends.writer) || context.IsOfAutofs(file)) return OkStatus();
   ASSIGN_OR_RETURN(const short state, PollNow(file.borrowed.get(), 0));
   if ((state & (ends.reader ? POLLHUP : POLLERR)) != 0) return OkStatus();
   return Unimplemented(NameOf(file) +
@@ -47,7 +47,7 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
   entry.mutable_pipe()->set_pipe_id(static_cast<std::uint32_t>(file.st.st_ino));
   const PipeEnds ends = EndsInTree(file, context);
   if (ends.external) return entry;
-  RETURN_IF_ERROR(CheckOtherEnd(file, ends));
+  RETURN_IF_ERROR(CheckOtherEnd(file, ends, context));
   RETURN_IF_ERROR(DumpPipeData(file, "pipes-data", context));
   return entry;
 }

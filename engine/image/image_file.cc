@@ -56,6 +56,7 @@ constexpr auto kTypes = std::to_array<Type>({
     {"apparmor", 0x59423047},
     {"cgroup", 0x59383330},
     {"mountpoints", 0x55563928},
+    {"autofs", 0x49353943},
     {"utsns", 0x54473203},
     {"ipcns-var", 0x53115007},
     {"ipcns-shm", 0x46283044},

@@ -1,5 +1,5 @@
 // Source  shmem_show_options() in mm/shmem.c, proc_show_options() in fs/proc/root.c, devpts_show_options() in
-//         fs/devpts/inode.c; tested on 6.18
+//         fs/devpts/inode.c, autofs_show_options() in fs/autofs/inode.c; tested on 6.18
 #include "engine/mounts/mount_options.h"
 
 #include <algorithm>
@@ -23,6 +23,9 @@ const KnownOptions kOptions[] = {
     {"devpts", {"gid", "uid", "mode", "ptmxmode", "max"}, {}},
     {"sysfs", {}, {}},
     {"mqueue", {}, {}},
+    {"autofs",
+     {"minproto", "maxproto", "uid", "gid"},
+     {"direct", "indirect", "offset", "strictexpire", "ignore"}},
     // In the first cgroup namespace these are set by whoever mounts it: cgroup_get_tree() in kernel/cgroup/cgroup.c.
     {"cgroup2",
      {},
@@ -35,6 +38,9 @@ constexpr std::string_view kOfMachine[] = {"devtmpfs", "debugfs",     "tracefs",
 // What a security module of the host's shows: labels are those of the live container.
 constexpr std::string_view kIgnored[] = {"rw",        "ro",          "seclabel",  "context",
                                          "fscontext", "rootcontext", "defcontext"};
+
+// What is set once there is a daemon (autofs.cc).
+constexpr std::string_view kOfDaemon[] = {"fd", "pgrp", "timeout", "pipe_ino"};
 
 // A hierarchy of version 1 is known by its name or controllers: cgroup1_parse_param() in kernel/cgroup/cgroup-v1.c.
 // What is to be run when a cgroup is empty is the machine's to say.
@@ -80,6 +86,7 @@ Result<std::vector<MountOption>> OptionsOf(const image::MntEntry& entry) {
     const auto is_in = [&](const auto& list) {
       return std::ranges::find(list, key) != std::end(list);
     };
+    if (type == "autofs" && std::ranges::find(kOfDaemon, key) != std::end(kOfDaemon)) continue;
     // Each mount of devpts is one, from Linux 4.7 on; CRIU writes it down.
     if (is_in(kIgnored) || (type == "devpts" && key == "newinstance")) continue;
     if (is_in(known->flags)) {

@@ -27,7 +27,7 @@ constexpr std::size_t kMostMadeInside = 200;  // each has a descriptor while the
 constexpr std::size_t kLongestPath = 4096;    // PATH_MAX
 
 // File systems that are in memory alone and have nothing that is not written down elsewhere.
-constexpr std::string_view kNewTypes[] = {"tmpfs", "proc", "sysfs", "mqueue", "devpts"};
+constexpr std::string_view kNewTypes[] = {"tmpfs", "proc", "sysfs", "mqueue", "devpts", "autofs"};
 
 bool IsPlainPath(std::string_view path) {
   if (path == "/") return true;
@@ -196,10 +196,11 @@ class Planner {
     if (best != nullptr && mount.is_terminal) return Unimplemented("it is of a terminal");
     const bool can_be_new = CanBeNew(FsTypeName(entry));
     if (best == nullptr && !can_be_new) {
-      return Unimplemented(outside_ != nullptr
-                               ? "it is of a file system that only the machine has"
-                               : "only tmpfs, proc, sysfs, mqueue, devpts and bind mounts of what "
-                                 "the container has can be made again");
+      return Unimplemented(
+          outside_ != nullptr
+              ? "it is of a file system that only the machine has"
+              : "only tmpfs, proc, sysfs, mqueue, devpts, autofs and bind mounts of what "
+                "the container has can be made again");
     }
     if (best == nullptr) best = FirstOf(entry.root_dev());
     if (best == nullptr) return Unimplemented("only a part of its file system is mounted");

@@ -11,11 +11,13 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <string_view>
 #include <utility>
 
 #include "engine/base/io.h"
+#include "engine/mounts/autofs.h"
 #include "engine/mounts/mount_entry.h"
 #include "engine/mounts/mount_options.h"
 #include "engine/proc/fdinfo.h"
@@ -56,12 +58,17 @@ Result<std::vector<Mount>> Mounter::Mounts() const {
   return ParseMountinfo(text);
 }
 
-Result<Mount> Mounter::MountOf(int fd) const {
+Result<int> Mounter::IdOfMount(int fd) const {
   ASSIGN_OR_RETURN(const std::string text,
                    ReadFileAt(root_.proc.get(), "fdinfo/" + std::to_string(fd)));
   ASSIGN_OR_RETURN(const Fdinfo info, ParseFdinfo(text));
+  return info.mnt_id;
+}
+
+Result<Mount> Mounter::MountOf(int fd) const {
+  ASSIGN_OR_RETURN(const int id, IdOfMount(fd));
   ASSIGN_OR_RETURN(const std::vector<Mount> mounts, Mounts());
-  const auto found = std::ranges::find(mounts, info.mnt_id, &Mount::id);
+  const auto found = std::ranges::find(mounts, id, &Mount::id);
   if (found == mounts.end()) return FailedPrecondition("it is on no mount that is to be seen");
   return *found;
 }
@@ -85,7 +92,17 @@ Result<int> Mounter::OpenAs(int folder, const std::string& path, std::uint64_t r
 }
 
 Result<int> Mounter::OpenIn(int mount, const std::string& path) {
-  return Open(mount, path.empty() ? "." : path, RESOLVE_BENEATH | RESOLVE_NO_XDEV);
+  const std::string name = path.empty() ? "." : path;
+  Result<int> fd = Open(mount, name, RESOLVE_BENEATH | RESOLVE_NO_XDEV);
+  if (ErrnoOf(fd.status()) != EXDEV) return fd;
+  // Rule: a folder of autofs on which something could be mounted is taken for one on which it is (follow_automount()
+  // in fs/namei.c).
+  ASSIGN_OR_RETURN(const int found, Open(mount, name, RESOLVE_BENEATH));
+  ASSIGN_OR_RETURN(const int here, IdOfMount(mount));
+  ASSIGN_OR_RETURN(const int there, IdOfMount(found));
+  if (there == here) return found;
+  Close(found);
+  return fd;
 }
 
 Result<int> Mounter::MakePlace(int mount, const std::string& path, bool is_folder) {
@@ -133,6 +150,7 @@ Status Mounter::RemoveEmpty(int mount, const std::string& path, unsigned mode) {
 
 Result<int> Mounter::NewFileSystem(const image::MntEntry& entry) {
   const std::string type = FsTypeName(entry);
+  if (type == "autofs") RETURN_IF_ERROR(JoinOwnGroup(root_));
   remote_.ResetArguments();
   ASSIGN_OR_RETURN(const std::uint64_t name, remote_.Put(type));
   ASSIGN_OR_RETURN(const std::uint64_t context,
@@ -145,12 +163,17 @@ Result<int> Mounter::NewFileSystem(const image::MntEntry& entry) {
     const unsigned command = value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG;
     RETURN_IF_ERROR(Configure(fd, command, key, value));
   }
+  if (type == "autofs") RETURN_IF_ERROR(ConfigurePipe(fd));
   RETURN_IF_ERROR(
       remote_.Call("make the file system", SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, 0, 0, 0)
           .status());
   ASSIGN_OR_RETURN(const std::uint64_t mount,
                    remote_.Call("fsmount " + type, SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0));
   Close(fd);
+  for (const std::string& folder : entry.autofs_folders()) {
+    ASSIGN_OR_RETURN(const int place, MakePlace(static_cast<int>(mount), folder, true));
+    Close(place);
+  }
   return static_cast<int>(mount);
 }
 
@@ -238,6 +261,16 @@ Status Mounter::Configure(int context, unsigned command, const std::string& key,
       .Call("set " + key + (value ? "=" + *value : ""), SYS_fsconfig, context, command, name,
             address, 0)
       .status();
+}
+
+// There is no autofs without one: this one is gone with the program that the root executes.
+Status Mounter::ConfigurePipe(int context) {
+  using Ends = std::array<int, 2>;
+  remote_.ResetArguments();
+  ASSIGN_OR_RETURN(const std::uint64_t address, remote_.Reserve(sizeof(Ends)));
+  RETURN_IF_ERROR(remote_.Call("pipe", SYS_pipe2, address, O_CLOEXEC).status());
+  ASSIGN_OR_RETURN(const Ends ends, remote_.ReadValue<Ends>(address));
+  return Configure(context, FSCONFIG_SET_STRING, "fd", std::to_string(ends[1]));
 }
 
 Status Mounter::ShareWith(int mount, int with) {

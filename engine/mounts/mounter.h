@@ -81,11 +81,13 @@ class Mounter {
 
  private:
   Result<int> OpenAs(int folder, const std::string& path, std::uint64_t resolve);
+  Result<int> IdOfMount(int fd) const;
   Status SetOptions(unsigned options);
   Result<std::uint64_t> Empty();
   Status MakeOne(int folder, const std::string& name, bool is_folder);
   Status Configure(int context, unsigned command, const std::string& key,
                    const std::optional<std::string>& value);
+  Status ConfigurePipe(int context);
 
   RestoredProcess& root_;
   RemoteSyscalls& remote_;

@@ -10,6 +10,7 @@
 
 #include "engine/base/status.h"
 #include "engine/image/schema/namespaces.pb.h"
+#include "engine/mounts/autofs.h"
 #include "engine/mounts/mount_namespaces.h"
 #include "engine/mounts/mount_plan.h"
 #include "engine/tasks/restored_process.h"
@@ -35,6 +36,7 @@ struct PendingTerminal {
 struct PendingMounts {
   std::vector<PendingReadOnly> read_only;
   std::vector<PendingTerminal> terminals;
+  AutofsRoots autofs;  ///< For ConnectAutofs().
 };
 
 /// Does it. FailedPrecondition: a terminal is not there.

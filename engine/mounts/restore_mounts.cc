@@ -45,8 +45,8 @@ std::uint64_t Propagation(Sharing sharing) {
 class MountRestorer {
  public:
   MountRestorer(RestoredProcess& root, std::span<const image::MntEntry> all, const FillTmpfs& fill,
-                std::vector<std::string>& notes)
-      : mounter_(root), all_(all), fill_(fill), notes_(notes) {}
+                PendingMounts& later, std::vector<std::string>& notes)
+      : mounter_(root), all_(all), fill_(fill), later_(later), notes_(notes) {}
 
   Status Run() {
     ASSIGN_OR_RETURN(const std::vector<PlannedMount> plan, PlanMounts(all_));
@@ -63,7 +63,7 @@ class MountRestorer {
     }
     RETURN_IF_ERROR(ChangeGiven());
     for (const auto& [id, fd] : open_) mounter_.Close(fd);
-    return OkStatus();
+    return Silence(later_.autofs, all_);
   }
 
  private:
@@ -126,6 +126,9 @@ class MountRestorer {
       ASSIGN_OR_RETURN(const UniqueFd folder, mounter_.Take(made));
       RETURN_IF_ERROR(fill_(entry.root_dev(), folder.get()));
     }
+    if (mount.is_new && FsTypeName(entry) == "autofs") {
+      ASSIGN_OR_RETURN(later_.autofs[entry.root_dev()], mounter_.Take(made));
+    }
     ASSIGN_OR_RETURN(const int place, mounter_.MakePlace(open_.at(mount.parent),
                                                          mount.path_in_parent, IsFolder(made)));
     ASSIGN_OR_RETURN(const Mount on, mounter_.MountOf(open_.at(mount.parent)));
@@ -177,6 +180,7 @@ class MountRestorer {
   Mounter mounter_;
   const std::span<const image::MntEntry> all_;
   const FillTmpfs& fill_;
+  PendingMounts& later_;
   std::vector<std::string>& notes_;
   std::map<std::uint32_t, int> open_;  // the root's descriptors, by the ids of the mounts
 };
@@ -184,13 +188,13 @@ class MountRestorer {
 }  // namespace
 
 Status RestoreMounts(RestoredProcess& root, std::span<const image::MntEntry> all,
-                     const FillTmpfs& fill, std::vector<std::string>& notes) {
+                     const FillTmpfs& fill, PendingMounts& later, std::vector<std::string>& notes) {
   const bool any = std::ranges::any_of(all, [](const image::MntEntry& entry) {
     return entry.made_inside() || entry.access_changed() || entry.sharing_changed() ||
            entry.unmounted_size() > 0;
   });
   if (!any) return OkStatus();
-  return Annotate(MountRestorer(root, all, fill, notes).Run(),
+  return Annotate(MountRestorer(root, all, fill, later, notes).Run(),
                   "the mounts that processes of it had made");
 }
 

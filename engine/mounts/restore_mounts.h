@@ -7,6 +7,7 @@
 
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/mounts/fill_tmpfs.h"
+#include "engine/mounts/pending_mounts.h"
 #include "engine/tasks/restored_process.h"
 
 namespace stasis::engine {
@@ -15,9 +16,11 @@ namespace stasis::engine {
 /// `root`, by its own calls and so with its rights: nothing that it could not do itself. `all`: what was mounted in
 /// the tree's namespace, as in mountpoints-N.img.
 ///
+/// What is to be done later is put into `later`.
+///
 /// FailedPrecondition: what they need is not there, or shared with outside of the container. PermissionDenied: the
 /// root has no right to mount. As PlanMounts for what cannot be made again.
 Status RestoreMounts(RestoredProcess& root, std::span<const image::MntEntry> all,
-                     const FillTmpfs& fill, std::vector<std::string>& notes);
+                     const FillTmpfs& fill, PendingMounts& later, std::vector<std::string>& notes);
 
 }  // namespace stasis::engine

@@ -194,7 +194,7 @@ class RootMaker {
     for (const auto& [id, fd] : open_) {
       if (!IsPending(fd)) mounter_.Close(fd);
     }
-    return OkStatus();
+    return Silence(later_.autofs, all_);
   }
 
  private:
@@ -251,11 +251,15 @@ class RootMaker {
   Result<bool> Keep(const PlannedMount& mount, int made) {
     const image::MntEntry& entry = *mount.entry;
     open_[entry.mnt_id()] = made;
-    const Result<UniqueFd> folder = mounter_.Take(made);
+    Result<UniqueFd> folder = mounter_.Take(made);
     if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
       RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
     }
-    return folder.ok();
+    const bool is_folder = folder.ok();
+    if (mount.is_new && FsTypeName(entry) == "autofs" && is_folder) {
+      later_.autofs[entry.root_dev()] = *std::move(folder);
+    }
+    return is_folder;
   }
 
   Status Make(const PlannedMount& mount) {

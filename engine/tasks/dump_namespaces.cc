@@ -292,6 +292,7 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   if (!changes.unmounted.empty()) {
     return Unimplemented("mounts were changed below the first process's root directory only");
   }
+  RETURN_IF_ERROR(ReadAutofsFolders(root.proc.get(), mounts_));
   return changes.own_root ? ReadRemoved(root, mounts, mounts_) : PlanMounts(mounts_).status();
 }
 
@@ -330,6 +331,8 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
       other_mounts_[i].mounts.push_back(ToMountEntry(mount, outside, changes));
     }
     RETURN_IF_ERROR(ReadRemoved(*other_mounts_[i].process, each[i], other_mounts_[i].mounts));
+    RETURN_IF_ERROR(
+        ReadAutofsFolders(other_mounts_[i].process->proc.get(), other_mounts_[i].mounts));
   }
   return OkStatus();
 }
@@ -337,6 +340,15 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
 void NamespaceDumper::GiveTerminals(const IsOwnTerminal& is_own) {
   engine::GiveTerminals(mounts_, is_own);
   for (OtherMounts& other : other_mounts_) engine::GiveTerminals(other.mounts, is_own);
+}
+
+std::vector<const image::MntEntry*> NamespaceDumper::mounts() const {
+  std::vector<const image::MntEntry*> all;
+  for (const image::MntEntry& mount : mounts_) all.push_back(&mount);
+  for (const OtherMounts& other : other_mounts_) {
+    for (const image::MntEntry& mount : other.mounts) all.push_back(&mount);
+  }
+  return all;
 }
 
 namespace {

@@ -88,6 +88,8 @@ class NamespaceDumper {
               const OutsideMounts& outside, bool makes);
   /// Has mounts of terminals that are not the tree's own given from outside, once its files are known.
   void GiveTerminals(const IsOwnTerminal& is_own);
+  /// After Read(): the mounts of all namespaces that are not ours.
+  std::vector<const image::MntEntry*> mounts() const;
   /// The part of it that is about networks which a restore makes again. `processes`: all, the root first.
   Status ReadNetworks(std::span<const FrozenProcess> processes);
   /// Makes these networks somewhere, to see that a restore can; the tree may run. Takes tenths of a second.

@@ -208,7 +208,7 @@ Status MakeMounts(RestoredProcess& root, const Kind& kind, const CheckpointImage
   }
   RETURN_IF_ERROR(Unshare(root, kind));
   RETURN_IF_ERROR(SetPropagation(root, before));
-  return RestoreMounts(root, before, fill, notes);
+  return RestoreMounts(root, before, fill, later.pending_mounts, notes);
 }
 
 // An empty one, to be filled once all are there.
