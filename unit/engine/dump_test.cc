@@ -118,10 +118,10 @@ TEST(DumpTest, NobodyIsLeftInTheVdso) {
     SharedWords words;
     Child child = Prepared(words, [] {
       std::thread([] {
-        for (volatile int n = 0;; n = 0) {
+        while (true) {
           timespec now = {};
           ::clock_gettime(CLOCK_MONOTONIC, &now);
-          while (n < 20) n = n + 1;
+          for (volatile int n = 0; n < 20;) n = n + 1;
         }
       }).detach();
     });
