@@ -12,6 +12,7 @@
 
 #include "archive/archive.h"
 #include "engine/base/status.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/image_io.h"
 
 namespace stasis::archive {
@@ -24,6 +25,7 @@ struct RootfsDiffRequest {
   /// Paths inside the container that are left out with all below them: destinations of its mounts.
   /// KernelPaths() are always left out.
   std::vector<std::string> leave_out = {};
+  UserIds ids = {};  ///< Of the container: owners in the delta are as it sees them.
 };
 
 struct RootfsDiffReport {
@@ -48,6 +50,7 @@ struct RootfsApplyRequest {
   int root_fd = -1;
   /// Destinations of the live container's mounts: nothing is changed there or below.
   std::vector<std::string> leave_out = {};
+  UserIds ids = {};                 ///< Of the container: what the owners in the delta are of.
   bool allow_devices = false;       ///< Else device nodes are skipped, with a note.
   bool allow_capabilities = false;  ///< Else security.capability is dropped, with a note.
   std::uint64_t max_entries = 1'000'000;

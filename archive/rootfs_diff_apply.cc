@@ -21,6 +21,7 @@
 #include "archive/member_name.h"
 #include "archive/rootfs_diff.h"
 #include "archive/utf8_locale.h"
+#include "archive/xattrs.h"
 #include "engine/base/io.h"
 
 namespace stasis::archive {
@@ -256,7 +257,9 @@ class Applier {
   Status SetAttributes(const Place& place, struct archive_entry* entry,
                        const Attributes& attributes) {
     const char* const name = place.name.c_str();
-    if (::fchownat(place.folder, name, attributes.uid, attributes.gid, AT_SYMLINK_NOFOLLOW) != 0) {
+    ASSIGN_OR_RETURN(const std::uint32_t user, request_.ids.users.ToOutside(attributes.uid));
+    ASSIGN_OR_RETURN(const std::uint32_t group, request_.ids.groups.ToOutside(attributes.gid));
+    if (::fchownat(place.folder, name, user, group, AT_SYMLINK_NOFOLLOW) != 0) {
       return SyscallError(errno, "chown");
     }
     if (!S_ISLNK(attributes.mode)) {
@@ -283,7 +286,10 @@ class Applier {
         Note("/" + Printable(place.path) + ": the attribute " + Printable(name) + " is left out");
         continue;
       }
-      if (::setxattr(path.c_str(), name, value, size, 0) != 0) {
+      ASSIGN_OR_RETURN(
+          const std::string set,
+          XattrOutside(request_.ids, name, std::string(static_cast<const char*>(value), size)));
+      if (::setxattr(path.c_str(), name, set.data(), set.size(), 0) != 0) {
         if (errno != EOPNOTSUPP) {
           return SyscallError(errno, "setxattr " + std::string(name));
         }

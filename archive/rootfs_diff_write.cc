@@ -51,7 +51,7 @@ bool BelongsToTheFile(const std::string& xattr) {
 class LayerWriter {
  public:
   LayerWriter(const RootfsDiffRequest& request, engine::ImageStream& out)
-      : upper_fd_(request.upper_fd), left_out_(request.leave_out), out_(out) {}
+      : upper_fd_(request.upper_fd), left_out_(request.leave_out), ids_(request.ids), out_(out) {}
 
   Result<RootfsDiffReport> Run() {
     RETURN_IF_ERROR(Open());
@@ -127,9 +127,11 @@ class LayerWriter {
     if (::fstat(file.fd.get(), &file.st) != 0) {
       return SyscallError(errno, "fstat");
     }
+    ids_.ShowInside(file.st);
     // A link's own xattrs cannot be reached through /proc; user.* cannot be on one (xattr(7)).
     if (!S_ISLNK(file.st.st_mode)) {
       ASSIGN_OR_RETURN(file.xattrs, ReadXattrs(file.fd.get()));
+      ShowXattrsInside(ids_, file.xattrs);
     }
     Status written;
     if (IsWhiteout(file)) {
@@ -239,6 +241,7 @@ class LayerWriter {
 
   const int upper_fd_;
   const LeftOutPaths left_out_;
+  const UserIds ids_;
   engine::ImageStream& out_;
   Status out_status_;
   WriteHandle layer_;

@@ -17,6 +17,7 @@
 #include "archive/member_name.h"
 #include "archive/tmpfs_content.h"
 #include "archive/utf8_locale.h"
+#include "archive/xattrs.h"
 #include "engine/base/io.h"
 #include "engine/base/unique_fd.h"
 
@@ -37,8 +38,9 @@ struct Place {
 class ContentReader {
  public:
   /// `rights`: of a file system that is new.
-  ContentReader(int fd, std::uint64_t max_bytes, const std::optional<TmpfsRights>& rights)
-      : folder_(fd), left_bytes_(max_bytes), rights_(rights) {}
+  ContentReader(int fd, std::uint64_t max_bytes, const std::optional<TmpfsRights>& rights,
+                const UserIds& ids)
+      : folder_(fd), left_bytes_(max_bytes), rights_(rights), ids_(ids) {}
 
   Result<TmpfsRestoreReport> Run(std::string_view tar) {
     const Utf8Locale locale;  // libarchive turns the names of pax headers into the locale's
@@ -193,8 +195,11 @@ class ContentReader {
     const int folder = place.folder.get();
     const char* const name = place.name.c_str();
     const mode_t mode = archive_entry_mode(entry);
-    if (::fchownat(folder, name, static_cast<uid_t>(archive_entry_uid(entry)),
-                   static_cast<gid_t>(archive_entry_gid(entry)), AT_SYMLINK_NOFOLLOW) != 0) {
+    ASSIGN_OR_RETURN(const std::uint32_t user,
+                     ids_.users.ToOutside(static_cast<uid_t>(archive_entry_uid(entry))));
+    ASSIGN_OR_RETURN(const std::uint32_t group,
+                     ids_.groups.ToOutside(static_cast<gid_t>(archive_entry_gid(entry))));
+    if (::fchownat(folder, name, user, group, AT_SYMLINK_NOFOLLOW) != 0) {
       return SyscallError(errno, "owner");
     }
     if (!S_ISLNK(mode)) {
@@ -218,7 +223,12 @@ class ContentReader {
     std::size_t size = 0;
     while (archive_entry_xattr_next(entry, &name, &value, &size) == ARCHIVE_OK) {
       const bool is_allowed = IsAllowed(name);
-      if (is_allowed && ::setxattr(ProcPath(fd).c_str(), name, value, size, 0) == 0) continue;
+      ASSIGN_OR_RETURN(
+          const std::string set,
+          XattrOutside(ids_, name, std::string(static_cast<const char*>(value), size)));
+      if (is_allowed && ::setxattr(ProcPath(fd).c_str(), name, set.data(), set.size(), 0) == 0) {
+        continue;
+      }
       const int error = errno;
       if (is_allowed && error != EOPNOTSUPP) {
         return SyscallError(error, "setxattr " + Printable(name));
@@ -231,7 +241,7 @@ class ContentReader {
   /// The rest would be a label of the host's policy, or not for who may only write files.
   bool IsAllowed(std::string_view xattr) const {
     if (xattr == "security.capability") return rights_ && rights_->capabilities;
-    if (xattr.starts_with("trusted.")) return rights_.has_value();
+    if (xattr.starts_with("trusted.")) return rights_.has_value() && ids_.are_ours();
     return xattr.starts_with("system.posix_acl_") || xattr.starts_with("user.");
   }
 
@@ -252,6 +262,7 @@ class ContentReader {
   const int folder_;
   std::uint64_t left_bytes_;
   const std::optional<TmpfsRights> rights_;
+  const UserIds& ids_;
   ReadHandle tar_;
   std::vector<std::pair<std::string, Times>> folder_times_;
   TmpfsRestoreReport report_;
@@ -260,13 +271,13 @@ class ContentReader {
 }  // namespace
 
 Result<TmpfsRestoreReport> RestoreTmpfsContent(int fd, std::string_view tar,
-                                               std::uint64_t max_bytes) {
-  return ContentReader(fd, max_bytes, std::nullopt).Run(tar);
+                                               std::uint64_t max_bytes, const UserIds& ids) {
+  return ContentReader(fd, max_bytes, std::nullopt, ids).Run(tar);
 }
 
 Result<TmpfsRestoreReport> RestoreWholeTmpfs(int fd, std::string_view tar, std::uint64_t max_bytes,
-                                             const TmpfsRights& rights) {
-  return ContentReader(fd, max_bytes, rights).Run(tar);
+                                             const TmpfsRights& rights, const UserIds& ids) {
+  return ContentReader(fd, max_bytes, rights, ids).Run(tar);
 }
 
 }  // namespace stasis::archive

@@ -51,7 +51,7 @@ Result<std::vector<Extent>> Data(int fd, std::uint64_t size) {
 
 class ContentWriter {
  public:
-  explicit ContentWriter(std::uint64_t max_bytes) : left_bytes_(max_bytes) {}
+  ContentWriter(std::uint64_t max_bytes, const UserIds& ids) : left_bytes_(max_bytes), ids_(ids) {}
 
   Result<std::string> Run(int fd) {
     struct stat st = {};
@@ -116,7 +116,8 @@ class ContentWriter {
     return WriteFolder(inner.get(), path + "/", depth + 1);
   }
 
-  EntryHandle EntryOf(const struct stat& st, const std::string& path) {
+  EntryHandle EntryOf(struct stat st, const std::string& path) {
+    ids_.ShowInside(st);
     EntryHandle entry(archive_entry_new());
     archive_entry_copy_stat(entry.get(), &st);
     archive_entry_set_nlink(entry.get(), 1);
@@ -141,7 +142,8 @@ class ContentWriter {
       archive_entry_copy_symlink(entry.get(), link.c_str());
       return Put(entry);
     }
-    ASSIGN_OR_RETURN(const Xattrs xattrs, ReadXattrs(file));
+    ASSIGN_OR_RETURN(Xattrs xattrs, ReadXattrs(file));
+    ShowXattrsInside(ids_, xattrs);
     for (const auto& [name, value] : xattrs) {
       if (!BelongsToTheFile(name)) continue;
       archive_entry_xattr_add_entry(entry.get(), name.c_str(), value.data(), value.size());
@@ -211,6 +213,7 @@ class ContentWriter {
   std::string bytes_;
   dev_t device_ = 0;
   std::uint64_t left_bytes_;
+  const UserIds& ids_;
   std::size_t entries_ = 0;
   std::map<ino_t, std::string> links_;
   std::unique_ptr<std::byte[]> piece_{new std::byte[kPiece]};
@@ -218,8 +221,8 @@ class ContentWriter {
 
 }  // namespace
 
-Result<std::string> ReadTmpfsContent(int fd, std::uint64_t max_bytes) {
-  return ContentWriter(max_bytes).Run(fd);
+Result<std::string> ReadTmpfsContent(int fd, std::uint64_t max_bytes, const UserIds& ids) {
+  return ContentWriter(max_bytes, ids).Run(fd);
 }
 
 }  // namespace stasis::archive

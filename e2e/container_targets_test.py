@@ -40,10 +40,12 @@ class Targets:
 
     def run(self, image, **config):
         self.pod = self.pods(f"targets-{self.round}")
-        mounts = [{"container_path": "/share", "host_path": str(self.folder)},
-                  {"container_path": "/targets", "host_path": str(TARGETS), "readonly": True}]
-        self.container = self.bed.cri.run(self.pod, "targets", image, mounts=mounts,
+        self.container = self.bed.cri.run(self.pod, "targets", image, mounts=self.mounts(),
                                            **{**self.config, **config})
+
+    def mounts(self):
+        return [{"container_path": "/share", "host_path": str(self.folder)},
+                {"container_path": "/targets", "host_path": str(TARGETS), "readonly": True}]
 
     def text(self, name, file):
         path = self.folder / name / file

@@ -323,7 +323,7 @@ Status WriteInventory(const Checkpoint& checkpoint, ImageSink& sink) {
 }
 
 Status WriteImages(Checkpoint& checkpoint, ImageSink& sink) {
-  RETURN_IF_ERROR(WriteTaskImages(checkpoint.processes, sink));
+  RETURN_IF_ERROR(WriteTaskImages(checkpoint.processes, checkpoint.namespaces.ids(), sink));
   RETURN_IF_ERROR(checkpoint.files->WriteImages(sink));
   RETURN_IF_ERROR(checkpoint.memory.WritePageMaps(sink));
   RETURN_IF_ERROR(checkpoint.seccomp.WriteImage(sink));

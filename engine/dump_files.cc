@@ -71,10 +71,11 @@ Result<std::vector<int>> ListDescriptors(const FrozenProcess& process) {
 }  // namespace
 
 // Fills what fstat and fstatfs say of `file.borrowed`.
-Status FileDumper::Describe(OpenFile& file) {
+Status FileDumper::Describe(OpenFile& file) const {
   if (::fstat(file.borrowed.get(), &file.st) != 0) {
     return SyscallError(errno, "fstat " + file.link);
   }
+  ids().ShowInside(file.st);
   struct statfs fs = {};
   if (::fstatfs(file.borrowed.get(), &fs) != 0) {
     return SyscallError(errno, "fstatfs " + file.link);
@@ -381,6 +382,10 @@ pid_t FileDumper::ToNamespacePid(pid_t pid) const {
 
 std::uint32_t FileDumper::NamespaceId(std::uint32_t type, std::uint64_t inode) const {
   return namespaces_ == nullptr ? 0 : namespaces_->NumberOf(type, inode);
+}
+
+const UserIds& FileDumper::ids() const {
+  return namespaces_ == nullptr ? FileDumpContext::ids() : namespaces_->ids();
 }
 
 bool FileDumper::IsOfTree(pid_t ns_pid) const {

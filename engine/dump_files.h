@@ -97,6 +97,7 @@ class FileDumper : public FileDumpContext {
   bool IsOfTree(pid_t ns_pid) const override;
   bool IsProcess(pid_t pid) const override;
   std::uint32_t NamespaceId(std::uint32_t type, std::uint64_t inode) const override;
+  const UserIds& ids() const override;
   std::uint32_t NewFileId() override { return next_id_++; }
   void AddEntry(image::FileEntry entry) override { entries_.push_back(std::move(entry)); }
   void AddRecord(std::string_view image_name, std::string record, std::string bytes) override;
@@ -110,7 +111,7 @@ class FileDumper : public FileDumpContext {
   KeptLinks* kept_links() override { return fate_ == Fate::kLeaveRunning ? nullptr : &kept_links_; }
 
  private:
-  static Status Describe(OpenFile& file);
+  Status Describe(OpenFile& file) const;
   static Result<std::string> OurFdinfo(int fd);
   Status AddSocketMapping(Area& area);
   struct Descriptor {

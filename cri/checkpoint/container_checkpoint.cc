@@ -132,9 +132,12 @@ Result<ContainerCheckpoint> WriteArchive(const ContainerFacts& facts, const std:
     if (!upper) return SetExtent(log);
     ASSIGN_OR_RETURN(const auto member, writer->OpenMember(archive::kRootfsDiffName));
     WantedStream wanted(*member, request, space);
-    ASSIGN_OR_RETURN(
-        archive::RootfsDiffReport diff,
-        archive::WriteRootfsDiff({upper->get(), MountDestinations(facts.spec)}, wanted));
+    ASSIGN_OR_RETURN(UserIds ids, UserIds::OfPid(facts.pid));
+    ASSIGN_OR_RETURN(archive::RootfsDiffReport diff,
+                     archive::WriteRootfsDiff({.upper_fd = upper->get(),
+                                               .leave_out = MountDestinations(facts.spec),
+                                               .ids = std::move(ids)},
+                                              wanted));
     std::move(diff.notes.begin(), diff.notes.end(), std::back_inserter(done.notes));
     return SetExtent(log);
   };

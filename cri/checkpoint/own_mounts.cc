@@ -56,7 +56,7 @@ struct Given {
   bool read_only = false;
   bool shared = false;
   bool brings_others = false;
-  bool by_mask = false;  // a path that the runtime hides or protects where there is one
+  bool by_mask = false;  // a path that the runtime hides, protects or brings where there is one
 };
 
 Given FromMount(const nlohmann::json& mount) {
@@ -72,6 +72,21 @@ Given FromMount(const nlohmann::json& mount) {
     if (option == "shared" || option == "rshared") given.shared = true;
   }
   return given;
+}
+
+// Rule    Nobody makes device nodes in a user namespace (mknod(2)): a runtime mounts those of the host there, the ones that
+//         every container has (OCI runtime specification, "Default Devices") and its own.
+void AddDevices(const nlohmann::json& linux, std::vector<Given>& all) {
+  if (archive::ArrayField(linux, "uidMappings").empty()) return;
+  for (const char* const name : {"null", "zero", "full", "random", "urandom", "tty"}) {
+    all.push_back({.place = std::string("/dev/") + name, .type = "", .by_mask = true});
+  }
+  for (const nlohmann::json& device : archive::ArrayField(linux, "devices")) {
+    const std::string path = archive::TextField(device, "path");
+    const bool is_known =
+        std::ranges::any_of(all, [&](const Given& given) { return given.place == path; });
+    if (!is_known) all.push_back({.place = path, .type = "", .by_mask = true});
+  }
 }
 
 std::vector<Given> GivenBy(const nlohmann::json& spec) {
@@ -94,6 +109,7 @@ std::vector<Given> GivenBy(const nlohmann::json& spec) {
     }
   }
   all.push_back({.place = "/dev/console", .type = "", .by_mask = true});
+  AddDevices(linux, all);
   return all;
 }
 

@@ -46,7 +46,8 @@ Status WriteSharedMemory(const ContainerFacts& facts, archive::ArchiveWriter& wr
   if (!folder) return OkStatus();
   ASSIGN_OR_RETURN(const std::vector<std::string> names, archive::FolderNames(folder.get()));
   if (names.empty()) return OkStatus();
-  const Result<std::string> content = archive::ReadTmpfsContent(folder.get(), kMaxBytes);
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::OfPid(facts.pid));
+  const Result<std::string> content = archive::ReadTmpfsContent(folder.get(), kMaxBytes, ids);
   if (!content.ok()) return Annotate(content.status(), "/dev/shm");
   return writer.AddMember(archive::kSharedMemoryName, *content);
 }
@@ -56,8 +57,12 @@ Status RestoreSharedMemory(const ContainerFacts& facts, const archive::Archive& 
   ASSIGN_OR_RETURN(const UniqueFd folder, OpenSharedMemory(facts.pid));
   if (!folder) return FailedPrecondition("the container has no tmpfs at /dev/shm");
   ASSIGN_OR_RETURN(const std::string content, checkpoint.Get(archive::kSharedMemoryName));
-  ASSIGN_OR_RETURN(const archive::TmpfsRestoreReport report,
-                   archive::RestoreTmpfsContent(folder.get(), content, kMaxBytes));
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::OfPid(facts.pid));
+  archive::TmpfsRestoreReport report;
+  RETURN_IF_ERROR(AsRootOf(ids, [&]() -> Status {
+    ASSIGN_OR_RETURN(report, archive::RestoreTmpfsContent(folder.get(), content, kMaxBytes, ids));
+    return OkStatus();
+  }));
   for (const std::string& path : report.kept) {
     log::Warn("in /dev/shm already, ignoring what the checkpoint has",
               {{"container", facts.status.id()}, {"path", path}});

@@ -34,9 +34,9 @@ std::string ImageOf(std::uint32_t device) {
 
 class TmpfsWriter {
  public:
-  TmpfsWriter(pid_t pid, const engine::MountChanges& changes, engine::ImageSink& images,
-              std::vector<std::string>& notes)
-      : pid_(pid), changes_(changes), images_(images), notes_(notes) {}
+  TmpfsWriter(pid_t pid, UserIds ids, const engine::MountChanges& changes,
+              engine::ImageSink& images, std::vector<std::string>& notes)
+      : pid_(pid), ids_(std::move(ids)), changes_(changes), images_(images), notes_(notes) {}
 
   /// Whose mounts are to be written next.
   void LookAt(pid_t pid) { pid_ = pid; }
@@ -54,7 +54,7 @@ class TmpfsWriter {
     if (!*folder) return OkStatus();
     written_.insert(device);
     const Result<std::string> content =
-        archive::ReadTmpfsContent(folder->get(), is_own ? kMaxBytesOfOwn : kMaxBytes);
+        archive::ReadTmpfsContent(folder->get(), is_own ? kMaxBytesOfOwn : kMaxBytes, ids_);
     if (content.status().code() == StatusCode::kResourceExhausted && !is_own) {
       notes_.push_back(mount.mountpoint +
                        ": too large for a copy, without which CRIU restores nothing");
@@ -100,6 +100,7 @@ class TmpfsWriter {
   }
 
   pid_t pid_;
+  const UserIds ids_;
   const engine::MountChanges& changes_;
   engine::ImageSink& images_;
   std::vector<std::string>& notes_;
@@ -149,7 +150,8 @@ Status WriteTmpfsMounts(pid_t pid, const std::vector<std::string>& outside,
                             std::ranges::find(outside, mount.mountpoint) != outside.end();
     return IsWholeTmpfs(mount) && !is_outside;
   });
-  TmpfsWriter writer(pid, changes, images, notes);
+  ASSIGN_OR_RETURN(UserIds ids, UserIds::OfPid(pid));
+  TmpfsWriter writer(pid, std::move(ids), changes, images, notes);
   RETURN_IF_ERROR(WriteThose(mounts, writer, changes));
   return CheckThose(mounts, all, writer, changes);
 }
@@ -176,7 +178,8 @@ Status WriteTmpfsMadeInside(pid_t pid, std::span<const pid_t> others,
            given.contains({mount.dev_major, mount.dev_minor});
   };
   std::vector<std::string> none;  // what is too large is refused
-  TmpfsWriter writer(pid, changes, images, none);
+  ASSIGN_OR_RETURN(UserIds ids, UserIds::OfPid(pid));
+  TmpfsWriter writer(pid, std::move(ids), changes, images, none);
   std::vector<Mount> mounts;
   for (std::size_t i = 0; i < pids.size(); ++i) {
     std::erase_if(each[i], is_other);
@@ -189,10 +192,14 @@ Status WriteTmpfsMadeInside(pid_t pid, std::span<const pid_t> others,
 
 engine::FillTmpfs FillFrom(const engine::ImageSource& images, const archive::TmpfsRights& rights,
                            std::function<void(const std::string&)> note) {
-  return [&images, rights, note = std::move(note)](std::uint32_t device, int folder) -> Status {
+  return [&images, rights, note = std::move(note)](std::uint32_t device, int folder,
+                                                   const UserIds& ids) -> Status {
     const std::string name = ImageOf(device);
     ASSIGN_OR_RETURN(const std::string content, images.Get(name, kMaxTarBytes));
-    const auto report = archive::RestoreWholeTmpfs(folder, content, kMaxBytesOfOwn, rights);
+    // Nobody makes devices in a user namespace of its own (vfs_mknod() in fs/namei.c asks the first for CAP_MKNOD).
+    const archive::TmpfsRights granted = {.devices = rights.devices && ids.are_ours(),
+                                          .capabilities = rights.capabilities};
+    const auto report = archive::RestoreWholeTmpfs(folder, content, kMaxBytesOfOwn, granted, ids);
     if (!report.ok()) return Annotate(report.status(), name);
     for (const std::string& text : report->notes) note(text);
     return OkStatus();

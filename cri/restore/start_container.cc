@@ -152,11 +152,15 @@ Status Restorer::ApplyRootfs(const ContainerFacts& facts, const archive::Archive
   archive::RootfsApplyRequest request;
   request.root_fd = root.get();
   request.leave_out = MountDestinations(facts.spec);
-  // What the live container could have made itself.
-  request.allow_devices = HasCapability(facts.spec, "CAP_MKNOD");
+  ASSIGN_OR_RETURN(request.ids, UserIds::OfPid(facts.pid));
+  // What the live container could have made itself: in a user namespace of its own nobody makes devices.
+  request.allow_devices = request.ids.are_ours() && HasCapability(facts.spec, "CAP_MKNOD");
   request.allow_capabilities = HasCapability(facts.spec, "CAP_SETFCAP");
-  ASSIGN_OR_RETURN(const archive::RootfsDiffReport report,
-                   archive::ApplyRootfsDiff(request, checkpoint));
+  archive::RootfsDiffReport report;
+  RETURN_IF_ERROR(AsRootOf(request.ids, [&]() -> Status {
+    ASSIGN_OR_RETURN(report, archive::ApplyRootfsDiff(request, checkpoint));
+    return OkStatus();
+  }));
   for (const std::string& note : report.notes) {
     log::Warn("the root file system lacks something of the checkpoint, ignoring",
               {{"container", facts.status.id()}, {"what", note}});

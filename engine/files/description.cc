@@ -61,8 +61,8 @@ Result<image::FownEntry> DumpOwner(const OpenFile& file, FileDumpContext& contex
   entry.set_pid(static_cast<std::uint32_t>(pid));
   // CONFIG_CHECKPOINT_RESTORE; without it the ids stay 0.
   if (std::array<uid_t, 2> uids = {}; ::fcntl(fd, kGetOwnerUids, uids.data()) == 0) {
-    entry.set_uid(uids[0]);
-    entry.set_euid(uids[1]);
+    entry.set_uid(context.ids().users.ToInside(uids[0]));
+    entry.set_euid(context.ids().users.ToInside(uids[1]));
   }
   return entry;
 }

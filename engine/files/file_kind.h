@@ -21,6 +21,7 @@
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/files.pb.h"
 #include "engine/options.h"
@@ -32,14 +33,14 @@ struct PendingConnection;  // tcp_connection.h
 
 /// One open file description (struct file) of the tree, seen from the dumper.
 struct OpenFile {
-  std::uint32_t id = 0;  ///< File id in the images.
-  pid_t pid = 0;         ///< A process that holds it, as we see it ...
-  pid_t ns_pid = 0;      ///< ... and as its own pid namespace does: the one for messages.
-  int fd = -1;           ///< ... and the number there.
-  UniqueFd borrowed;     ///< The same open file description in our table, by pidfd_getfd(2).
-  std::string link;      ///< Text of /proc/PID/fd/FD, path inside the process's root.
-  std::string fdinfo;    ///< Text of /proc/PID/fdinfo/FD.
-  struct stat st = {};
+  std::uint32_t id = 0;        ///< File id in the images.
+  pid_t pid = 0;               ///< A process that holds it, as we see it ...
+  pid_t ns_pid = 0;            ///< ... and as its own pid namespace does: the one for messages.
+  int fd = -1;                 ///< ... and the number there.
+  UniqueFd borrowed;           ///< The same open file description in our table, by pidfd_getfd(2).
+  std::string link;            ///< Text of /proc/PID/fd/FD, path inside the process's root.
+  std::string fdinfo;          ///< Text of /proc/PID/fdinfo/FD.
+  struct stat st = {};         ///< Owner and group as in the user namespace of the tree.
   std::uint64_t fs_magic = 0;  ///< statfs f_type
   std::uint32_t flags = 0;     ///< Open flags without O_CLOEXEC.
   std::uint64_t pos = 0;
@@ -79,6 +80,8 @@ class FileDumpContext {
   virtual bool IsOfTree(pid_t ns_pid) const = 0;
   /// The number in the images of the tree's namespace of the kind `type` (CLONE_NEW*).
   virtual std::uint32_t NamespaceId(std::uint32_t type, std::uint64_t inode) const = 0;
+  /// Users and groups of the tree's user namespace: those that images have.
+  virtual const UserIds& ids() const;
   /// A new file id, for entries that no descriptor has (paths of FIFOs).
   virtual std::uint32_t NewFileId() = 0;
   /// Adds an entry to files.img beside the one that Dump returns.
@@ -159,6 +162,8 @@ class FileRestoreContext {
   virtual ~FileRestoreContext() = default;
   virtual const Options& options() const = 0;
   virtual FileActor& actor() = 0;
+  /// Users and groups of the user namespace that the tree is in now. What an archive names is of these.
+  virtual const UserIds& ids() const;
   /// The entry of files.img with that type and id, or null.
   virtual const image::FileEntry* Entry(image::FdTypes type, std::uint32_t id) const = 0;
   /// Every entry of files.img.

@@ -74,7 +74,12 @@ const image::FownEntry* OwnerIn(const image::FileEntry& entry) {
   }
 }
 
+const UserIds kOurIds;
+
 }  // namespace
+
+const UserIds& FileDumpContext::ids() const { return kOurIds; }
+const UserIds& FileRestoreContext::ids() const { return kOurIds; }
 
 std::string NameOf(const OpenFile& file) {
   // What is not in a descriptor table (a mapping, an executable) has no number.

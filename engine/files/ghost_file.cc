@@ -170,8 +170,8 @@ Status FillGhost(int fd, const image::GhostFileEntry& ghost, ImageFileReader& re
 // A deleted file while it still has a path.
 class Ghost {
  public:
-  Ghost(const image::GhostFileEntry& entry, FileActor& actor)
-      : entry_(entry), actor_(actor), folders_(actor) {}
+  Ghost(const image::GhostFileEntry& entry, FileRestoreContext& context)
+      : entry_(entry), actor_(context.actor()), ids_(context.ids()), folders_(actor_) {}
   Ghost(const Ghost&) = delete;
   Ghost& operator=(const Ghost&) = delete;
   ~Ghost() { (void)Unlink(); }  // already reporting worse
@@ -193,14 +193,8 @@ class Ghost {
   // choice, and the owner is set with our rights: set-user-ID bits only as far as the process under restore
   // may set them itself.
   Status SetAttributes() {
-    struct stat st = {};
-    if (::fstat(fd(), &st) != 0) {
-      return SyscallError(errno, "stat a deleted file");
-    }
-    const bool owned = st.st_uid == entry_.uid() && st.st_gid == entry_.gid();
-    if (!owned && ::fchownat(fd(), "", entry_.uid(), entry_.gid(), AT_EMPTY_PATH) != 0) {
-      return SyscallError(errno, "set the owner of a deleted file");
-    }
+    RETURN_IF_ERROR(
+        Annotate(ChangeOwner(fd(), entry_.uid(), entry_.gid(), ids_), "a deleted file"));
     if (S_ISLNK(entry_.mode())) return OkStatus();
     const std::string link = "/proc/self/fd/" + std::to_string(fd());
     if (::chmod(link.c_str(), entry_.mode() & 01777) != 0) {
@@ -266,6 +260,7 @@ class Ghost {
 
   const image::GhostFileEntry& entry_;
   FileActor& actor_;
+  const UserIds& ids_;
   GoneFolders folders_;
   std::string path_;  // where it is, until it is unlinked
   UniqueFd fd_;       // O_PATH, but for regular files
@@ -282,7 +277,7 @@ Result<UniqueFd> MakeGhost(const image::RegFileEntry& reg, std::uint32_t number,
                    ImageFileReader::Open(context.source(), name, "ghost-file"));
   image::GhostFileEntry entry;
   RETURN_IF_ERROR(reader.Record(entry));
-  Ghost ghost(entry, context.actor());
+  Ghost ghost(entry, context);
   RETURN_IF_ERROR(Annotate(ghost.Make(path, number), "make deleted file " + path + " again"));
   if (S_ISREG(entry.mode())) RETURN_IF_ERROR(FillGhost(ghost.fd(), entry, reader));
   RETURN_IF_ERROR(ghost.SetAttributes());

@@ -77,15 +77,8 @@ Result<image::FileEntry> Dump(const OpenFile& file, FileDumpContext& context) {
 }
 
 // Owner and mode. Never set-user-ID bits: the owner is set with our rights.
-Status SetAttributes(int fd, const image::MemfdInodeEntry& inode) {
-  struct stat st = {};
-  if (::fstat(fd, &st) != 0) {
-    return SyscallError(errno, "stat a memfd");
-  }
-  const bool owned = st.st_uid == inode.uid() && st.st_gid == inode.gid();
-  if (!owned && ::fchown(fd, inode.uid(), inode.gid()) != 0) {
-    return SyscallError(errno, "set the owner of a memfd");
-  }
+Status SetAttributes(int fd, const image::MemfdInodeEntry& inode, const UserIds& ids) {
+  RETURN_IF_ERROR(Annotate(ChangeOwner(fd, inode.uid(), inode.gid(), ids), "a memfd"));
   if (inode.has_mode() && ::fchmod(fd, inode.mode() & 0777) != 0) {
     return SyscallError(errno, "set the mode of a memfd");
   }
@@ -102,7 +95,7 @@ Result<UniqueFd> Make(const image::MemfdInodeEntry& inode, FileRestoreContext& c
                                                                     context.source())
                                      : context.actor().MemoryFile(inode.name(), flags, inode.size(),
                                                                   inode.shmid(), context.source()));
-  RETURN_IF_ERROR(SetAttributes(fd.get(), inode));
+  RETURN_IF_ERROR(SetAttributes(fd.get(), inode, context.ids()));
   return fd;
 }
 

@@ -123,6 +123,7 @@ Status ReadMessages(int fd, const QueueState& state, StasisQueueEntry& entry) {
 Result<StasisQueueEntry> ReadQueue(int fd, const std::string& name, FileDumpContext& context) {
   struct stat st = {};
   if (::fstat(fd, &st) != 0) return SyscallError(errno, "stat " + name);
+  context.ids().ShowInside(st);
   const Result<QueueState> state = ReadState(fd);
   if (!state.ok()) return Annotate(state.status(), name);
   if (state->notified != 0) {
@@ -254,9 +255,11 @@ Status Explain(const Status& status, const std::string& name) {
   }
 }
 
-Status Fill(int fd, const StasisQueueEntry& queue, const std::string& name) {
-  if (::fchown(fd, queue.uid(), queue.gid()) != 0 || ::fchmod(fd, queue.mode() & 0777) != 0) {
-    return SyscallError(errno, "owner and mode of message queue /" + name);
+Status Fill(int fd, const StasisQueueEntry& queue, const std::string& name, const UserIds& ids) {
+  RETURN_IF_ERROR(
+      Annotate(ChangeOwner(fd, queue.uid(), queue.gid(), ids), "message queue /" + name));
+  if (::fchmod(fd, queue.mode() & 0777) != 0) {
+    return SyscallError(errno, "the mode of message queue /" + name);
   }
   for (const image::StasisQueueMessage& message : queue.messages()) {
     const std::string& content = message.content();
@@ -302,12 +305,12 @@ Result<UniqueFd> Make(const image::FileEntry& entry, FileRestoreContext& context
     Result<UniqueFd> fd = open(temporary, O_CREAT | O_EXCL);
     if (!fd.ok()) return Explain(fd.status(), name);
     RETURN_IF_ERROR(context.actor().UnlinkQueue(temporary));
-    RETURN_IF_ERROR(Fill(fd->get(), queue, name));
+    RETURN_IF_ERROR(Fill(fd->get(), queue, name, context.ids()));
     return fd;
   }
   Result<UniqueFd> fd = open(name, O_CREAT | O_EXCL);
   if (fd.ok()) {
-    RETURN_IF_ERROR(Fill(fd->get(), queue, name));
+    RETURN_IF_ERROR(Fill(fd->get(), queue, name, context.ids()));
     return fd;
   }
   if (ErrnoOf(fd.status()) != EEXIST) return Explain(fd.status(), name);

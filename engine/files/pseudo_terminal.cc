@@ -39,12 +39,13 @@ std::string Key(std::uint32_t index) { return KeptKey("pty", index); }
 // ---- dump ----
 
 // The file below /dev/pts, which is not opened by it.
-Result<struct stat> NodeOf(const OpenFile& master) {
+Result<struct stat> NodeOf(const OpenFile& master, const UserIds& ids) {
   const UniqueFd node(::ioctl(master.borrowed.get(), kOpenPeer, O_PATH | O_CLOEXEC));
   struct stat st = {};
   if (!node || ::fstat(node.get(), &st) != 0) {
     return SyscallError(errno, "the other end of " + NameOf(master));
   }
+  ids.ShowInside(st);
   return st;
 }
 
@@ -186,9 +187,9 @@ Status CompleteMaster(int fd, int slave, const image::TtyInfoEntry& info,
 }
 
 // The other end, which was open at some time.
-Status CompleteSlave(int fd, const image::TtyInfoEntry& info) {
-  if (info.has_uid() && info.has_gid() && ::fchown(fd, info.uid(), info.gid()) != 0) {
-    return SyscallError(errno, "set the owner of a terminal");
+Status CompleteSlave(int fd, const image::TtyInfoEntry& info, const UserIds& ids) {
+  if (info.has_uid() && info.has_gid()) {
+    RETURN_IF_ERROR(Annotate(ChangeOwner(fd, info.uid(), info.gid(), ids), "a terminal"));
   }
   if (info.has_stasis_mode() && ::fchmod(fd, info.stasis_mode() & 0777) != 0) {
     return SyscallError(errno, "set the mode of a terminal");
@@ -208,7 +209,7 @@ const OpenFile* MasterOf(dev_t device, std::uint32_t index, std::span<const Open
         number != index) {
       return false;
     }
-    const Result<struct stat> node = NodeOf(file);  // a container has numbers of its own
+    const Result<struct stat> node = NodeOf(file, {});  // a container has numbers of its own
     return node.ok() && node->st_dev == device;
   });
   return found == files.end() ? nullptr : &*found;
@@ -234,7 +235,7 @@ Result<std::uint32_t> DumpPseudoTerminal(const OpenFile& master, FileDumpContext
   if (index << 1 >= kFirstSpecial) {
     return Unimplemented(NameOf(master) + ": a pseudo-terminal of number " + std::to_string(index));
   }
-  ASSIGN_OR_RETURN(const struct stat node, NodeOf(master));
+  ASSIGN_OR_RETURN(const struct stat node, NodeOf(master, context.ids()));
   const OpenFile* const slave = SlaveAt(node, context.files());
   ASSIGN_OR_RETURN(image::TtyInfoEntry own, DumpSettings(fd, index << 1 | kMaster, index));
   own.set_locked(locked != 0);
@@ -328,7 +329,7 @@ Status CompletePseudoTerminals(FileRestoreContext& context) {
     UniqueFd slave;
     if (was_open || (other.ok() && other->sid() != 0)) {
       ASSIGN_OR_RETURN(slave, OpenPeer(master, O_RDWR | O_NONBLOCK));
-      if (other.ok()) RETURN_IF_ERROR(CompleteSlave(slave.get(), *other));
+      if (other.ok()) RETURN_IF_ERROR(CompleteSlave(slave.get(), *other, context.ids()));
     }
     RETURN_IF_ERROR(CompleteMaster(master, slave.get(), own, context));
   }

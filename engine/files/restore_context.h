@@ -292,8 +292,9 @@ class RestoreContext : public FileRestoreContext {
   /// `files`: what is restored so far.
   RestoreContext(RestoredProcess& root, const CheckpointImages& images, const ImageSource& source,
                  const Options& options, std::vector<PendingConnection>& connections,
-                 const Files& files, DeadProcesses& dead, const MountNamespaces* mounts,
-                 const OtherNamespaces* namespaces, std::vector<std::string>& notes)
+                 const Files& files, const UserIds& ids, DeadProcesses& dead,
+                 const MountNamespaces* mounts, const OtherNamespaces* namespaces,
+                 std::vector<std::string>& notes)
       : root_(root),
         mounts_(mounts),
         namespaces_(namespaces),
@@ -303,6 +304,7 @@ class RestoreContext : public FileRestoreContext {
         options_(options),
         connections_(connections),
         files_(files),
+        ids_(ids),
         member_(root.pidfd.get()),
         dead_(dead),
         notes_(notes) {}
@@ -327,6 +329,7 @@ class RestoreContext : public FileRestoreContext {
 
   const Options& options() const override { return options_; }
   FileActor& actor() override { return actor_; }
+  const UserIds& ids() const override { return ids_; }
   const image::FileEntry* Entry(image::FdTypes type, std::uint32_t id) const override {
     return images_.File(type, id);
   }
@@ -433,6 +436,7 @@ class RestoreContext : public FileRestoreContext {
   const Options& options_;
   std::vector<PendingConnection>& connections_;
   const Files& files_;
+  const UserIds& ids_;
   const int member_;  // pidfd of the root
   DeadProcesses& dead_;
   std::vector<std::string>& notes_;

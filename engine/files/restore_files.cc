@@ -71,8 +71,9 @@ class Restorer : public FileRestorer {
   Status RestoreAll() override {
     RETURN_IF_ERROR(RaiseOurLimit(holders_.size()));
     ASSIGN_OR_RETURN(root_folder_, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
-    RestoreContext context(root_, images_, source_, options_, connections_, files_, dead_, mounts_,
-                           namespaces_, notes_);
+    ASSIGN_OR_RETURN(ids_, UserIds::Of(root_.proc.get()));
+    RestoreContext context(root_, images_, source_, options_, connections_, files_, ids_, dead_,
+                           mounts_, namespaces_, notes_);
     RETURN_IF_ERROR(context.TakeStdio());
     ASSIGN_OR_RETURN(network_, OpenAt(root_.proc.get(), "ns/net", O_RDONLY));
     RETURN_IF_ERROR(FindPassed(context));
@@ -437,6 +438,7 @@ class Restorer : public FileRestorer {
 
   RestoredProcess& root_;  // only until RestoreAll() has ended
   UniqueFd root_folder_;
+  UserIds ids_;
   const CheckpointImages& images_;
   const std::set<std::uint64_t> zero_files_ = OpenZeroFiles(images_);
   const ImageSource& source_;

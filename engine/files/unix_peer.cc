@@ -21,9 +21,9 @@ using image::StasisCredentials;
 using image::UnixSkEntry;
 
 // In the child of AsProcess(): takes the ids, without which the noted credentials would be ours.
-int BecomeOwner(const StasisCredentials& who) {
-  if (::syscall(SYS_setresgid, who.gid(), who.gid(), who.gid()) != 0) return errno;
-  if (::syscall(SYS_setresuid, who.uid(), who.uid(), who.uid()) != 0) return errno;
+int BecomeOwner(std::uint32_t user, std::uint32_t group) {
+  if (::syscall(SYS_setresgid, group, group, group) != 0) return errno;
+  if (::syscall(SYS_setresuid, user, user, user) != 0) return errno;
   return 0;
 }
 
@@ -32,8 +32,10 @@ int BecomeOwner(const StasisCredentials& who) {
 Result<bool> As(const StasisCredentials* who, FileRestoreContext& context,
                 const std::function<int()>& step) {
   if (who == nullptr || who->pid() == 0 || IsRoot(*who, context)) return false;
+  ASSIGN_OR_RETURN(const std::uint32_t user, context.ids().users.ToOutside(who->uid()));
+  ASSIGN_OR_RETURN(const std::uint32_t group, context.ids().groups.ToOutside(who->gid()));
   const Status status = context.actor().AsProcess(static_cast<pid_t>(who->pid()), [&] {
-    const int error = BecomeOwner(*who);
+    const int error = BecomeOwner(user, group);
     return error != 0 ? error : step();
   });
   if (status.ok()) return true;

@@ -251,8 +251,8 @@ Status DumpCredentials(const OpenFile& file, const ucred& from, FileDumpContext&
   }
   image::StasisCredentials& credentials = *record.mutable_stasis_credentials();
   credentials.set_pid(static_cast<std::uint32_t>(pid));
-  credentials.set_uid(from.uid);
-  credentials.set_gid(from.gid);
+  credentials.set_uid(context.ids().users.ToInside(from.uid));
+  credentials.set_gid(context.ids().groups.ToInside(from.gid));
   return OkStatus();
 }
 
@@ -300,8 +300,9 @@ Status Send(const Waiting& message, const UnixSender& sender, FileRestoreContext
   int error = 0;
   if (message.entry.has_stasis_credentials()) {
     const image::StasisCredentials& from = message.entry.stasis_credentials();
-    ucred credentials = {
-        .pid = static_cast<pid_t>(from.pid()), .uid = from.uid(), .gid = from.gid()};
+    ucred credentials = {.pid = static_cast<pid_t>(from.pid()), .uid = 0, .gid = 0};
+    ASSIGN_OR_RETURN(credentials.uid, context.ids().users.ToOutside(from.uid()));
+    ASSIGN_OR_RETURN(credentials.gid, context.ids().groups.ToOutside(from.gid()));
     const auto [actor, actor_here] = context.actor().Pids();
     if (credentials.pid == actor) {
       credentials.pid = actor_here;

@@ -65,11 +65,10 @@ Status RemoveStaleSocket(const std::string& path, FileRestoreContext& context) {
 
 // Through the socket itself, not by its path, which another container on a shared volume might
 // redirect.
-Status RestorePermissions(int fd, const image::FilePermsEntry& permissions) {
+Status RestorePermissions(int fd, const image::FilePermsEntry& permissions, const UserIds& ids) {
   ASSIGN_OR_RETURN(const UniqueFd bound, BoundFile(fd));
-  if (::fchownat(bound.get(), "", permissions.uid(), permissions.gid(), AT_EMPTY_PATH) != 0) {
-    return SyscallError(errno, "set the owner of a unix socket");
-  }
+  RETURN_IF_ERROR(Annotate(ChangeOwner(bound.get(), permissions.uid(), permissions.gid(), ids),
+                           "a unix socket"));
   const std::string path = "/proc/self/fd/" + std::to_string(bound.get());
   if (::chmod(path.c_str(), permissions.mode() & 0777) != 0) {
     return SyscallError(errno, "set the mode of a unix socket");
@@ -90,7 +89,7 @@ Status Bind(int fd, const UnixSkEntry& entry, FileRestoreContext& context) {
   if (path) RETURN_IF_ERROR(RemoveStaleSocket(NameText(name), context));
   RETURN_IF_ERROR(Annotate(context.actor().Bind(fd, address), "bind to " + NameText(name)));
   if (!path || !entry.has_file_perms()) return OkStatus();
-  return RestorePermissions(fd, entry.file_perms());
+  return RestorePermissions(fd, entry.file_perms(), context.ids());
 }
 
 // ---- connections ----

@@ -261,6 +261,7 @@ Status DumpBoundPath(const OpenFile& file, const std::string& name, FileDumpCont
   if (::fstat(bound.get(), &own) != 0) {
     return SyscallError(errno, "the file of socket " + name);
   }
+  context.ids().ShowInside(own);
   image::FilePermsEntry& permissions = *entry.mutable_file_perms();
   permissions.set_mode(own.st_mode);
   permissions.set_uid(own.st_uid);
@@ -331,8 +332,8 @@ Status DumpPeerCredentials(const OpenFile& file, FileDumpContext& context,
   }
   image::StasisCredentials& credentials = *entry.mutable_stasis_peer();
   credentials.set_pid(static_cast<std::uint32_t>(pid));
-  credentials.set_uid(peer.uid);
-  credentials.set_gid(peer.gid);
+  credentials.set_uid(context.ids().users.ToInside(peer.uid));
+  credentials.set_gid(context.ids().groups.ToInside(peer.gid));
   return OkStatus();
 }
 

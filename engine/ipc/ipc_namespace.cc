@@ -38,16 +38,23 @@ Result<std::vector<int>> ListObjects(const std::string& kind) {
   return ids;
 }
 
-image::IpcDescEntry DescribeObject(const ipc_perm& permissions, int id) {
+image::IpcDescEntry DescribeObject(const ipc_perm& permissions, int id, const UserIds& ids) {
   image::IpcDescEntry description;
   description.set_key(static_cast<std::uint32_t>(permissions.__key));
-  description.set_uid(permissions.uid);
-  description.set_gid(permissions.gid);
-  description.set_cuid(permissions.cuid);
-  description.set_cgid(permissions.cgid);
+  description.set_uid(ids.users.ToInside(permissions.uid));
+  description.set_gid(ids.groups.ToInside(permissions.gid));
+  description.set_cuid(ids.users.ToInside(permissions.cuid));
+  description.set_cgid(ids.groups.ToInside(permissions.cgid));
   description.set_mode(permissions.mode & kModeBits);
   description.set_id(static_cast<std::uint32_t>(id));
   return description;
+}
+
+Status SetOwner(const image::IpcDescEntry& description, const UserIds& ids, ipc_perm& permissions) {
+  ASSIGN_OR_RETURN(permissions.uid, ids.users.ToOutside(description.uid()));
+  ASSIGN_OR_RETURN(permissions.gid, ids.groups.ToOutside(description.gid()));
+  permissions.mode = static_cast<unsigned short>(description.mode() & 0777);
+  return OkStatus();
 }
 
 Status MakeWithId(pid_t pid, int id, const ObjectMaker& maker) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/base/status.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/schema/namespaces.pb.h"
 
 struct ipc_perm;
@@ -16,8 +17,11 @@ namespace stasis::engine {
 /// Runs `step` in the IPC namespace of `pid`, on another thread.
 Status InIpcNamespace(pid_t pid, const std::function<Status()>& step);
 
-/// Owner, mode and key of object `id`.
-image::IpcDescEntry DescribeObject(const ipc_perm& permissions, int id);
+/// Owner, mode and key of object `id`, as in the user namespace of `ids`.
+image::IpcDescEntry DescribeObject(const ipc_perm& permissions, int id, const UserIds& ids);
+
+/// Owner and mode for IPC_SET. FailedPrecondition: who had it has no number in `ids`.
+Status SetOwner(const image::IpcDescEntry& description, const UserIds& ids, ipc_perm& permissions);
 
 /// How objects of a kind are made and removed in a process under restore.
 struct ObjectMaker {

@@ -5,16 +5,17 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/image_file.h"
 #include "engine/image/image_io.h"
 #include "engine/tasks/restored_process.h"
 
 namespace stasis::engine {
 
-/// Adds all sets, or queues, of the calling thread's namespace to `file` ("ipcns-sem", "ipcns-msg"); nothing
-/// of them is changed. Unimplemented: a queue holds more than an image can.
-Status DumpSemaphores(ImageFileBuilder& file);
-Status DumpMessageQueues(ImageFileBuilder& file);
+/// Adds all sets, or queues, of the calling thread's namespace to `file` ("ipcns-sem", "ipcns-msg"), their owners as
+/// in the user namespace of `ids`; nothing of them is changed. Unimplemented: a queue holds more than an image can.
+Status DumpSemaphores(const UserIds& ids, ImageFileBuilder& file);
+Status DumpMessageQueues(const UserIds& ids, ImageFileBuilder& file);
 
 /// Makes those of image file `name`, in the IPC namespace of `root` and by it, with their ids, content, owners
 /// and modes. What is there already with that id and key is another container's of the pod: it stays as it

@@ -71,10 +71,10 @@ Status Send(RemoteSyscalls& remote, std::uint32_t id, const Message& message) {
   return remote.Call("msgsnd", SYS_msgsnd, id, at, message.bytes.size(), IPC_NOWAIT).status();
 }
 
-Status Change(pid_t pid, std::uint32_t id, const std::function<void(msqid_ds&)>& change) {
+Status Change(pid_t pid, std::uint32_t id, const std::function<Status(msqid_ds&)>& change) {
   return InIpcNamespace(pid, [&]() -> Status {
     ASSIGN_OR_RETURN(msqid_ds queue, Stat(static_cast<int>(id)));
-    change(queue);
+    RETURN_IF_ERROR(change(queue));
     if (::msgctl(static_cast<int>(id), IPC_SET, &queue) == 0) return OkStatus();
     return SyscallError(errno, Name(id) + ": msgctl IPC_SET");
   });
@@ -99,29 +99,29 @@ Status Make(RestoredProcess& root, const Queue& queue) {
   // What was in it must fit.
   RETURN_IF_ERROR(Change(root.pid, description.id(), [&](msqid_ds& made) {
     made.msg_qbytes = std::max<std::uint64_t>(made.msg_qbytes, queue.entry.qbytes());
+    return OkStatus();
   }));
   for (const Message& message : queue.messages) {
     RETURN_IF_ERROR(Annotate(Send(remote, description.id(), message), Name(description.id())));
   }
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::Of(root.proc.get()));
   return Change(root.pid, description.id(), [&](msqid_ds& made) {
-    made.msg_perm.uid = description.uid();
-    made.msg_perm.gid = description.gid();
-    made.msg_perm.mode = static_cast<unsigned short>(description.mode() & 0777);
     made.msg_qbytes = queue.entry.qbytes();
+    return SetOwner(description, ids, made.msg_perm);
   });
 }
 
 }  // namespace
 
-Status DumpMessageQueues(ImageFileBuilder& file) {
-  ASSIGN_OR_RETURN(const std::vector<int> ids, ListObjects("msg"));
+Status DumpMessageQueues(const UserIds& ids, ImageFileBuilder& file) {
+  ASSIGN_OR_RETURN(const std::vector<int> numbers, ListObjects("msg"));
   std::vector<char> buffer(sizeof(long) + kMostBytes);
-  for (const int id : ids) {
+  for (const int id : numbers) {
     const Result<msqid_ds> queue = Stat(id);
     if (queue.status().code() == StatusCode::kNotFound) continue;  // removed by another container
     RETURN_IF_ERROR(queue.status());
     image::IpcMsgEntry entry;
-    *entry.mutable_desc() = DescribeObject(queue->msg_perm, id);
+    *entry.mutable_desc() = DescribeObject(queue->msg_perm, id, ids);
     entry.set_qbytes(static_cast<std::uint32_t>(queue->msg_qbytes));
     std::vector<std::pair<image::IpcMsg, std::string>> messages;
     for (long number = 0;; ++number) {

@@ -99,11 +99,10 @@ Status Make(RestoredProcess& root, const Set& set) {
   if (set.entry.operated()) {
     RETURN_IF_ERROR(Operate(remote, description.id(), set.values.front()));
   }
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::Of(root.proc.get()));
   return InIpcNamespace(root.pid, [&]() -> Status {
     semid_ds wanted = {};
-    wanted.sem_perm.uid = description.uid();
-    wanted.sem_perm.gid = description.gid();
-    wanted.sem_perm.mode = static_cast<unsigned short>(description.mode() & 0777);
+    RETURN_IF_ERROR(SetOwner(description, ids, wanted.sem_perm));
     SemaphoreArgument argument = {.set = &wanted};
     if (::semctl(static_cast<int>(description.id()), 0, IPC_SET, argument) == 0) return OkStatus();
     return SyscallError(errno, Name(description.id()) + ": semctl IPC_SET");
@@ -112,14 +111,14 @@ Status Make(RestoredProcess& root, const Set& set) {
 
 }  // namespace
 
-Status DumpSemaphores(ImageFileBuilder& file) {
-  ASSIGN_OR_RETURN(const std::vector<int> ids, ListObjects("sem"));
-  for (const int id : ids) {
+Status DumpSemaphores(const UserIds& ids, ImageFileBuilder& file) {
+  ASSIGN_OR_RETURN(const std::vector<int> numbers, ListObjects("sem"));
+  for (const int id : numbers) {
     const Result<semid_ds> set = Stat(id);
     if (set.status().code() == StatusCode::kNotFound) continue;  // removed by another container
     RETURN_IF_ERROR(set.status());
     image::IpcSemEntry entry;
-    *entry.mutable_desc() = DescribeObject(set->sem_perm, id);
+    *entry.mutable_desc() = DescribeObject(set->sem_perm, id, ids);
     entry.set_nsems(static_cast<std::uint32_t>(set->sem_nsems));
     if (set->sem_otime != 0) entry.set_operated(true);
     std::vector<unsigned short> values(PaddedBytes(entry.nsems()) / sizeof(unsigned short));

@@ -84,8 +84,9 @@ Result<image::IpcShmEntry> ReadSegment(pid_t pid, int id) {
     ASSIGN_OR_RETURN(segment, Stat(id));
     return OkStatus();
   }));
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::OfPid(pid));
   image::IpcShmEntry entry;
-  *entry.mutable_desc() = DescribeObject(segment.shm_perm, id);
+  *entry.mutable_desc() = DescribeObject(segment.shm_perm, id, ids);
   entry.set_size(segment.shm_segsz);
   entry.set_in_pagemaps(true);
   return entry;
@@ -272,15 +273,14 @@ Status SegmentRestorer::AttachTogether(RestoredProcess& process,
 
 Status SegmentRestorer::Finish(pid_t pid) const {
   if (segments_.empty()) return OkStatus();
-  return InIpcNamespace(pid, [this]() -> Status {
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::OfPid(pid));
+  return InIpcNamespace(pid, [&]() -> Status {
     for (const auto& [id, segment] : segments_) {
       if (!segment.made) continue;
       const auto number = static_cast<int>(id);
       const image::IpcDescEntry& description = segment.entry.desc();
       shmid_ds wanted = {};
-      wanted.shm_perm.uid = description.uid();
-      wanted.shm_perm.gid = description.gid();
-      wanted.shm_perm.mode = static_cast<unsigned short>(description.mode() & 0777);
+      RETURN_IF_ERROR(SetOwner(description, ids, wanted.shm_perm));
       if (::shmctl(number, IPC_SET, &wanted) != 0) {
         return SyscallError(errno, Name(id) + ": shmctl IPC_SET");
       }

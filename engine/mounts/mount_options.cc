@@ -72,6 +72,22 @@ bool IsOfMachine(std::string_view type) {
          std::ranges::find(kOfMachine, type) != std::end(kOfMachine);
 }
 
+void ShowOptionsInside(const UserIds& ids, image::MntEntry& entry) {
+  if (ids.are_ours()) return;
+  std::string options;
+  for (std::string_view rest = entry.options(); !rest.empty();) {
+    std::string_view value = text::Cut(rest, ',');
+    const std::string option(value);
+    const std::string_view key = text::Cut(value, '=');
+    const Result<std::uint32_t> id = text::Number<std::uint32_t>(value);
+    const bool is_id = (key == "uid" || key == "gid") && id.ok();
+    const IdMap& map = key == "uid" ? ids.users : ids.groups;
+    options += options.empty() ? "" : ",";
+    options += is_id ? std::string(key) + "=" + std::to_string(map.ToInside(*id)) : option;
+  }
+  entry.set_options(options);
+}
+
 Result<std::vector<MountOption>> OptionsOf(const image::MntEntry& entry) {
   const std::string type = FsTypeName(entry);
   if (std::ranges::find(kOfMachine, type) != std::end(kOfMachine))

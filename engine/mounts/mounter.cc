@@ -221,6 +221,12 @@ Status Mounter::Unmount(const std::string& place) {
   return remote_.Call("unmount " + place, SYS_umount2, name, MNT_DETACH | UMOUNT_NOFOLLOW).status();
 }
 
+Status Mounter::Fill(const FillTmpfs& fill, const image::MntEntry& entry,
+                     const UniqueFd& folder) const {
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::Of(root_.proc.get()));
+  return AsRootOf(ids, [&] { return fill(entry.root_dev(), folder.get(), ids); });
+}
+
 Result<UniqueFd> Mounter::Take(int fd) const {
   return OpenAt(root_.proc.get(), "fd/" + std::to_string(fd), O_RDONLY | O_DIRECTORY);
 }

@@ -11,6 +11,7 @@
 
 #include "engine/base/unique_fd.h"
 #include "engine/image/schema/namespaces.pb.h"
+#include "engine/mounts/fill_tmpfs.h"
 #include "engine/proc/mountinfo.h"
 #include "engine/tasks/restored_process.h"
 
@@ -73,6 +74,9 @@ class Mounter {
   /// Makes `mount` the root of the mount namespace, and of the process. What was it is gone then, with `over` mounts
   /// that are on top of it.
   Status PivotTo(int mount, std::size_t over);
+
+  /// Has `fill` put into `folder`, of a new tmpfs, what that had which was `entry`.
+  Status Fill(const FillTmpfs& fill, const image::MntEntry& entry, const UniqueFd& folder) const;
 
   /// In our own table, the folder `fd` of the root.
   Result<UniqueFd> Take(int fd) const;

@@ -124,7 +124,7 @@ class MountRestorer {
     open_[entry.mnt_id()] = made;
     if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_) {
       ASSIGN_OR_RETURN(const UniqueFd folder, mounter_.Take(made));
-      RETURN_IF_ERROR(fill_(entry.root_dev(), folder.get()));
+      RETURN_IF_ERROR(mounter_.Fill(fill_, entry, folder));
     }
     if (mount.is_new && FsTypeName(entry) == "autofs") {
       ASSIGN_OR_RETURN(later_.autofs[entry.root_dev()], mounter_.Take(made));

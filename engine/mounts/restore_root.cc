@@ -253,7 +253,7 @@ class RootMaker {
     open_[entry.mnt_id()] = made;
     Result<UniqueFd> folder = mounter_.Take(made);
     if (mount.is_new && FsTypeName(entry) == "tmpfs" && fill_ && folder.ok()) {
-      RETURN_IF_ERROR(fill_(entry.root_dev(), folder->get()));
+      RETURN_IF_ERROR(mounter_.Fill(fill_, entry, *folder));
     }
     const bool is_folder = folder.ok();
     if (mount.is_new && FsTypeName(entry) == "autofs" && is_folder) {

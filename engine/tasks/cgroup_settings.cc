@@ -46,7 +46,8 @@ constexpr std::string_view kDelegated[] = {"cgroup.procs", "tasks", "cgroup.thre
 constexpr std::size_t kLimitBytes = 64 << 10;  // of one file
 constexpr mode_t kPermissions = 07777;
 
-void ToPerms(const struct stat& st, image::CgroupPerms& perms) {
+void ToPerms(struct stat st, const UserIds& ids, image::CgroupPerms& perms) {
+  ids.ShowInside(st);
   perms.set_mode(st.st_mode & kPermissions);
   perms.set_uid(st.st_uid);
   perms.set_gid(st.st_gid);
@@ -85,8 +86,11 @@ Status WriteSetting(int folder_fd, const std::string& name, std::string_view val
   return WriteLines(folder_fd, name, value);
 }
 
-Status ChangeOwner(int folder_fd, const std::string& name, const image::CgroupPerms& perms) {
-  if (::fchownat(folder_fd, name.c_str(), perms.uid(), perms.gid(), AT_EMPTY_PATH) != 0) {
+Status SetPerms(int folder_fd, const std::string& name, const image::CgroupPerms& perms,
+                const UserIds& ids) {
+  ASSIGN_OR_RETURN(const std::uint32_t user, ids.users.ToOutside(perms.uid()));
+  ASSIGN_OR_RETURN(const std::uint32_t group, ids.groups.ToOutside(perms.gid()));
+  if (::fchownat(folder_fd, name.c_str(), user, group, AT_EMPTY_PATH) != 0) {
     return SyscallError(errno, "chown " + name);
   }
   const mode_t mode = perms.mode() & 0777;
@@ -97,12 +101,12 @@ Status ChangeOwner(int folder_fd, const std::string& name, const image::CgroupPe
 
 }  // namespace
 
-Status ReadCgroupSettings(int folder_fd, image::CgroupDirEntry& entry) {
+Status ReadCgroupSettings(int folder_fd, const UserIds& ids, image::CgroupDirEntry& entry) {
   struct stat st = {};
   if (::fstat(folder_fd, &st) != 0) {
     return SyscallError(errno, "fstat of a cgroup");
   }
-  ToPerms(st, *entry.mutable_dir_perms());
+  ToPerms(st, ids, *entry.mutable_dir_perms());
   const auto add = [&](std::string_view name, bool with_value) {
     const std::string file(name);
     if (::fstatat(folder_fd, file.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return;
@@ -115,7 +119,7 @@ Status ReadCgroupSettings(int folder_fd, image::CgroupDirEntry& entry) {
     image::CgroupPropEntry& property = *entry.add_properties();
     property.set_name(file);
     property.set_value(value);
-    ToPerms(st, *property.mutable_perms());
+    ToPerms(st, ids, *property.mutable_perms());
   };
   for (const std::string_view name : kSettings) add(name, true);
   for (const std::string_view name : kDelegated) {
@@ -138,14 +142,14 @@ Status WriteCgroupSettings(int folder_fd, const image::CgroupDirEntry& entry) {
   return worst;
 }
 
-Status WriteCgroupOwner(int folder_fd, const image::CgroupDirEntry& entry) {
+Status WriteCgroupOwner(int folder_fd, const image::CgroupDirEntry& entry, const UserIds& ids) {
   if (!entry.has_dir_perms()) return OkStatus();
-  RETURN_IF_ERROR(ChangeOwner(folder_fd, "", entry.dir_perms()));
+  RETURN_IF_ERROR(SetPerms(folder_fd, "", entry.dir_perms(), ids));
   for (const image::CgroupPropEntry& property : entry.properties()) {
     const bool known = std::ranges::find(kDelegated, property.name()) != std::end(kDelegated) ||
                        std::ranges::find(kSettings, property.name()) != std::end(kSettings);
     if (!known || !property.has_perms()) continue;
-    const Status status = ChangeOwner(folder_fd, property.name(), property.perms());
+    const Status status = SetPerms(folder_fd, property.name(), property.perms(), ids);
     if (!status.ok() && ErrnoOf(status) != ENOENT) return status;
   }
   return OkStatus();

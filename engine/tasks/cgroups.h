@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/base/unique_fd.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/inventory.pb.h"
 #include "engine/image/schema/namespaces.pb.h"
@@ -39,6 +40,7 @@ class CgroupDumper {
 
   bool ignore_ = false;
   bool is_container_ = false;
+  UserIds ids_;
   CgroupSet base_;
   CgroupSet namespace_root_;  // of a cgroup namespace that the tree has for itself
   std::map<std::string, std::uint32_t> by_text_;  // number of a set, by the text of /proc
@@ -91,6 +93,7 @@ class CgroupRestorer {
 
   const Options& options_;
   Notes& notes_;
+  UserIds ids_;
   bool is_container_ = false;
   std::uint32_t base_set_ = 0;
   bool moved_ = false;  // some task: its children are not where the root began

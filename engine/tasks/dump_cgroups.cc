@@ -75,9 +75,10 @@ Result<std::vector<std::string>> FoldersIn(int parent_fd) {
   return names;
 }
 
-Status ReadFolder(int folder_fd, image::CgroupDirEntry& entry, int depth, int& count) {
+Status ReadFolder(int folder_fd, const UserIds& ids, image::CgroupDirEntry& entry, int depth,
+                  int& count) {
   if (depth > kMaxDepth || ++count > kMaxFolders) return ResourceExhausted("too many cgroups");
-  RETURN_IF_ERROR(ReadCgroupSettings(folder_fd, entry));
+  RETURN_IF_ERROR(ReadCgroupSettings(folder_fd, ids, entry));
   ASSIGN_OR_RETURN(const std::vector<std::string> names, FoldersIn(folder_fd));
   for (const std::string& name : names) {
     Result<UniqueFd> child = OpenAt(folder_fd, name, O_RDONLY | O_DIRECTORY);
@@ -85,7 +86,7 @@ Status ReadFolder(int folder_fd, image::CgroupDirEntry& entry, int depth, int& c
     RETURN_IF_ERROR(child.status());
     image::CgroupDirEntry& below = *entry.add_children();
     below.set_dir_name(name);
-    RETURN_IF_ERROR(ReadFolder(child->get(), below, depth + 1, count));
+    RETURN_IF_ERROR(ReadFolder(child->get(), ids, below, depth + 1, count));
   }
   return OkStatus();
 }
@@ -129,6 +130,7 @@ Result<CgroupDumper> CgroupDumper::Create(const FrozenProcess& root, const Optio
   CgroupDumper dumper;
   dumper.ignore_ = options.manage_cgroups == ManageCgroups::kIgnore;
   if (dumper.ignore_) return dumper;
+  ASSIGN_OR_RETURN(dumper.ids_, UserIds::Of(root.proc.get()));
   ASSIGN_OR_RETURN(const bool same_pid, SameNamespace(root.proc.get(), "pid"));
   ASSIGN_OR_RETURN(const bool same_mnt, SameNamespace(root.proc.get(), "mnt"));
   dumper.is_container_ = !same_pid || !same_mnt;
@@ -200,7 +202,7 @@ Status CgroupDumper::ReadController(const std::string& controllers,
     image::CgroupDirEntry& entry = *controller.add_dirs();
     entry.set_dir_name(path);
     ASSIGN_OR_RETURN(const UniqueFd folder, OpenAt(root.get(), "." + path, O_RDONLY | O_DIRECTORY));
-    return ReadFolder(folder.get(), entry, 0, count);
+    return ReadFolder(folder.get(), ids_, entry, 0, count);
   };
   for (const std::string& path : tops) {
     RETURN_IF_ERROR(

@@ -81,9 +81,9 @@ Result<std::vector<int>> IdleSegments() {
   return ids;
 }
 
-Status ReadAll(IpcObjects& objects) {
-  RETURN_IF_ERROR(DumpSemaphores(objects.semaphores));
-  RETURN_IF_ERROR(DumpMessageQueues(objects.messages));
+Status ReadAll(const UserIds& ids, IpcObjects& objects) {
+  RETURN_IF_ERROR(DumpSemaphores(ids, objects.semaphores));
+  RETURN_IF_ERROR(DumpMessageQueues(ids, objects.messages));
   ASSIGN_OR_RETURN(objects.idle_segments, IdleSegments());
   ASSIGN_OR_RETURN(objects.settings, ReadSettings());
   return OkStatus();
@@ -93,8 +93,9 @@ Status ReadAll(IpcObjects& objects) {
 
 Result<IpcObjects> ReadIpc(int task_fd) {
   ASSIGN_OR_RETURN(const UniqueFd space, OpenAt(task_fd, "ns/ipc", O_RDONLY));
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::Of(task_fd));
   IpcObjects objects;
-  RETURN_IF_ERROR(InNamespace(space.get(), CLONE_NEWIPC, [&objects] { return ReadAll(objects); }));
+  RETURN_IF_ERROR(InNamespace(space.get(), CLONE_NEWIPC, [&] { return ReadAll(ids, objects); }));
   return objects;
 }
 

@@ -32,6 +32,7 @@
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/mounts/mount_entry.h"
+#include "engine/mounts/mount_options.h"
 #include "engine/mounts/mount_plan.h"
 #include "engine/proc/mountinfo.h"
 #include "engine/proc/text.h"
@@ -114,10 +115,7 @@ Result<NamespaceDumper> NamespaceDumper::Create(const FrozenProcess& root) {
   ASSIGN_OR_RETURN(const UniqueFd self, OpenAt(AT_FDCWD, "/proc/thread-self", O_DIRECTORY));
   ASSIGN_OR_RETURN(dumper.ours_, ReadInodes(self.get()));
   ASSIGN_OR_RETURN(dumper.tree_, ReadInodes(root.proc.get()));
-  if (dumper.tree_[kUser] != dumper.ours_[kUser]) {
-    return Unimplemented("pid " + std::to_string(root.ns_pid) +
-                         ": processes in a user namespace of their own cannot be checkpointed");
-  }
+  ASSIGN_OR_RETURN(dumper.ids_, UserIds::Of(root.proc.get()));
   std::uint32_t next = NumberOfOurs(kKinds);
   for (std::size_t i = 0; i < kKinds; ++i) {
     dumper.tree_numbers_[i] = dumper.tree_[i] == dumper.ours_[i] ? NumberOfOurs(i) : next++;
@@ -284,6 +282,7 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
   }
   for (const Mount& mount : mounts) {
     image::MntEntry& entry = mounts_.emplace_back(ToMountEntry(mount, outside, changes));
+    if (entry.made_inside()) ShowOptionsInside(ids_, entry);
     if (mount.mountpoint != "/") continue;
     for (const std::string& place : std::exchange(changes.unmounted, {})) {
       entry.add_unmounted(place);
@@ -328,7 +327,9 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
   }
   for (std::size_t i = 0; i < each.size(); ++i) {
     for (const Mount& mount : each[i]) {
-      other_mounts_[i].mounts.push_back(ToMountEntry(mount, outside, changes));
+      image::MntEntry& entry =
+          other_mounts_[i].mounts.emplace_back(ToMountEntry(mount, outside, changes));
+      if (entry.made_inside()) ShowOptionsInside(ids_, entry);
     }
     RETURN_IF_ERROR(ReadRemoved(*other_mounts_[i].process, each[i], other_mounts_[i].mounts));
     RETURN_IF_ERROR(
@@ -487,6 +488,12 @@ Status NamespaceDumper::Read(std::span<const FrozenProcess> processes, const Com
   if (tree_[kIpc] != ours_[kIpc]) {
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
   }
+  if (makes && !ids_.are_ours()) {
+    return Unimplemented(
+        Name(root) +
+        ": processes in a user namespace of their own cannot be checkpointed, but in "
+        "containers");
+  }
   RETURN_IF_ERROR(ReadOthers(makes));
   if (makes) RETURN_IF_ERROR(ReadNetworks(processes));
   ASSIGN_OR_RETURN(clocks_, ReadClocks(root.proc.get()));
@@ -508,6 +515,22 @@ Status PutNames(const UtsNames& names, std::uint32_t number, ImageSink& sink) {
   return PutOne(sink, ImageName("utsns", number), "utsns", entry);
 }
 
+void PutMap(const IdMap& map, google::protobuf::RepeatedPtrField<image::UidGidExtent>& entries) {
+  for (const IdMap::Extent& extent : map.extents()) {
+    image::UidGidExtent& entry = *entries.Add();
+    entry.set_first(extent.inside);
+    entry.set_lower_first(extent.outside);
+    entry.set_count(extent.count);
+  }
+}
+
+Status PutIds(const UserIds& ids, std::uint32_t number, ImageSink& sink) {
+  image::UsernsEntry entry;
+  PutMap(ids.users, *entry.mutable_uid_map());
+  PutMap(ids.groups, *entry.mutable_gid_map());
+  return PutOne(sink, ImageName("userns", number), "userns", entry);
+}
+
 Status PutMounts(std::span<const image::MntEntry> mounts, std::uint32_t number, ImageSink& sink) {
   ImageFileBuilder file("mountpoints");
   // Children come first in CRIU's, the root mount last.
@@ -526,6 +549,7 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
   for (const OtherMounts& other : other_mounts_) {
     RETURN_IF_ERROR(PutMounts(other.mounts, other.number, sink));
   }
+  if (!ids_.are_ours()) RETURN_IF_ERROR(PutIds(ids_, tree_numbers_[kUser], sink));
   if (has_own_uts()) RETURN_IF_ERROR(PutNames(names, tree_numbers_[kUts], sink));
   for (const Other& other : others_) {
     if (other.inode == ours_[other.kind]) continue;

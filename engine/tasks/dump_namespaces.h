@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/user_ids.h"
 #include "engine/dump.h"
 #include "engine/image/image_io.h"
 #include "engine/image/schema/namespaces.pb.h"
@@ -27,8 +28,7 @@ namespace stasis::engine {
 
 class NamespaceDumper {
  public:
-  /// Numbers our namespaces and those of the tree's root. Unimplemented: a user namespace of its
-  /// own.
+  /// Numbers our namespaces and those of the tree's root.
   static Result<NamespaceDumper> Create(const FrozenProcess& root);
 
   /// Unimplemented when a thread of `process` is not in the root's namespaces, or would have its children elsewhere.
@@ -74,6 +74,8 @@ class NamespaceDumper {
   bool has_own_pid() const;
   bool has_own_net() const;
   std::uint64_t pid_namespace() const;  ///< Its inode.
+  /// Users and groups of the tree's user namespace: those that images have.
+  const UserIds& ids() const { return ids_; }
 
   bool IsOfRoot(std::uint32_t type, std::uint64_t inode) const;
 
@@ -118,6 +120,7 @@ class NamespaceDumper {
   Status CheckThread(int ns_fd, const FrozenProcess& process, bool is_leader) const;
 
   Inodes ours_ = {}, tree_ = {};
+  UserIds ids_;
   std::array<std::uint32_t, kKinds> tree_numbers_ = {};
   std::vector<image::MntEntry> mounts_;  // in the order of mountinfo
   std::vector<OtherMounts> other_mounts_;

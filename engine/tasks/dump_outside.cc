@@ -58,6 +58,7 @@ struct SchedulerAttributes {
 static_assert(sizeof(SchedulerAttributes) == 56);  // SCHED_ATTR_SIZE_VER1
 constexpr std::uint32_t kResetOnFork = 0x40000000;
 constexpr std::uint32_t kSchedDeadline = 6;
+constexpr std::uint32_t kNoLoginUid = ~std::uint32_t{0};
 
 long Ptrace(int request, pid_t tid, std::uint64_t address, void* data) {
   return ::ptrace(static_cast<__ptrace_request>(request), tid, address, data);
@@ -303,7 +304,28 @@ Result<DumpedProcess> ReadOutside(FrozenProcess& process) {
   return dumped;
 }
 
-image::CoreEntry TakeCore(DumpedThread& thread) {
+namespace {
+
+void ShowIdsInside(const UserIds& ids, image::CoreEntry& core) {
+  if (ids.are_ours()) return;
+  image::CredsEntry& creds = *core.mutable_thread_core()->mutable_creds();
+  creds.set_uid(ids.users.ToInside(creds.uid()));
+  creds.set_euid(ids.users.ToInside(creds.euid()));
+  creds.set_suid(ids.users.ToInside(creds.suid()));
+  creds.set_fsuid(ids.users.ToInside(creds.fsuid()));
+  creds.set_gid(ids.groups.ToInside(creds.gid()));
+  creds.set_egid(ids.groups.ToInside(creds.egid()));
+  creds.set_sgid(ids.groups.ToInside(creds.sgid()));
+  creds.set_fsgid(ids.groups.ToInside(creds.fsgid()));
+  for (std::uint32_t& group : *creds.mutable_groups()) group = ids.groups.ToInside(group);
+  const bool has_login = core.has_tc() && core.tc().has_loginuid();
+  if (!has_login || core.tc().loginuid() == kNoLoginUid) return;
+  core.mutable_tc()->set_loginuid(ids.users.ToInside(core.tc().loginuid()));
+}
+
+}  // namespace
+
+image::CoreEntry TakeCore(DumpedThread& thread, const UserIds& ids) {
   image::CoreEntry core = std::move(thread.core);
   if (thread.frozen == nullptr) return core;
   image::ThreadCoreEntry& of_thread = *core.mutable_thread_core();
@@ -312,6 +334,7 @@ image::CoreEntry TakeCore(DumpedThread& thread) {
   of_thread.mutable_signals_p();  // of most threads there is none
   if (thread.in_kernel) TakeFromKernel(*thread.in_kernel, core);
   arch::ToImage(thread.registers, core);
+  ShowIdsInside(ids, core);
   return core;
 }
 
@@ -327,7 +350,6 @@ Status ReadFilesOfProc(const FrozenProcess& process, image::TaskCoreEntry& core,
   core.set_personality(personality);
   ASSIGN_OR_RETURN(const auto score, ReadNumber<std::int32_t>(process, "oom_score_adj", 10, 0));
   core.set_oom_score_adj(score);
-  constexpr std::uint32_t kNoLoginUid = ~std::uint32_t{0};
   ASSIGN_OR_RETURN(const auto login, ReadNumber(process, "loginuid", 10, kNoLoginUid));
   core.set_loginuid(login);
   ASSIGN_OR_RETURN(const std::string limits_text, ReadFileAt(process.proc.get(), "limits"));

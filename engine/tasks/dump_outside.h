@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/base/status.h"
+#include "engine/base/user_ids.h"
 #include "engine/files/file_kind.h"
 #include "engine/tasks/dumped_process.h"
 
@@ -11,9 +12,9 @@ namespace stasis::engine {
 /// hold.
 Result<DumpedProcess> ReadOutside(FrozenProcess& process);
 
-/// The image of a thread, when all of it is read: with its registers, and what its status and the kernel's structures say.
-/// Nothing of it is left in `thread`.
-image::CoreEntry TakeCore(DumpedThread& thread);
+/// The image of a thread, when all of it is read: with its registers, and what its status and the kernel's structures say,
+/// in `ids` of its user namespace. Nothing of it is left in `thread`.
+image::CoreEntry TakeCore(DumpedThread& thread, const UserIds& ids);
 
 /// Adds what system calls tell of any thread: scheduling and robust futexes; by any thread of ours.
 /// Unimplemented: it runs under SCHED_DEADLINE.

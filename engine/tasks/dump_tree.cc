@@ -292,14 +292,14 @@ std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,
   return notes;
 }
 
-Status WriteTaskImages(std::vector<DumpedProcess>& processes, ImageSink& sink) {
+Status WriteTaskImages(std::vector<DumpedProcess>& processes, const UserIds& ids, ImageSink& sink) {
   ImageFileBuilder tree("pstree");
   for (DumpedProcess& process : processes) {
     RETURN_IF_ERROR(tree.Add(process.tree));
     for (std::size_t i = 0; i < process.threads.size(); ++i) {
       const auto tid = process.tree.threads(static_cast<int>(i));
       // Of thousands only one at a time is whole.
-      const image::CoreEntry core = TakeCore(process.threads[i]);
+      const image::CoreEntry core = TakeCore(process.threads[i], ids);
       RETURN_IF_ERROR(PutOne(sink, ImageName("core", tid), "core", core));
     }
     if (process.zombie) continue;

@@ -41,8 +41,8 @@ Status CheckForks(const std::vector<DumpedProcess>& processes);
 std::vector<std::string> NameStrangers(const std::set<pid_t>& pids,
                                        const NamespaceDumper& namespaces);
 
-/// pstree.img, and core, ids, mm and fs images of every task.
-Status WriteTaskImages(std::vector<DumpedProcess>& processes, ImageSink& sink);
+/// pstree.img, and core, ids, mm and fs images of every task, with the `ids` of its user namespace.
+Status WriteTaskImages(std::vector<DumpedProcess>& processes, const UserIds& ids, ImageSink& sink);
 
 /// Ends every process of the tree, and waits until all are gone.
 Status KillAll(FrozenTree& tree);

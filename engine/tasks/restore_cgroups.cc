@@ -77,6 +77,7 @@ Result<std::unique_ptr<CgroupRestorer>> CgroupRestorer::Create(const CheckpointI
   if (entry.status().code() == StatusCode::kNotFound) return restorer;
   RETURN_IF_ERROR(entry.status());
   restorer->entry_ = *std::move(entry);
+  ASSIGN_OR_RETURN(restorer->ids_, UserIds::OfPid(placeholder));
   RETURN_IF_ERROR(restorer->ReadBases(images, placeholder));
   for (const image::CgControllerEntry& controller : restorer->entry_.controllers()) {
     RETURN_IF_ERROR(Annotate(restorer->MakeController(controller),
@@ -218,7 +219,7 @@ Status CgroupRestorer::MakeFolder(const Hierarchy& hierarchy, const image::Cgrou
     if (is_new) {
       ASSIGN_OR_RETURN(const UniqueFd folder,
                        OpenAt(hierarchy.root.get(), "." + path, O_RDONLY | O_DIRECTORY));
-      RETURN_IF_ERROR(Annotate(WriteCgroupOwner(folder.get(), entry), "cgroup " + path));
+      RETURN_IF_ERROR(Annotate(WriteCgroupOwner(folder.get(), entry, ids_), "cgroup " + path));
     }
   }
   for (const image::CgroupDirEntry& child : entry.children()) {

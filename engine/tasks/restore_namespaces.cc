@@ -2,7 +2,7 @@
 // Rule    In the images a namespace that was the dumper's has the number of the inventory's root_ids
 // Rule    A new mount namespace is a copy of the caller's. So a tree finds its mounts in one when they are there
 //         already, or are made there. New ones of the network have a loopback device in them, which is down
-// Not here namespaces of pids (whoever starts the root makes it), of users (refused by the dump), of cgroups and
+// Not here namespaces of pids (whoever starts the root makes it), of users (a container has that of its pod), of cgroups and
 //         time (restore_cgroups.cc, restore_clocks.cc)
 #include "engine/tasks/restore_namespaces.h"
 
@@ -52,6 +52,7 @@ constexpr Kind kKinds[] = {
     {"ipc", CLONE_NEWIPC, &Ids::ipc_ns_id, "System V objects and message queues"},
     {"time", CLONE_NEWTIME, nullptr, "clocks"},
     {"mnt", CLONE_NEWNS, &Ids::mnt_ns_id, "mounts"},
+    {"user", CLONE_NEWUSER, &Ids::user_ns_id, "users and groups"},
 };
 
 // "uts:4711" and "uts:/run/netns/x" into their halves.
@@ -250,6 +251,8 @@ Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& ima
       return MakeIpc(root, kind, images, source, later);
     case CLONE_NEWNS:
       return MakeMounts(root, kind, images, source, options, fill, later, notes);
+    case CLONE_NEWUSER:
+      return Unimplemented("a user namespace of a tree's own cannot be made again on the host");
     default:
       return MakeNetwork(root, kind, images.processes.front().ids.net_ns_id(), source, later);
   }

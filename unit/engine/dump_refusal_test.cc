@@ -67,8 +67,12 @@ const Case kCases[] = {
      }},
     {"PidNamespaceForChildren", "in another namespace",
      [](const SharedWords&) { return ::unshare(CLONE_NEWPID) == 0; }},
-    {"UserNamespace", "user namespace",
-     [](const SharedWords&) { return ::unshare(CLONE_NEWUSER) == 0; }},
+    {"ChildInAUserNamespace", "another user namespace",
+     [](const SharedWords& words) {
+       if (::fork() != 0) return words.WaitAbove(3, 0);
+       words[3] = ::unshare(CLONE_NEWUSER) == 0;
+       return Sleep() == 0;
+     }},
 };
 
 class DumpRefusalTest : public ::testing::TestWithParam<Case> {};
