@@ -65,6 +65,7 @@ def restore(run):
     threads = run.size(10_000, 100)
     found = dumps(run, item, f"{threads} threads", restore=True, threads=threads)
     run.add(Row(item, f"restore, {threads} threads", found["restore"], target=3000))
+    run.add(Row(item, f"most memory of checkpoint and restore, {threads} threads", found["peak"], unit="MiB", target=64))
 
 
 def together(run):

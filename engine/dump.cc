@@ -4,13 +4,9 @@
 #include "engine/dump.h"
 
 #include <fcntl.h>
-#include <linux/magic.h>
-#include <linux/shm.h>
-#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <iterator>
 #include <map>
@@ -23,6 +19,7 @@
 #include "engine/base/io.h"
 #include "engine/dump_ahead.h"
 #include "engine/dump_files.h"
+#include "engine/dump_segments.h"
 #include "engine/dump_sink.h"
 #include "engine/dump_watch.h"
 #include "engine/files/io_uring.h"
@@ -34,7 +31,6 @@
 #include "engine/image/schema/inventory.pb.h"
 #include "engine/memory/aio_ring.h"
 #include "engine/memory/dump_memory.h"
-#include "engine/memory/system_v.h"
 #include "engine/pre_copy.h"
 #include "engine/proc/text.h"
 #include "engine/tasks/affinity.h"
@@ -191,57 +187,6 @@ Status ReadCgroups(Checkpoint& checkpoint) {
   return checkpoint.cgroups.Read(checkpoint.processes);
 }
 
-// As shmget(2) takes it, and CRIU writes it.
-std::uint32_t HugeSegment(std::uint64_t page_bytes) {
-  return SHM_HUGETLB | static_cast<std::uint32_t>(std::countr_zero(page_bytes)) << SHM_HUGE_SHIFT;
-}
-
-// System V segments that somebody of the tree is attached to, and those that wait for somebody.
-Status ReadSegments(Checkpoint& checkpoint) {
-  std::set<std::uint64_t> known;
-  std::map<std::uint64_t, dev_t> other_memory;
-  const Status attached = checkpoint.ForEach([&](DumpedProcess& process) -> Status {
-    for (const Area& area : process.areas) {
-      if (area.Is(kAreaAnonShared) && !area.Is(kAreaSystemV)) {
-        // Shared memory of small pages and of huge ones is of several file systems.
-        const dev_t device = makedev(area.vma.dev_major, area.vma.dev_minor);
-        if (other_memory.emplace(area.vma.inode, device).first->second != device) {
-          return Unimplemented("shared memory of two kinds has the same inode number " +
-                               std::to_string(area.vma.inode) + "; allocate one of them anew");
-        }
-      }
-      if (!area.Is(kAreaSystemV) || !known.insert(area.vma.inode).second) continue;
-      ASSIGN_OR_RETURN(image::IpcShmEntry segment,
-                       ReadSegment(process.frozen->pid, static_cast<int>(area.vma.inode)));
-      if (area.vma.Has("ht")) segment.set_hugetlb_flag(HugeSegment(area.vma.kernel_page_size));
-      RETURN_IF_ERROR(checkpoint.segments.Add(segment));
-    }
-    return OkStatus();
-  });
-  RETURN_IF_ERROR(attached);
-  const pid_t root = checkpoint.tree.root().pid;
-  for (const int id : checkpoint.namespaces.idle_segments()) {
-    const auto number = static_cast<std::uint64_t>(id);
-    if (!known.insert(number).second) continue;
-    ASSIGN_OR_RETURN(image::IpcShmEntry segment, ReadSegment(root, id));
-    ASSIGN_OR_RETURN(UniqueFd content, OpenSegment(root, id));
-    struct statfs fs = {};
-    if (::fstatfs(content.get(), &fs) != 0) return SyscallError(errno, "fstatfs of a segment");
-    if (fs.f_type == HUGETLBFS_MAGIC) {
-      segment.set_hugetlb_flag(HugeSegment(static_cast<std::uint64_t>(fs.f_bsize)));
-    }
-    RETURN_IF_ERROR(checkpoint.segments.Add(segment));
-    RETURN_IF_ERROR(checkpoint.memory.AddObject(number, std::move(content)));
-  }
-  // Their pages are in files that are named by segment, or by inode.
-  for (const std::uint64_t id : known) {
-    if (!other_memory.contains(id)) continue;
-    return Unimplemented("System V segment " + std::to_string(id) +
-                         " has the number of another shared memory object");
-  }
-  return OkStatus();
-}
-
 Status AskAll(Checkpoint& checkpoint) {
   RETURN_IF_ERROR(
       checkpoint.ForEach([&](DumpedProcess& process) { return checkpoint.seccomp.Add(process); }));
@@ -354,7 +299,9 @@ Status ReadAll(Checkpoint& checkpoint, HeldSink& sink) {
   RETURN_IF_ERROR(checkpoint.ForEach(
       [&](DumpedProcess& process) { return ReadAioRings(process, checkpoint.report); }));
   RETURN_IF_ERROR(ReadFiles(checkpoint));
-  RETURN_IF_ERROR(ReadSegments(checkpoint));
+  RETURN_IF_ERROR(StillWanted(checkpoint.request));
+  RETURN_IF_ERROR(DumpSegments(checkpoint.processes, checkpoint.namespaces.idle_segments(),
+                               checkpoint.segments, checkpoint.memory));
   checkpoint.request.log.Info("all of " + std::to_string(report.processes) + " processes, " +
                               std::to_string(report.threads) + " threads and " +
                               std::to_string(checkpoint.files->files().size()) +
