@@ -31,7 +31,8 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-constexpr std::uint64_t kAreaAddress = 0x200000000;
+// Where no program is, and above what the address sanitizer keeps for itself (up to 0x10007fff8000).
+constexpr std::uint64_t kAreaAddress = 0x200000000000;
 
 /// No image file beside those that the test made.
 class EmptySource : public ImageSource {
