@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <iterator>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -21,10 +21,12 @@ namespace {
 
 std::vector<std::byte> Code(std::string_view begin, const void* value, std::size_t size,
                             std::string_view end) {
-  std::vector<std::byte> code(begin.size() + size + end.size());
-  std::memcpy(code.data(), begin.data(), begin.size());
-  std::memcpy(code.data() + begin.size(), value, size);
-  std::memcpy(code.data() + begin.size() + size, end.data(), end.size());
+  std::vector<std::byte> code;
+  code.reserve(begin.size() + size + end.size());
+  const std::string_view middle(static_cast<const char*>(value), size);
+  for (const std::string_view part : {begin, middle, end}) {
+    std::ranges::copy(std::as_bytes(std::span(part)), std::back_inserter(code));
+  }
   return code;
 }
 
