@@ -10,6 +10,7 @@
 //         changes. A thread whose counter is off must not look at a clock; no signal handler may run in it.
 #include "engine/tasks/kernel_tasks.h"
 
+#include <absl/cleanup/cleanup.h>
 #include <fcntl.h>
 #include <linux/securebits.h>
 #include <signal.h>
@@ -104,8 +105,12 @@ Status KernelTasks::TryHere() {
   std::vector<char> room(65536);
   const stack_t stack = {
       .ss_sp = room.data(), .ss_flags = static_cast<int>(kAutoDisarm), .ss_size = room.size()};
+  stack_t before = {};
+  if (::sigaltstack(&stack, &before) != 0) return SyscallError(errno, "sigaltstack");
+  // No signal is to be handled in what is gone.
+  const absl::Cleanup put_back = [&before] { ::sigaltstack(&before, nullptr); };
   KernelTask told;
-  if (::sigaltstack(&stack, nullptr) != 0 || ::prctl(PR_SET_PDEATHSIG, SIGURG) != 0 ||
+  if (::prctl(PR_SET_PDEATHSIG, SIGURG) != 0 ||
       ::prctl(PR_GET_TID_ADDRESS, &told.clear_tid_address) != 0) {
     return SyscallError(errno, "prctl");
   }
