@@ -29,6 +29,7 @@ int MountIdOf(const OpenFile& file) {
 
 Status FileDumper::SetNamespaces(const NamespaceDumper& namespaces) {
   namespaces_ = &namespaces;
+  kept_links_.SetUsers(namespaces.ids());
   for (const NamespaceDumper::OtherMounts& one : namespaces.other_mounts()) {
     OtherMounts& other = other_mounts_.emplace_back();
     other.number = one.number;

@@ -14,12 +14,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "engine/base/io.h"
 #include "engine/checkpoint_images.h"
 #include "engine/proc/task.h"
 #include "engine/restore.h"
+#include "engine/tasks/user_namespace.h"
 
 namespace stasis::engine {
 namespace {
@@ -49,13 +52,24 @@ void AwaitReaped(pid_t pid) {
 }
 
 // Only system calls until execveat(2): a thread that does not exist here may hold any lock.
-[[noreturn]] void Become(int program, const char* root, bool sibling, pid_t parent, int channel) {
+// `go`: told when its user namespace, if it has one of its own, has its ids; else -1.
+[[noreturn]] void Become(int program, const char* root, bool sibling, pid_t parent, int channel,
+                         int go) {
   char* const arguments[] = {const_cast<char*>("stasis-placeholder"), const_cast<char*>("hold"),
                              nullptr};
   char* const environment[] = {nullptr};
+  char letter = 0;
+  if (go >= 0) {
+    const bool is_told = ::read(go, &letter, 1) == 1;
+    const int error = is_told ? BecomeRootInside() : ECANCELED;
+    if (error != 0) {
+      (void)!::write(channel, &error, sizeof(error));
+      ::_exit(127);
+    }
+  }
   if (!sibling) {
     // Nobody would end it if we were killed before it is seized. prctl(2): the order outlives execve(2);
-    // RestoreConfinement takes it back.
+    // RestoreConfinement takes it back. Not before other ids are taken, with which it goes.
     ::syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
     if (::syscall(SYS_getppid) != parent) ::_exit(127);
   }
@@ -81,7 +95,9 @@ Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& re
   }
   ASSIGN_OR_RETURN(const UniqueFd program, OpenAt(AT_FDCWD, request.placeholder_program, O_PATH));
   clone_args clone = {};
-  clone.flags = (request.sibling ? CLONE_PARENT : 0) | (is_init ? CLONE_NEWPID : 0);
+  ASSIGN_OR_RETURN(const std::optional<UserIds> ids, SavedUserNamespace(images, source));
+  clone.flags = (request.sibling ? CLONE_PARENT : 0) | (is_init ? CLONE_NEWPID : 0) |
+                (ids ? CLONE_NEWUSER : 0);
   clone.exit_signal = request.sibling ? 0 : SIGCHLD;
   clone.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
   clone.set_tid_size = 1;
@@ -91,11 +107,17 @@ Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& re
     return SyscallError(errno, "pipe");
   }
   UniqueFd started(channel[0]), starting(channel[1]);
+  if (::pipe2(channel, O_CLOEXEC) != 0) {
+    return SyscallError(errno, "pipe");
+  }
+  UniqueFd waits(channel[0]), go(channel[1]);
   // It makes the new root of its mount namespace later, of what is here.
   const std::string root = images.HadOwnMounts() ? "/" : request.root;
   const long pid = ::syscall(SYS_clone3, &clone, sizeof(clone));
   if (pid == 0) {
-    Become(program.get(), root.c_str(), request.sibling, parent, channel[1]);
+    go.Reset();  // to see its end, should we be killed
+    Become(program.get(), root.c_str(), request.sibling, parent, starting.get(),
+           ids ? waits.get() : -1);
   }
   if (pid < 0) {
     if (errno == EEXIST) {
@@ -105,6 +127,15 @@ Result<pid_t> SpawnPlaceholder(const ImageSource& source, const SpawnRequest& re
     return SyscallError(errno, "clone3 with pid " + std::to_string(wanted));
   }
   starting.Reset();
+  if (ids) {
+    const Status mapped = WriteMaps(static_cast<pid_t>(pid), *ids);
+    if (!mapped.ok()) {
+      go.Reset();  // it ends
+      ::waitpid(static_cast<pid_t>(pid), nullptr, 0);
+      return Annotate(mapped, "the user namespace that the tree had");
+    }
+    RETURN_IF_ERROR(WriteAll(go.get(), std::string_view("g")));
+  }
   int error = 0;
   if (::read(started.get(), &error, sizeof(error)) == sizeof(error)) {  // else: closed by execve(2)
     ::waitpid(static_cast<pid_t>(pid), nullptr, 0);

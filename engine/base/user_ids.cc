@@ -19,6 +19,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "engine/base/io.h"
 
@@ -41,17 +42,23 @@ Status BecomeRootOf(const UserIds& ids) {
 
 }  // namespace
 
-Result<IdMap> IdMap::Parse(std::string_view text) {
+IdMap IdMap::Of(std::vector<Extent> extents) {
   IdMap map;
   map.is_ours_ = false;
+  map.extents_ = std::move(extents);
+  return map;
+}
+
+Result<IdMap> IdMap::Parse(std::string_view text) {
   std::istringstream words{std::string(text)};
   std::vector<std::uint32_t> numbers;
   for (std::uint32_t number = 0; words >> number;) numbers.push_back(number);
   if (!words.eof() || numbers.size() % 3 != 0) return DataLoss("a map of ids has another form");
+  std::vector<Extent> extents;
   for (std::size_t i = 0; i < numbers.size(); i += 3) {
-    map.extents_.push_back({numbers[i], numbers[i + 1], numbers[i + 2]});
+    extents.push_back({numbers[i], numbers[i + 1], numbers[i + 2]});
   }
-  return map;
+  return Of(std::move(extents));
 }
 
 std::uint32_t IdMap::ToInside(std::uint32_t outside) const {

@@ -24,6 +24,7 @@ class IdMap {
 
   /// The text of /proc/PID/uid_map or gid_map, as we read it.
   static Result<IdMap> Parse(std::string_view text);
+  static IdMap Of(std::vector<Extent> extents);
 
   bool is_ours() const { return is_ours_; }
   const std::vector<Extent>& extents() const { return extents_; }

@@ -44,17 +44,21 @@ Result<UniqueFd> Through(int place, int fd) {
   return found;
 }
 
-Status Link(int fd, int folder, const std::string& name) {
-  const std::string magic = "/proc/self/fd/" + std::to_string(fd);
-  if (::linkat(AT_FDCWD, magic.c_str(), folder, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {
-    return OkStatus();
-  }
-  return SyscallError(errno, "link " + name);
+// As its root, for some file systems take no name from another (see AsRootOf).
+Status Link(int fd, int folder, const std::string& name, const UserIds& ids) {
+  return AsRootOf(ids, [&]() -> Status {
+    const std::string magic = "/proc/self/fd/" + std::to_string(fd);
+    if (::linkat(AT_FDCWD, magic.c_str(), folder, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+      return OkStatus();
+    }
+    return SyscallError(errno, "link " + name);
+  });
 }
 
 // Gives `fd` the name `path` for a moment, with our rights: the process under restore has to be able to make a
 // file there itself.
-Result<UniqueFd> OpenByNewName(int fd, const std::string& path, FileActor& actor) {
+Result<UniqueFd> OpenByNewName(int fd, const std::string& path, FileRestoreContext& context) {
+  FileActor& actor = context.actor();
   GoneFolders folders(actor);
   RETURN_IF_ERROR(folders.Make(path));
   ASSIGN_OR_RETURN(const UniqueFd place,
@@ -64,21 +68,21 @@ Result<UniqueFd> OpenByNewName(int fd, const std::string& path, FileActor& actor
   ASSIGN_OR_RETURN(const UniqueFd folder,
                    actor.Open(path.substr(0, slash + 1), O_PATH | O_DIRECTORY, 0));
   const std::string name = path.substr(slash + 1);
-  Status linked = Link(fd, folder.get(), name);
+  Status linked = Link(fd, folder.get(), name, context.ids());
   if (ErrnoOf(linked) == EXDEV) {
     ASSIGN_OR_RETURN(const UniqueFd there, Through(place.get(), fd));
-    linked = Link(there.get(), folder.get(), name);
+    linked = Link(there.get(), folder.get(), name, context.ids());
   }
   RETURN_IF_ERROR(linked);
   const absl::Cleanup unlink = [&] { (void)actor.Unlink(path); };  // or is somebody else's by now
   return actor.Open(path, O_PATH | O_NOFOLLOW, 0);
 }
 
-Result<UniqueFd> OpenAs(int fd, const std::string& path, FileActor& actor) {
+Result<UniqueFd> OpenAs(int fd, const std::string& path, FileRestoreContext& context) {
   // The same name in another mount namespace, perhaps.
-  Result<UniqueFd> found = actor.Open(path, O_PATH | O_NOFOLLOW, 0);
+  Result<UniqueFd> found = context.actor().Open(path, O_PATH | O_NOFOLLOW, 0);
   if (found.ok() && IsSame(found->get(), fd)) return found;
-  ASSIGN_OR_RETURN(UniqueFd made, OpenByNewName(fd, path, actor));
+  ASSIGN_OR_RETURN(UniqueFd made, OpenByNewName(fd, path, context));
   if (!IsSame(made.get(), fd)) return FailedPrecondition("somebody else takes this path");
   return made;
 }
@@ -119,7 +123,7 @@ Status KeepOtherNames(int fd, std::uint32_t number, const image::RegFileEntry& f
     const bool is_first = reg.name() == first.name() && reg.mnt_id() == first.mnt_id();
     if (is_first || GhostAs(reg, number, context) >= 0 || !reg.name().starts_with('/')) continue;
     RETURN_IF_ERROR(context.EnterMount(reg.mnt_id()));
-    Result<UniqueFd> opened = OpenAs(fd, reg.name(), context.actor());
+    Result<UniqueFd> opened = OpenAs(fd, reg.name(), context);
     if (opened.ok()) {
       context.Kept()[Key(reg, number)] = *std::move(opened);
     } else {

@@ -72,6 +72,10 @@ Status KeptLinks::MakeInMemory() {
 Status KeptLinks::Make() { return MakeTo(links_.size()); }
 
 Status KeptLinks::MakeTo(std::size_t count) {
+  return AsRootOf(ids_, [&] { return LinkTo(count); });
+}
+
+Status KeptLinks::LinkTo(std::size_t count) {
   for (; made_ < count; ++made_) {
     const Link& link = links_[made_];
     const std::string magic = "/proc/self/fd/" + std::to_string(link.file.get());

@@ -6,6 +6,7 @@
 
 #include "engine/base/status.h"
 #include "engine/base/unique_fd.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/schema/files.pb.h"
 
 namespace stasis::engine {
@@ -23,6 +24,8 @@ class KeptLinks {
   KeptLinks& operator=(const KeptLinks&) = delete;
   ~KeptLinks() { TakeBack(); }
 
+  /// Of the tree, who could have made them (see AsRootOf); else we do.
+  void SetUsers(const UserIds& ids) { ids_ = ids; }
   /// A name in the folder of `path`, below the directory `root_fd`, for what `fd` has open. Unimplemented:
   /// there can be none (another file system, or one to be read only).
   Result<std::string> Plan(int root_fd, const std::string& path, int fd);
@@ -42,8 +45,10 @@ class KeptLinks {
     std::string name;
   };
   Status MakeTo(std::size_t count);
+  Status LinkTo(std::size_t count);
   void TakeBack();
 
+  UserIds ids_;
   std::vector<Link> links_;
   std::size_t made_ = 0;  // the first so many exist
 };

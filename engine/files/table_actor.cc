@@ -6,12 +6,14 @@
 #include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include "engine/base/user_ids.h"
 #include "engine/files/file_locks.h"
 
 #ifndef INOTIFY_IOC_SETNEXTWD
@@ -92,13 +94,29 @@ Status TableActor::Flock(const image::FileLockEntry& lock) {
   return LockTaken(remote().Call("flock", SYS_flock, lock.fd(), operation).status());
 }
 
+// Rule    A lease is for the owner of the file (the user id for file systems), or CAP_LEASE in the first user namespace
+//         (fcntl(2), vfs_setlease() in fs/locks.c).
+Status TableActor::SetLease(const image::FileLockEntry& lock, int type, int ours) {
+  const auto set = [&] {
+    return remote().Call("fcntl F_SETLEASE", SYS_fcntl, lock.fd(), F_SETLEASE, type).status();
+  };
+  const Status status = set();
+  if (ErrnoOf(status) != EACCES) return LockTaken(status);
+  struct stat st = {};
+  if (::fstat(ours, &st) != 0) return SyscallError(errno, "fstat");
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::Of(process_.proc.get()));
+  ids.ShowInside(st);
+  ASSIGN_OR_RETURN(const std::uint64_t before,
+                   remote().Call("setfsuid", SYS_setfsuid, st.st_uid));  // or not, without a word
+  const Status taken = set();
+  RETURN_IF_ERROR(remote().Call("setfsuid", SYS_setfsuid, before).status());
+  return LockTaken(taken);
+}
+
 Status TableActor::Lease(const image::FileLockEntry& lock, int ours, const FownEntry& owner) {
   const int flags = ::fcntl(ours, F_GETFL);
   if (flags < 0) return SyscallError(errno, "fcntl F_GETFL");
-  RETURN_IF_ERROR(LockTaken(
-      remote()
-          .Call("fcntl F_SETLEASE", SYS_fcntl, lock.fd(), F_SETLEASE, LeaseType(lock, flags))
-          .status()));
+  RETURN_IF_ERROR(SetLease(lock, LeaseType(lock, flags), ours));
   if ((lock.type() & kLeaseBreaking) == 0) return OkStatus();
   // The holder has been told: nobody is, while it breaks again.
   const f_owner_ex nobody = {.type = F_OWNER_PID, .pid = 0};

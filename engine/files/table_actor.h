@@ -49,6 +49,7 @@ class TableActor : public ProcessActor {
   Status Lease(const image::FileLockEntry& lock, int ours, const image::FownEntry& owner);
 
  private:
+  Status SetLease(const image::FileLockEntry& lock, int type, int ours);
   RemoteSyscalls& remote() { return *process_.remote; }
 
   RestoredProcess& process_;

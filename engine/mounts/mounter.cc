@@ -77,7 +77,13 @@ Result<int> Mounter::Open(int folder, const std::string& path, std::uint64_t res
   return OpenAs(folder, path, resolve | RESOLVE_NO_SYMLINKS);
 }
 
-Result<int> Mounter::OpenOutside(const std::string& path) { return OpenAs(AT_FDCWD, path, 0); }
+// By us: in a user namespace of its own it may not come through folders of the machine's root. Through its root directory,
+// so that what is open is of its mount namespace.
+Result<int> Mounter::OpenOutside(const std::string& path) {
+  ASSIGN_OR_RETURN(const UniqueFd root, OpenAt(root_.proc.get(), "root", O_PATH | O_DIRECTORY));
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenInRoot(root.get(), path, O_PATH));
+  return SendInto(root_, fd.get());
+}
 
 Result<int> Mounter::OpenAs(int folder, const std::string& path, std::uint64_t resolve) {
   remote_.ResetArguments();

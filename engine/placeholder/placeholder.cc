@@ -6,9 +6,10 @@
 //                         PIDs that is free, and reads numbers from its standard input: "N\n" makes N the
 //                         next pid that the kernel gives out there, "?N\n" asks whether N is free. Answers
 //                         "0\n" or an error number.
-//   time-namespace MONOTONIC BOOTTIME
+//   time-namespace MONOTONIC BOOTTIME [USER]
 //                         Run by the engine. Makes a time namespace with these offsets in nanoseconds for its
-//                         children (it has none), says "0\n" and ends with its standard input.
+//                         children (it has none), in the user namespace of descriptor USER, says "0\n" and ends with its
+//                         standard input.
 //
 // Rule  /proc/sys/kernel/ns_last_pid is that of the writer's own pid namespace, and needs
 //       CAP_CHECKPOINT_RESTORE there; whoever forks next, privileged or not, gets the number.
@@ -94,7 +95,11 @@ int LastPid(int ns_fd, char** candidates, int count) {
   return 1;
 }
 
-int TimeNamespace(long long monotonic, long long boottime) {
+int TimeNamespace(long long monotonic, long long boottime, int user_fd) {
+  if (user_fd >= 0 && setns(user_fd, CLONE_NEWUSER) != 0) {
+    perror("enter the user namespace");
+    return 1;
+  }
   constexpr long long kSecond = 1000000000;
   constexpr int kNewTime = 0x80;  // CLONE_NEWTIME
   char text[128];
@@ -123,12 +128,12 @@ int main(int argc, char** argv) {
   if (argc >= 4 && strcmp(argv[1], "last-pid") == 0) {
     return LastPid(atoi(argv[2]), argv + 3, argc - 3);
   }
-  if (argc == 4 && strcmp(argv[1], "time-namespace") == 0) {
-    return TimeNamespace(atoll(argv[2]), atoll(argv[3]));
+  if ((argc == 4 || argc == 5) && strcmp(argv[1], "time-namespace") == 0) {
+    return TimeNamespace(atoll(argv[2]), atoll(argv[3]), argc == 5 ? atoi(argv[4]) : -1);
   }
   fputs(
       "stasis-placeholder is run by stasisd and stasis: hold | last-pid NS PID... | "
-      "time-namespace MONOTONIC BOOTTIME\n",
+      "time-namespace MONOTONIC BOOTTIME [USER]\n",
       stderr);
   return 2;
 }

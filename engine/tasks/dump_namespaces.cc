@@ -39,6 +39,7 @@
 #include "engine/tasks/dump_ipc.h"
 #include "engine/tasks/dump_tree.h"
 #include "engine/tasks/make_devices.h"
+#include "engine/tasks/user_namespace.h"
 #include "engine/tracee/fd_channel.h"
 
 #ifndef CLONE_NEWTIME
@@ -250,13 +251,14 @@ namespace {
 
 // What was removed and is mounted is made again, where it is empty: a removed folder always is. `entries` are those of
 // `mounts`.
-Status ReadRemoved(const FrozenProcess& process, std::span<const Mount> mounts,
+Status ReadRemoved(const FrozenProcess& process, const UserIds& ids, std::span<const Mount> mounts,
                    std::span<image::MntEntry> entries) {
   for (std::size_t i = 0; i < mounts.size(); ++i) {
     struct stat st = {};
     const std::string place = "root" + mounts[i].mountpoint;
     if (!entries[i].deleted() || ::fstatat(process.proc.get(), place.c_str(), &st, 0) != 0)
       continue;
+    ids.ShowInside(st);
     const bool is_empty = S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && st.st_size == 0);
     if (!is_empty || st.st_uid != 0 || st.st_gid != 0) {
       return Unimplemented(Name(process) + ": what is mounted at " + mounts[i].mountpoint +
@@ -292,7 +294,7 @@ Status NamespaceDumper::ReadMounts(const FrozenProcess& root, const CompareMount
     return Unimplemented("mounts were changed below the first process's root directory only");
   }
   RETURN_IF_ERROR(ReadAutofsFolders(root.proc.get(), mounts_));
-  return changes.own_root ? ReadRemoved(root, mounts, mounts_) : PlanMounts(mounts_).status();
+  return changes.own_root ? ReadRemoved(root, ids_, mounts, mounts_) : PlanMounts(mounts_).status();
 }
 
 namespace {
@@ -331,7 +333,7 @@ Status NamespaceDumper::ReadOtherMounts(const std::vector<Mount>& of_root,
           other_mounts_[i].mounts.emplace_back(ToMountEntry(mount, outside, changes));
       if (entry.made_inside()) ShowOptionsInside(ids_, entry);
     }
-    RETURN_IF_ERROR(ReadRemoved(*other_mounts_[i].process, each[i], other_mounts_[i].mounts));
+    RETURN_IF_ERROR(ReadRemoved(*other_mounts_[i].process, ids_, each[i], other_mounts_[i].mounts));
     RETURN_IF_ERROR(
         ReadAutofsFolders(other_mounts_[i].process->proc.get(), other_mounts_[i].mounts));
   }
@@ -489,10 +491,7 @@ Status NamespaceDumper::Read(std::span<const FrozenProcess> processes, const Com
     ASSIGN_OR_RETURN(ipc_, ReadIpc(root.proc.get()));
   }
   if (makes && !ids_.are_ours()) {
-    return Unimplemented(
-        Name(root) +
-        ": processes in a user namespace of their own cannot be checkpointed, but in "
-        "containers");
+    RETURN_IF_ERROR(Annotate(CheckUserNamespace(ids_), Name(root)));
   }
   RETURN_IF_ERROR(ReadOthers(makes));
   if (makes) RETURN_IF_ERROR(ReadNetworks(processes));
@@ -515,22 +514,6 @@ Status PutNames(const UtsNames& names, std::uint32_t number, ImageSink& sink) {
   return PutOne(sink, ImageName("utsns", number), "utsns", entry);
 }
 
-void PutMap(const IdMap& map, google::protobuf::RepeatedPtrField<image::UidGidExtent>& entries) {
-  for (const IdMap::Extent& extent : map.extents()) {
-    image::UidGidExtent& entry = *entries.Add();
-    entry.set_first(extent.inside);
-    entry.set_lower_first(extent.outside);
-    entry.set_count(extent.count);
-  }
-}
-
-Status PutIds(const UserIds& ids, std::uint32_t number, ImageSink& sink) {
-  image::UsernsEntry entry;
-  PutMap(ids.users, *entry.mutable_uid_map());
-  PutMap(ids.groups, *entry.mutable_gid_map());
-  return PutOne(sink, ImageName("userns", number), "userns", entry);
-}
-
 Status PutMounts(std::span<const image::MntEntry> mounts, std::uint32_t number, ImageSink& sink) {
   ImageFileBuilder file("mountpoints");
   // Children come first in CRIU's, the root mount last.
@@ -549,7 +532,7 @@ Status NamespaceDumper::WriteImages(const UtsNames& names, ImageSink& sink) cons
   for (const OtherMounts& other : other_mounts_) {
     RETURN_IF_ERROR(PutMounts(other.mounts, other.number, sink));
   }
-  if (!ids_.are_ours()) RETURN_IF_ERROR(PutIds(ids_, tree_numbers_[kUser], sink));
+  if (!ids_.are_ours()) RETURN_IF_ERROR(WriteUserNamespace(ids_, tree_numbers_[kUser], sink));
   if (has_own_uts()) RETURN_IF_ERROR(PutNames(names, tree_numbers_[kUts], sink));
   for (const Other& other : others_) {
     if (other.inode == ours_[other.kind]) continue;

@@ -73,10 +73,16 @@ std::string Higher(const std::string& path, const std::string& value) {
   return higher;
 }
 
+// Who may write its settings: the root of the user namespace that owns it (see AsRootOf).
+Status AsRootOfIpc(pid_t pid, const std::function<Status()>& step) {
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::OfPid(pid));
+  return InIpcNamespace(pid, [&] { return AsRootOf(ids, step); });
+}
+
 }  // namespace
 
 Status RaiseIpcLimits(pid_t pid, const image::IpcVarEntry& settings) {
-  return InIpcNamespace(pid, [&]() -> Status {
+  return AsRootOfIpc(pid, [&]() -> Status {
     for (const auto& [name, value] : ToText(settings)) {
       if (value.empty() || IsLast(name)) continue;
       const std::string path = "/proc/sys/" + name;
@@ -90,7 +96,7 @@ Status RaiseIpcLimits(pid_t pid, const image::IpcVarEntry& settings) {
 
 Status RestoreIpcSettings(pid_t pid, const image::IpcVarEntry& settings,
                           std::vector<std::string>& notes) {
-  return InIpcNamespace(pid, [&]() -> Status {
+  return AsRootOfIpc(pid, [&]() -> Status {
     const Settings all = ToText(settings);
     for (const bool again : {false, true}) {
       for (const auto& [name, value] : all) {

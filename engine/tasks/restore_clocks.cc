@@ -1,7 +1,8 @@
 // Source  time_namespaces(7), setns(2); timens_install() in kernel/time/namespace.c; tested on 6.18
 // Rule    Offsets can be written until the first task enters; unshare(2) only makes the namespace that the
 //         caller's children will be in. So a helper makes it, and the root enters by setns(2).
-// Rule    setns(2) wants a caller with one thread and CAP_SYS_ADMIN in its own user namespace.
+// Rule    setns(2) wants a caller with one thread and CAP_SYS_ADMIN in its own user namespace, and in that which owns the time
+//         namespace: the one of whoever made it. So the helper makes it in that of the root.
 #include "engine/tasks/restore_clocks.h"
 
 #include <fcntl.h>
@@ -17,6 +18,7 @@
 #include <optional>
 
 #include "engine/base/io.h"
+#include "engine/base/user_ids.h"
 #include "engine/image/image_file.h"
 #include "engine/image/schema/namespaces.pb.h"
 #include "engine/tasks/clocks.h"
@@ -57,22 +59,34 @@ Result<std::optional<Clocks>> SavedClocks(const ImageSource& source) {
 }
 
 // A time namespace with `offsets`, which lives as long as the descriptor or a task in it.
-Result<UniqueFd> MakeNamespace(const std::string& program, const Clocks& offsets) {
+Result<UniqueFd> MakeNamespace(const std::string& program, const Clocks& offsets, int root_proc) {
+  ASSIGN_OR_RETURN(const UserIds ids, UserIds::Of(root_proc));
+  UniqueFd user;
+  if (!ids.are_ours()) {
+    ASSIGN_OR_RETURN(user, OpenAt(root_proc, "ns/user", O_RDONLY));
+  }
+  constexpr int kUserFd = 3;
   std::array<int, 2> in = {}, out = {};
   if (::pipe2(in.data(), O_CLOEXEC) != 0) return SyscallError(errno, "pipe");
   UniqueFd in_read(in[0]), in_write(in[1]);
   if (::pipe2(out.data(), O_CLOEXEC) != 0) return SyscallError(errno, "pipe");
   UniqueFd out_read(out[0]), out_write(out[1]);
-  std::array<std::string, 4> words = {program, "time-namespace",
-                                      std::to_string(offsets.monotonic.count()),
-                                      std::to_string(offsets.boottime.count())};
-  char* const argv[] = {words[0].data(), words[1].data(), words[2].data(), words[3].data(),
+  std::array<std::string, 5> words = {
+      program, "time-namespace", std::to_string(offsets.monotonic.count()),
+      std::to_string(offsets.boottime.count()), std::to_string(kUserFd)};
+  // Nobody enters the user namespace that it is in already (setns(2)).
+  char* const argv[] = {words[0].data(),
+                        words[1].data(),
+                        words[2].data(),
+                        words[3].data(),
+                        user ? words[4].data() : nullptr,
                         nullptr};
   char* const environment[] = {nullptr};
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, in_read.get(), 0);
   ::posix_spawn_file_actions_adddup2(&actions, out_write.get(), 1);
+  if (user) ::posix_spawn_file_actions_adddup2(&actions, user.get(), kUserFd);
   pid_t helper = 0;
   const int error = ::posix_spawn(&helper, program.c_str(), &actions, nullptr, argv, environment);
   ::posix_spawn_file_actions_destroy(&actions);
@@ -112,7 +126,7 @@ Status RestoreClocks(RestoredProcess& root, const ImageSource& source, const std
   ASSIGN_OR_RETURN(Clocks offsets, ClockOffsets(root.proc.get()));
   offsets.monotonic += behind.monotonic;
   offsets.boottime += behind.boottime;
-  ASSIGN_OR_RETURN(const UniqueFd ns, MakeNamespace(program, offsets));
+  ASSIGN_OR_RETURN(const UniqueFd ns, MakeNamespace(program, offsets, root.proc.get()));
   const Status entered = Enter(root, ns);
   if (ErrnoOf(entered) != EPERM) return entered;
   if (most.count() <= 0) {

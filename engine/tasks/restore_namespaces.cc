@@ -2,7 +2,7 @@
 // Rule    In the images a namespace that was the dumper's has the number of the inventory's root_ids
 // Rule    A new mount namespace is a copy of the caller's. So a tree finds its mounts in one when they are there
 //         already, or are made there. New ones of the network have a loopback device in them, which is down
-// Not here namespaces of pids (whoever starts the root makes it), of users (a container has that of its pod), of cgroups and
+// Not here namespaces of pids and users (whoever starts the root makes them), of cgroups and
 //         time (restore_cgroups.cc, restore_clocks.cc)
 #include "engine/tasks/restore_namespaces.h"
 
@@ -252,7 +252,7 @@ Status Make(RestoredProcess& root, const Kind& kind, const CheckpointImages& ima
     case CLONE_NEWNS:
       return MakeMounts(root, kind, images, source, options, fill, later, notes);
     case CLONE_NEWUSER:
-      return Unimplemented("a user namespace of a tree's own cannot be made again on the host");
+      return Internal("the root of the tree was started without its user namespace");
     default:
       return MakeNetwork(root, kind, images.processes.front().ids.net_ns_id(), source, later);
   }
