@@ -12,6 +12,7 @@
 #include "cri/checkpoint/own_mounts.h"
 #include "cri/client.h"
 #include "engine/dump_check.h"
+#include "engine/mounts/mounts_here.h"
 
 namespace stasis::cli {
 namespace {
@@ -90,6 +91,12 @@ Status CheckWorkload(Options& options) {
                      cri::DescribeRunningAt(options.runtime_endpoint, options.container, {}));
     options.pid = facts.pid;
     compare = cri::CompareWithSpecification(facts);
+  } else {
+    compare = [&options](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
+      ASSIGN_OR_RETURN(const engine::ExternalMounts external,
+                       engine::ParseExternalMounts(options.engine.external));
+      return engine::CompareWithHere(mounts, options.pid, external);
+    };
   }
   options.engine.own_namespaces =
       options.container.empty();  // a container's are made by its runtime
