@@ -67,9 +67,10 @@ class Look {
       ASSIGN_OR_RETURN(const PageRanges guards, map_.FindGuards(area.vma.start, area.vma.end));
       return PageMap::Own{{}, guards};
     }
-    constexpr std::size_t kMostScans = 64;
+    // A call takes as long as to look at some hundred pages.
+    constexpr std::uint64_t kFewScans = 64, kPagesOfCall = 128;
     const PageRanges rest = Subtract({All(area)}, clean);
-    if (rest.size() > kMostScans) {
+    if (rest.size() > std::max(kFewScans, area.vma.size() / kPageBytes / kPagesOfCall)) {
       ASSIGN_OR_RETURN(const PageMap::Own found, map_.FindOwn(rest.front().start, rest.back().end));
       return PageMap::Own{Intersect(found.content, rest), Intersect(found.guards, rest)};
     }
