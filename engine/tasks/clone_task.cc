@@ -115,8 +115,9 @@ Status CloneAtOnce(RestoredProcess& process, unsigned long flags, std::span<cons
     return made.size() == ids.size() ? OkStatus() : Internal("a thread was made without a stop");
   };
   Status status = make();
+  const bool is_whole = status.ok();  // else nobody has said which calls they are of
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    Tracee& thread = threads[status.ok() ? made[i] : i];
+    Tracee& thread = threads[is_whole ? made[i] : i];
     thread = Tracee::Adopt(ids[i]);
     if (status.ok()) status = WaitUntilStopped(thread, steady_clock::now() + kStopTimeout);
   }
