@@ -92,10 +92,8 @@ Status CheckWorkload(Options& options) {
     options.pid = facts.pid;
     compare = cri::CompareWithSpecification(facts);
   } else {
-    compare = [&options](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
-      ASSIGN_OR_RETURN(const engine::ExternalMounts external,
-                       engine::ParseExternalMounts(options.engine.external));
-      return engine::CompareWithHere(mounts, options.pid, external);
+    compare = [&options](std::span<const engine::Mount> mounts) {
+      return engine::CompareWithHere(mounts, options.pid, options.engine.external);
     };
   }
   options.engine.own_namespaces =

@@ -126,9 +126,8 @@ void KeepOwnMounts(engine::DumpRequest& request, engine::ImageSink& images) {
   const auto changes = std::make_shared<engine::MountChanges>();
   request.compare_mounts =
       [changes, &request](std::span<const engine::Mount> mounts) -> Result<engine::MountChanges> {
-    ASSIGN_OR_RETURN(const engine::ExternalMounts external,
-                     engine::ParseExternalMounts(request.options.external));
-    ASSIGN_OR_RETURN(*changes, engine::CompareWithHere(mounts, request.root, external));
+    ASSIGN_OR_RETURN(*changes,
+                     engine::CompareWithHere(mounts, request.root, request.options.external));
     return *changes;
   };
   request.while_frozen = [changes, pid = request.root, &images](std::span<const pid_t> others) {

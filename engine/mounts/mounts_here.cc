@@ -10,6 +10,7 @@
 #include "engine/base/io.h"
 #include "engine/mounts/mount_options.h"
 #include "engine/mounts/mount_plan.h"
+#include "engine/mounts/outside_mounts.h"
 
 namespace stasis::engine {
 
@@ -146,13 +147,14 @@ Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo) {
 }
 
 Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, pid_t pid,
-                                     const ExternalMounts& external) {
+                                     const std::vector<std::string>& external) {
+  ASSIGN_OR_RETURN(const ExternalMounts named, ParseExternalMounts(external));
   ASSIGN_OR_RETURN(const std::string text, ReadFileAt(AT_FDCWD, "/proc/thread-self/mountinfo"));
   ASSIGN_OR_RETURN(const std::vector<Mount> ours, ParseMountinfo(text));
   const Mount* const root = RootOf(mounts);
   const Mount* const our_root = RootOf(ours);
   if (root != nullptr && our_root != nullptr && !IsSamePlace(*root, *our_root)) {
-    const Result<MountChanges> all = OwnRoot(mounts, ours, pid, external).Compare();
+    const Result<MountChanges> all = OwnRoot(mounts, ours, pid, named).Compare();
     if (all.ok()) return *all;
     MountChanges none;
     none.obstacle = Message(all.status());

@@ -4,11 +4,11 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "engine/mounts/mount_changes.h"
 #include "engine/mounts/mount_entry.h"
-#include "engine/mounts/outside_mounts.h"
 
 namespace stasis::engine {
 
@@ -21,9 +21,9 @@ Result<std::multiset<MountKey>> MountsIn(const std::string& mountinfo);
 
 /// A CompareMounts: what is not mounted in this thread's mount namespace was made inside. None at all, where some of
 /// it cannot be made again: a restore then says what it lacks. Where the root is not ours, all was made inside that
-/// can be made again and is not in `external`.
+/// can be made again and is not in `external`, of --external (see ParseExternalMounts, whose errors it gives).
 /// `pid` is a process that has them.
 Result<MountChanges> CompareWithHere(std::span<const Mount> mounts, pid_t pid,
-                                     const ExternalMounts& external);
+                                     const std::vector<std::string>& external);
 
 }  // namespace stasis::engine
